@@ -1,0 +1,266 @@
+"""The values that travel between the stages of an exchange: frozen dataclasses and enums, no behaviour.
+
+The words are those of the design: a *caller* asks a *connection* for an *endpoint*; every *field* of a body has a
+*role*; a *rule* makes a *finding*; the policy turns findings into a *verdict*; a refusal is a *denial*.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Action(enum.StrEnum):
+    """What the policy does with a finding, mildest first."""
+
+    ALLOW = "allow"
+    FLAG = "flag"
+    REDACT = "redact"
+    BLOCK = "block"
+
+
+class Direction(enum.StrEnum):
+    """Which way a text travels."""
+
+    PROMPT = "prompt"
+    RESPONSE = "response"
+
+
+class Mode(enum.StrEnum):
+    """Whether a policy or a rule acts on what it finds, or only records it."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+
+
+class Role(enum.StrEnum):
+    """Who speaks in a field of a body. A string that no path names has the role ``OTHER``."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL_RESULT = "tool_result"
+    TOOL_DEFINITION = "tool_definition"
+    METADATA = "metadata"
+    OTHER = "other"
+
+
+class Reason(enum.StrEnum):
+    """Why an exchange was refused or ended early: the one closed list. Each is documented in docs/denials.md."""
+
+    # where to, and by which protocol
+    UNLISTED_HOST = "unlisted_host"
+    NO_CONNECTION = "no_connection"
+    NO_ENDPOINT = "no_endpoint"
+    PROTOCOL = "protocol"
+    # who
+    CALLER_MISSING = "caller_missing"
+    CALLER_AMBIGUOUS = "caller_ambiguous"
+    TOKEN_TOO_LARGE = "token_too_large"
+    TOKEN_MALFORMED = "token_malformed"
+    TOKEN_ALG = "token_alg"
+    TOKEN_HEADER = "token_header"
+    TOKEN_TYPE = "token_type"
+    TOKEN_ISSUER = "token_issuer"
+    KEY_UNKNOWN = "key_unknown"
+    TOKEN_SIGNATURE = "token_signature"
+    TOKEN_AUDIENCE = "token_audience"
+    TOKEN_CLIENT = "token_client"
+    TOKEN_EXPIRED = "token_expired"
+    TOKEN_NOT_YET = "token_not_yet"
+    TOKEN_LIFETIME = "token_lifetime"
+    TOKEN_CLAIM = "token_claim"
+    TOKEN_UNKNOWN = "token_unknown"
+    GROUPS_OVERAGE = "groups_overage"
+    IDP_UNAVAILABLE = "idp_unavailable"
+    # may they
+    NOT_GRANTED = "not_granted"
+    MODEL_DENIED = "model_denied"
+    TOOL_DENIED = "tool_denied"
+    OUTPUT_LIMIT = "output_limit"
+    # what they sent
+    BODY_TOO_LARGE = "body_too_large"
+    BODY_ENCODING = "body_encoding"
+    BODY_MALFORMED = "body_malformed"
+    BODY_OPAQUE = "body_opaque"
+    SECOND_COPY = "second_copy"
+    FINDING = "finding"
+    # what came back
+    UPSTREAM_FAILED = "upstream_failed"
+    UPSTREAM_PROTOCOL = "upstream_protocol"
+    ANSWER_FINDING = "answer_finding"
+    ANSWER_MALFORMED = "answer_malformed"
+    ANSWER_TOO_LARGE = "answer_too_large"
+    ANSWER_FIRST_BYTE = "answer_first_byte"
+    ANSWER_IDLE = "answer_idle"
+    ANSWER_DURATION = "answer_duration"
+    # ourselves
+    CREDENTIAL_UNAVAILABLE = "credential_unavailable"
+    RECORDING_FAILED = "recording_failed"
+    REPLAY_UNMATCHED = "replay_unmatched"
+    BUG = "bug"
+
+
+class Outcome(enum.StrEnum):
+    """How an exchange ended."""
+
+    ANSWERED = "answered"
+    DENIED = "denied"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a file the user wrote: where, what was found, what is accepted."""
+
+    file: str
+    key: str
+    found: str
+    accepted: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key}: found {self.found}; accepted: {self.accepted}"
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A refusal. ``message`` is one public sentence and never quotes what was inspected."""
+
+    reason: Reason
+    status: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule matched. ``start`` and ``end`` count characters of the field's text; the text itself never travels."""
+
+    rule: str
+    cls: str
+    where: str
+    start: int
+    end: int
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request goes: scheme, lower-case host without brackets, port."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request head. ``path`` holds the query; header names are lower case, repeats are kept in order.
+
+    ``origin`` is where the client's connection leads (explicit, transparent) and ``None`` on a reverse listener.
+    """
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    origin: Origin | None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. ``groups`` are qualified by the identity they came from: ``corp:ml-eng``.
+
+    ``expires`` is a Unix time in seconds, or ``None`` for a caller without an end (static token, identity none).
+    """
+
+    identity: str
+    subject: str
+    groups: frozenset[str] = frozenset()
+    expires: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLimits:
+    """Limits of an answer: bytes, and seconds to the first byte, between two bytes, and in all."""
+
+    bytes: int = 16 * 1024 * 1024
+    first_byte: float = 300.0
+    idle: float = 120.0
+    duration: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRef:
+    """How the upstream credential is attached: header name, and a template whose ``${...}`` is a reference."""
+
+    header: str
+    template: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A model provider as the policy names it. ``prefix`` is the path prefix served in reverse mode (``/openai``)."""
+
+    name: str
+    dialect: str
+    upstream: Origin
+    upstream_path: str
+    prefix: str | None
+    credential: CredentialRef | None
+    request_bytes: int
+    answer: AnswerLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The first product: which connection and endpoint a request head names. ``path`` is what goes upstream."""
+
+    connection: Connection
+    endpoint: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a caller may do on a route: every allow rule that covers it, and the tightest limits among them.
+
+    ``models`` and ``tools`` are lists of glob patterns, one tuple per rule that allows; ``denied_*`` always win.
+    """
+
+    route: Route
+    caller: Caller
+    roles: tuple[str, ...]
+    models: tuple[str, ...]
+    denied_models: tuple[str, ...]
+    tools: tuple[str, ...] | None
+    denied_tools: tuple[str, ...]
+    max_output_tokens: int | None
+    request_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request body asks for, as the dialect reads it. ``tools`` are names; ``max_output`` counts tokens."""
+
+    model: str | None
+    stream: bool
+    tools: tuple[str, ...]
+    max_output: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The inspected request: the exact body that may go upstream, and what was found in it."""
+
+    grant: Grant
+    asked: Asked
+    body: bytes = field(repr=False)
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Clearance:
+    """Proof that every check passed; the only thing the credential stage accepts."""
+
+    verdict: Verdict
+    exchange: str
