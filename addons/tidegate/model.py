@@ -221,19 +221,41 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """What a caller may do on a route: every allow rule that covers it, and the tightest limits among them.
+class AllowRule:
+    """One allow rule of a role, on a connection and an endpoint it covers. ``None`` means: no condition.
 
-    ``models`` and ``tools`` are lists of glob patterns, one tuple per rule that allows; ``denied_*`` always win.
+    ``models`` and ``tools`` are patterns in which ``*`` stands for any text; ``body`` counts bytes.
+    """
+
+    role: str
+    models: tuple[str, ...] | None
+    tools: tuple[str, ...] | None
+    max_output_tokens: int | None
+    body: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DenyRule:
+    """One deny rule of a role, on a connection and an endpoint it covers. Every condition given must hold."""
+
+    role: str
+    models: tuple[str, ...] | None
+    tools: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a caller may do on a route.
+
+    After ``admit``: every rule that may still apply, and the widest limits among them. After ``permit``: the allow
+    rules that cover the request, and the tightest limits among those.
     """
 
     route: Route
     caller: Caller
     roles: tuple[str, ...]
-    models: tuple[str, ...]
-    denied_models: tuple[str, ...]
-    tools: tuple[str, ...] | None
-    denied_tools: tuple[str, ...]
+    allows: tuple[AllowRule, ...]
+    denies: tuple[DenyRule, ...]
     max_output_tokens: int | None
     request_bytes: int
 

@@ -1,0 +1,145 @@
+"""The policy in force: immutable values that the stages of an exchange read. ``loading`` makes it, nothing changes it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
+
+if TYPE_CHECKING:
+    from tidegate.dialects.spec import Dialect
+    from tidegate.inspection.engine import Engine
+    from tidegate.inspection.rules import Rule
+
+
+class Unlisted(enum.StrEnum):
+    """What happens to a host that no connection names (explicit and transparent modes)."""
+
+    DENY = "deny"
+    PASS = "pass"
+
+
+class RecordingMode(enum.StrEnum):
+    """``strict`` records an exchange before anything is sent; ``best_effort`` may lose a record, never an answer."""
+
+    STRICT = "strict"
+    BEST_EFFORT = "best_effort"
+
+
+class Keep(enum.StrEnum):
+    """Which bodies a recording holds."""
+
+    REDACTED = "redacted"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Where and how exchanges are recorded. ``path`` is the absolute path of the SQLite file."""
+
+    mode: RecordingMode
+    keep: Keep
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class OidcIdentity:
+    """An OpenID Connect issuer whose access tokens are accepted. Times are in seconds.
+
+    ``groups`` is a JSONPath into the claims, or ``None`` when callers of this issuer have no groups. ``types`` is the
+    accepted set of ``typ`` headers, in lower case; the empty text in it accepts a token without one.
+    """
+
+    name: str
+    issuer: str
+    audiences: frozenset[str]
+    groups: str | None
+    algorithms: frozenset[str]
+    allowed_clients: frozenset[str] | None
+    discovery_url: str
+    max_lifetime: float
+    leeway: float
+    types: frozenset[str]
+    insecure_http: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StaticIdentity:
+    """Tokens made by ``tidegate login --static``, kept as hashes in the file ``tokens`` (an absolute path)."""
+
+    name: str
+    tokens: str
+
+
+Identity = OidcIdentity | StaticIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The rules of one role on one endpoint of one connection. ``refused``: a deny rule without further conditions."""
+
+    allows: tuple[AllowRule, ...]
+    denies: tuple[DenyRule, ...]
+    refused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """The roles and bindings, indexed for a decision in a few dictionary look-ups.
+
+    ``groups`` and ``subjects`` map qualified names to role names; a subject ``corp:*`` is every caller of ``corp``.
+    ``places`` maps connection, endpoint to the roles that say anything about it.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    subjects: Mapping[str, tuple[str, ...]]
+    places: Mapping[tuple[str, str], Mapping[str, Place]]
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The connections, indexed for routing: longest prefix first, and by exact upstream origin."""
+
+    prefixes: tuple[tuple[str, Connection], ...]
+    origins: Mapping[Origin, tuple[Connection, ...]]
+    hosts: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Everything the gate decides by. ``identities`` is ``None`` when the policy says ``identity: none``.
+
+    ``sha256`` covers the texts of the policy, its packs and its dialects. ``warnings`` are sentences for the start
+    panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
+    """
+
+    file: str
+    sha256: str
+    mode: Mode
+    unlisted: Unlisted
+    identities: tuple[Identity, ...] | None
+    connections: Mapping[str, Connection]
+    routes: Routes
+    permissions: Permissions
+    dialects: Mapping[str, Dialect]
+    engine: Engine
+    actions: Mapping[tuple[str, Direction], Action]
+    decisions: Mapping[Direction, Mapping[str, Action]] = field(repr=False)
+    recording: Recording
+    warnings: tuple[str, ...]
+
+    def decide(self, direction: Direction) -> Callable[[Rule], Action]:
+        """Return the function that says what is done with a finding of a rule in one direction."""
+        table = self.decisions[direction]
+        return lambda rule: table[rule.id]
+
+
+class PolicyError(Exception):
+    """The policy cannot be used. ``faults`` holds everything that is wrong with it, its packs and its dialects."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
