@@ -1,0 +1,386 @@
+"""What a dialect is, as values: endpoints, the fields of their bodies, their streams, and the shape of an error.
+
+A dialect comes from one YAML file (``load.py``). Paths give roles and exemptions; absence from them exempts nothing.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie
+from tidegate.model import Asked, Denial, Reason, Role
+
+JsonObject = dict[str, object]
+
+ALPHABETS: Mapping[str, str] = {
+    "base64": string.ascii_letters + string.digits + "+/=",
+    "base64url": string.ascii_letters + string.digits + "-_=",
+    "id": string.ascii_letters + string.digits + "-_",
+    "digits": string.digits + ".",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RoleFrom:
+    """The role of everything in an object is told by a field of that object.
+
+    ``depth`` counts the pointer parts that lead to the object. A value outside ``roles`` leaves the role as it was.
+    """
+
+    field: str
+    depth: int
+    roles: Mapping[str, Role]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the text of an exempt request field must look like. Checked in linear time, without a pattern.
+
+    A field that has another shape is inspected like any other, so an exempt field is no place to hide a text.
+    """
+
+    alphabet: str
+    least: int
+    most: int
+    prefixes: tuple[str, ...] = ()
+
+    def fits(self, text: str) -> bool:
+        """Say whether a text has the shape: length in characters, one of the prefixes, nothing but the alphabet."""
+        return (
+            self.least <= len(text) <= self.most
+            and (not self.prefixes or text.startswith(self.prefixes))
+            and not text.strip(self.alphabet)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Exempt:
+    """A field that is not inspected. ``shape`` is required in requests and ``None`` in answers."""
+
+    because: str
+    shape: Shape | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestField:
+    """What a path says about a field of a request. ``source``: the text is JSON source in a string."""
+
+    path: str
+    role: Role | None = None
+    role_from: RoleFrom | None = None
+    source: bool = False
+    exempt: Exempt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerField:
+    """What a path says about a field of an answer. ``drop``: a second copy, taken out with its key."""
+
+    path: str
+    role: Role | None = None
+    role_from: RoleFrom | None = None
+    source: bool = False
+    exempt: Exempt | None = None
+    drop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A path whose values are refused in a request. ``null`` is never refused.
+
+    ``kinds`` narrows it to JSON types (string, number, boolean, object, list), ``values`` to these values, ``unless``
+    lets these values pass.
+    """
+
+    path: str
+    because: str
+    kinds: frozenset[str] = frozenset()
+    values: tuple[object, ...] = ()
+    unless: tuple[object, ...] = ()
+
+    def meets(self, value: object) -> bool:
+        """Say whether a value is refused."""
+        if value is None or any(_same(value, other) for other in self.unless):
+            return False
+        if self.kinds and kind(value) not in self.kinds:
+            return False
+        return not self.values or any(_same(value, other) for other in self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A path in a stream event whose string continues a channel.
+
+    The channel's key is this delta and every (depth, name, value) of the fields ``key`` in the objects along the path,
+    root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source.
+    """
+
+    path: str
+    key: tuple[str, ...] = ()
+    when: frozenset[str] | None = None
+    source: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A path in a stream event that passes byte-identical."""
+
+    path: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A path in a stream event that holds a second copy and is taken out with its key."""
+
+    path: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
+
+    ``path`` ``None`` means the event alone is enough. Those channels are flushed whose key agrees on the names in ``key``
+    that both know. ``select`` is the path compiled; walk it with ``Flush.hits``.
+    """
+
+    path: str | None = None
+    key: tuple[str, ...] = ()
+    when: frozenset[str] | None = None
+    select: Trie[None] | None = None
+
+    def hits(self, event: object) -> tuple[Pointer, ...]:
+        """Point at the selected values that are not null; the empty pointer when no path is asked for."""
+        if self.select is None:
+            return ((),)
+        return tuple(found.pointer for found in self.select.select(event) if found.value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """How to read and write the stream of an endpoint.
+
+    ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
+    a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
+    ``fields`` names the deltas, kept and dropped values of an event in one walk.
+    """
+
+    event_type: str | None
+    done: str | None
+    sequence: str | None
+    padding: str | None
+    deltas: tuple[Delta, ...]
+    flushes: tuple[Flush, ...]
+    keep: tuple[Keep, ...]
+    drop: tuple[Drop, ...]
+    fields: Trie[Delta | Keep | Drop]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolNames:
+    """Where the tools of a request are named.
+
+    ``each`` selects the tools. A tool whose ``type`` is in ``named`` (``""`` stands for no type) is called by the text
+    at that path of field names; any other is built in and counts under its type and, if it has one, its name.
+    """
+
+    each: str
+    named: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedSpec:
+    """Where a request body says which model, whether to stream, which tools and how many output tokens."""
+
+    model: Trie[str]
+    stream: Trie[str]
+    tools: Trie[ToolNames]
+    max_output: Trie[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorShape:
+    """How a refusal is written. Templates hold ``${message}``, ``${reason}``, ``${type}``, ``${id}`` and ``${status}``.
+
+    ``types`` maps an HTTP status to the family's error type; 0 is any other status. ``event`` is the body of an error
+    in mid-stream and ``event_name`` its SSE event name (``None``: the event has no name).
+    """
+
+    body: object
+    event: object
+    event_name: str | None
+    types: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part."""
+
+    name: str
+    methods: tuple[str, ...]
+    paths: tuple[str, ...]
+    body: bool
+    asked: AskedSpec
+    request: Trie[RequestField]
+    answer: Trie[AnswerField]
+    stream: StreamSpec | None
+    deny: Trie[Condition]
+    refuse: Trie[Condition]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One API family."""
+
+    name: str
+    endpoints: Mapping[str, Endpoint]
+    error: ErrorShape
+    exact: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(method, path) -> endpoint name, for the paths without ``*``."""
+
+
+_PLAIN_PART = frozenset(string.ascii_letters + string.digits + "-_.:@~")
+
+
+def match(dialect: Dialect, method: str, path: str) -> Endpoint | None:
+    """Find the endpoint a request names. ``path`` has no query and no connection prefix; escapes match nothing."""
+    if (name := dialect.exact.get((method, path))) is not None:
+        return dialect.endpoints[name]
+    parts = path.split("/")
+    for endpoint in dialect.endpoints.values():
+        if method in endpoint.methods and any("*" in text and _fits(text.split("/"), parts) for text in endpoint.paths):
+            return endpoint
+    return None
+
+
+def _fits(pattern: list[str], parts: list[str]) -> bool:
+    return len(pattern) == len(parts) and all(
+        want == part or (want == "*" and part not in ("", ".", "..") and _PLAIN_PART.issuperset(part))
+        for want, part in zip(pattern, parts, strict=True)
+    )
+
+
+def role_of(leaf: Leaf[RequestField] | Leaf[AnswerField], body: object) -> Role:
+    """Tell who speaks in a leaf: the innermost path that gives a role wins, and of equals the later in the file."""
+    named: tuple[RequestField | AnswerField, ...] = (*leaf.around, *leaf.payloads)
+    for payload in reversed(named):
+        if payload.role_from is not None:
+            role = _neighbour(payload.role_from, leaf.pointer, body)
+            if role is not None:
+                return role
+        if payload.role is not None:
+            return payload.role
+    return Role.OTHER
+
+
+def _neighbour(source: RoleFrom, pointer: Pointer, body: object) -> Role | None:
+    holder = body
+    for part in pointer[: source.depth]:
+        holder = holder[part]  # type: ignore[index]  # the pointer came from this body
+    told = holder.get(source.field) if isinstance(holder, dict) else None
+    return source.roles.get(told) if isinstance(told, str) else None
+
+
+def is_source(leaf: Leaf[RequestField] | Leaf[AnswerField]) -> bool:
+    """Say whether a leaf's text is JSON source in a string."""
+    return leaf.kind is LeafKind.STRING and any(payload.source for payload in leaf.payloads)
+
+
+def is_exempt(leaf: Leaf[RequestField] | Leaf[AnswerField]) -> bool:
+    """Say whether a leaf is left out of inspection. A key never is: its name is the sender's choice."""
+    if leaf.kind is LeafKind.KEY:
+        return False
+    for payload in (*leaf.payloads, *leaf.around):
+        if payload.exempt is not None and (payload.exempt.shape is None or payload.exempt.shape.fits(leaf.text)):
+            return True
+    return False
+
+
+def refused(endpoint: Endpoint, body: object, *, redacting: bool) -> Denial | None:
+    """Refuse a request that holds what rules cannot read, or that asks for second copies of a text to be redacted."""
+    for found in endpoint.deny.select(body):
+        for condition in found.payloads:
+            if condition.meets(found.value):
+                return Denial(Reason.BODY_OPAQUE, 400, f"The request uses {condition.path}: {condition.because}.")
+    for found in endpoint.refuse.select(body) if redacting else ():
+        for condition in found.payloads:
+            if condition.meets(found.value):
+                return Denial(Reason.SECOND_COPY, 400, f"The request asks for {condition.path}: {condition.because}.")
+    return None
+
+
+def asked(endpoint: Endpoint, body: JsonObject) -> Asked | Denial:
+    """Read what a request asks for.
+
+    Returns a ``Denial`` with reason ``BODY_MALFORMED`` where a field is of the wrong type or says two different things.
+    """
+    spec = endpoint.asked
+    models = _values(spec.model, body)
+    streams = _values(spec.stream, body)
+    outputs = _values(spec.max_output, body)
+    tools: list[str] = []
+    for found in spec.tools.select(body):
+        for payload in found.payloads:
+            names = _tool_names(payload, found.value)
+            if names is None:
+                return _malformed(f"{payload.each} holds a tool without a name or of an unknown form")
+            tools.extend(names)
+    if any(type(model) is not str or not model for model in models):
+        return _malformed("the model is not a text")
+    if len(set(map(str, models))) > 1:
+        return _malformed("it names more than one model")
+    if any(type(stream) is not bool for stream in streams) or len(set(map(str, streams))) > 1:
+        return _malformed("stream is neither true nor false")
+    limits = [value for value in outputs if type(value) is int and value >= 0]
+    if len(limits) != len(outputs):
+        return _malformed("the limit of output tokens is not a whole number")
+    return Asked(
+        model=str(models[0]) if models else None,
+        stream=bool(streams and streams[0]),
+        tools=tuple(dict.fromkeys(tools)),
+        max_output=max(limits, default=None),
+    )
+
+
+def _values(paths: Trie[str], body: object) -> list[object]:
+    return [found.value for found in paths.select(body) if found.value is not None]
+
+
+def _malformed(what: str) -> Denial:
+    return Denial(Reason.BODY_MALFORMED, 400, f"The request body is malformed: {what}.")
+
+
+def _tool_names(spec: ToolNames, tool: object) -> tuple[str, ...] | None:
+    """Name one tool, or ``None`` where it cannot be named."""
+    if not isinstance(tool, dict):
+        return None
+    kind_of = tool.get("type", "")
+    if not isinstance(kind_of, str):
+        return None
+    if (at := spec.named.get(kind_of)) is None:
+        name = tool.get("name")
+        return (kind_of, name) if isinstance(name, str) and name else (kind_of,)
+    value: object = tool
+    for part in at:
+        value = value.get(part) if isinstance(value, dict) else None
+    return (value,) if isinstance(value, str) and value else None
+
+
+def kind(value: object) -> str:
+    """Name the JSON type of a parsed value."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "list" if isinstance(value, list) else "object"
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and one == other
