@@ -145,6 +145,16 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """What one stage of a crossing decided. ``detail`` names things of the policy, never anything of a body."""
+
+    stage: str
+    result: str
+    reason: Reason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where a request goes: scheme, lower-case host without brackets, port."""
 

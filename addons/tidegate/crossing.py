@@ -1,0 +1,534 @@
+"""The order of an exchange, as a pure state machine: events in, actions out. No I/O, no clock, no await.
+
+    HEAD ──▶ CALLER ──▶ BODY ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
+      │        │          │         │        └─────▶ WHOLE ──▶ OVER
+      ├▶ PASSING (unlisted: pass)    │
+      └────────┴──────────┴─────────┴── every refusal ───────▶ OVER
+
+Each stage takes the product of the one before it (``Route -> Caller -> Grant -> Verdict -> Clearance``), so an uninspected
+request has nothing that could carry a credential. An event that does not belong to the stage is a bug and raises
+``OutOfOrder``; whoever drives the machine answers a bug with ``Stopped``. Refusals are values: the action ``Refuse``.
+
+This is the only place where the order is written and the only place where the stage changes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from tidegate import headers
+from tidegate.dialects import body as bodies
+from tidegate.dialects.errors import GENERIC
+from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, asked
+from tidegate.identity import claims, permission
+from tidegate.inspection.bodies import inspect_answer, inspect_request
+from tidegate.model import (
+    Action,
+    Asked,
+    Caller,
+    Clearance,
+    Decision,
+    Denial,
+    Direction,
+    Finding,
+    Grant,
+    Head,
+    Outcome,
+    Reason,
+    Route,
+    Verdict,
+)
+from tidegate.policy.policy import Policy
+from tidegate.policy.routing import Pass, route
+from tidegate.streams.answers import SseAnswer
+
+ANONYMOUS = Caller(identity="none", subject="anyone")
+"""The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
+
+
+class Stage(enum.Enum):
+    """Where an exchange stands."""
+
+    HEAD = enum.auto()
+    CALLER = enum.auto()
+    BODY = enum.auto()
+    INTENT = enum.auto()
+    SENT = enum.auto()
+    STREAM = enum.auto()
+    WHOLE = enum.auto()
+    PASSING = enum.auto()
+    OVER = enum.auto()
+
+
+class OutOfOrder(Exception):
+    """An event came at a stage where it has no meaning: a bug of whoever drives the crossing."""
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class HeadArrived:
+    """The head of a request."""
+
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class CallerKnown:
+    """What the verifier says of the token that ``Identify`` asked about."""
+
+    caller: Caller | Denial
+
+
+@dataclass(frozen=True, slots=True)
+class BodyArrived:
+    """The whole body of a request, as it was on the wire."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class IntentKept:
+    """Whether the record of the intent is where the policy wants it before anything is sent."""
+
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerBegan:
+    """The head of an answer; header names are lower case."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerChunk:
+    """Some bytes of a streamed answer, cut anywhere."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnded:
+    """The end of a streamed answer; ``cut`` if the upstream broke off."""
+
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerWhole:
+    """The whole body of an answer, as it was on the wire."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Something outside ends the exchange: a limit passed, a peer left, a bug was caught."""
+
+    denial: Denial
+    outcome: Outcome = Outcome.DENIED
+
+
+Event = HeadArrived | CallerKnown | BodyArrived | IntentKept | AnswerBegan | AnswerChunk | AnswerEnded | AnswerWhole | Stopped
+
+
+# ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Identify:
+    """Ask the verifier who holds this token; come back with ``CallerKnown``."""
+
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBody:
+    """Read the request's body, no more than ``limit`` bytes of it; come back with ``BodyArrived``."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """An unlisted host under ``unlisted: pass``: let the exchange through untouched and uninspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepIntent:
+    """Record that this exchange is about to be sent; come back with ``IntentKept``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send exactly this, with the credential of the clearance's connection."""
+
+    clearance: Clearance
+    fields: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Relay the answer as it comes: each chunk is an ``AnswerChunk``. ``drop`` names header fields to leave out."""
+
+    drop: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Collect the answer: its body is an ``AnswerWhole``. ``drop`` names header fields to leave out."""
+
+    drop: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Give the client these bytes; ``last``: nothing follows, whatever the upstream still sends."""
+
+    data: bytes = field(repr=False)
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer the client with this refusal instead; nothing more goes up or down."""
+
+    denial: Denial
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The exchange is over and all is said."""
+
+
+Step = Identify | ReadBody | Forward | KeepIntent | Send | Stream | Buffer | Emit | Refuse | Nothing
+
+
+# ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Crossing:
+    """One exchange under one policy. After each event the attributes hold what is known so far, for the evidence."""
+
+    def __init__(self, policy: Policy, exchange: str) -> None:
+        self.policy = policy
+        self.exchange = exchange
+        self.stage = Stage.HEAD
+        self.head: Head | None = None
+        self.route: Route | None = None
+        self.caller: Caller | None = None
+        self.grant: Grant | None = None
+        self.asked: Asked | None = None
+        self.verdict: Verdict | None = None
+        self.denial: Denial | None = None
+        self.outcome: Outcome | None = None
+        self.status: int | None = None
+        self.decisions: list[Decision] = []
+        self.answer_findings: tuple[Finding, ...] = ()
+        self._stream: SseAnswer | None = None
+        self._encodings: list[str] = []
+
+    @property
+    def shape(self) -> ErrorShape:
+        """The form of a refusal that this caller's SDK understands."""
+        return GENERIC if self.route is None else self._dialect().error
+
+    def receive(self, event: Event) -> Step:
+        """Take one event, move to the next stage, and say what to do."""
+        if isinstance(event, Stopped):
+            return self._stopped(event)
+        step = _ORDER.get((self.stage, type(event)))
+        if step is None:
+            raise OutOfOrder(f"{type(event).__name__} at {self.stage.name}")
+        return step(self, event)
+
+    # request ─────────────────────────────────────────────────────────────────
+
+    def _head(self, event: HeadArrived) -> Step:
+        self.head = event.head
+        denial = _upgrade(event.head)
+        if denial is not None:
+            return self._refuse("head", denial)
+        found = route(self.policy, event.head)
+        if isinstance(found, Denial):
+            return self._refuse("route", found)
+        if isinstance(found, Pass):
+            self._decide("route", "pass")
+            self.stage = Stage.PASSING
+            return Forward()
+        self.route = found
+        self._decide("route", "allow", f"{found.connection.name}/{found.endpoint}")
+        if self.policy.identities is None:
+            return self._admit(ANONYMOUS)
+        token = claims.credentials(event.head.headers)
+        if isinstance(token, Denial):
+            return self._refuse("caller", token)
+        self.stage = Stage.CALLER
+        return Identify(token)
+
+    def _caller(self, event: CallerKnown) -> Step:
+        if isinstance(event.caller, Denial):
+            return self._refuse("caller", event.caller)
+        return self._admit(event.caller)
+
+    def _admit(self, caller: Caller) -> Step:
+        assert self.route is not None
+        self.caller = caller
+        self._decide("caller", "allow", caller.identity)
+        grant = permission.admit(self.policy, self.route, caller)
+        if isinstance(grant, Denial):
+            return self._refuse("grant", grant)
+        self.grant = grant
+        self._decide("grant", "allow", ",".join(grant.roles))
+        self.stage = Stage.BODY
+        return ReadBody(grant.request_bytes)
+
+    def _body(self, event: BodyArrived) -> Step:
+        assert self.grant is not None and self.head is not None
+        judged = self._judge(self.grant, self.head, event.data)
+        if isinstance(judged, tuple):
+            stage, denial = judged
+            return self._refuse(stage, denial)
+        self.verdict = judged
+        self._decide("inspect", _worst(judged.findings))
+        self.stage = Stage.INTENT
+        return KeepIntent()
+
+    def _judge(self, grant: Grant, head: Head, data: bytes) -> Verdict | tuple[str, Denial]:
+        """Decode, read, permit and inspect a body; a denial comes with the stage that made it."""
+        if len(data) > grant.request_bytes:
+            return "body", too_large(grant.request_bytes)
+        plain = bodies.decode(data, headers.values(head.headers, "content-encoding"), grant.request_bytes)
+        if isinstance(plain, Denial):
+            return "body", plain
+        endpoint = self._endpoint()
+        if not endpoint.body:
+            return self._bodyless(grant, head, plain)
+        value = bodies.strict_json(plain)
+        if isinstance(value, Denial):
+            return "body", value
+        what = asked(endpoint, value)
+        if isinstance(what, Denial):
+            return "body", what
+        self.asked = what
+        permitted = permission.permit(grant, what)
+        if isinstance(permitted, Denial):
+            return "permission", permitted
+        if len(plain) > permitted.request_bytes:
+            return "body", too_large(permitted.request_bytes)
+        self.grant = permitted
+        found = inspect_request(
+            endpoint, self.policy.engine, self.policy.decide(Direction.PROMPT), value, extra=_extra(head, grant.route)
+        )
+        if isinstance(found, Denial):
+            return "inspect", found
+        self.verdict = Verdict(permitted, what, found.body, found.findings)
+        denial = blocked(found.findings)
+        return Verdict(permitted, what, found.body, found.findings) if denial is None else ("inspect", denial)
+
+    def _bodyless(self, grant: Grant, head: Head, plain: bytes) -> Verdict | tuple[str, Denial]:
+        """Judge a request whose endpoint takes no body: what is left to inspect is its head."""
+        if plain:
+            return "body", Denial(Reason.BODY_MALFORMED, 400, "This endpoint takes no request body.")
+        self.asked = what = Asked(None, False, (), None)
+        permitted = permission.permit(grant, what)
+        if isinstance(permitted, Denial):
+            return "permission", permitted
+        found = inspect_request(
+            self._endpoint(), self.policy.engine, self.policy.decide(Direction.PROMPT), None, extra=_extra(head, grant.route)
+        )
+        if isinstance(found, Denial):
+            return "inspect", found
+        denial = blocked(found.findings)
+        return Verdict(permitted, what, b"", found.findings) if denial is None else ("inspect", denial)
+
+    def _intent(self, event: IntentKept) -> Step:
+        assert self.verdict is not None and self.head is not None
+        if not event.kept:
+            return self._refuse("record", Denial(Reason.RECORDING_FAILED, 503, "The gateway cannot record, so it does not send."))
+        self.stage = Stage.SENT
+        masked = {f.where.removeprefix("header ") for f in self.verdict.findings if f.where.startswith("header ")}
+        masked = {name for name in masked if self._masks(name)}
+        fields = tuple((k, v) for k, v in headers.upstream(self.head.headers) if k not in masked)
+        return Send(Clearance(self.verdict, self.exchange), fields)
+
+    def _masks(self, name: str) -> bool:
+        assert self.verdict is not None
+        return any(f.where == f"header {name}" and f.action is not Action.FLAG for f in self.verdict.findings)
+
+    # answer ──────────────────────────────────────────────────────────────────
+
+    def _answer(self, event: AnswerBegan) -> Step:
+        assert self.asked is not None
+        self.status = event.status
+        if event.status < 200:
+            return self._refuse("answer", _PROTOCOL)
+        drop = self._inspect_head(event)
+        content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
+        self._encodings = headers.values(event.headers, "content-encoding")
+        streamed = content_type == "text/event-stream" or (
+            self.asked.stream and event.status < 300 and content_type != "application/json"
+        )
+        if not streamed:
+            self.stage = Stage.WHOLE
+            return Buffer(drop)
+        endpoint = self._endpoint()
+        if endpoint.stream is None or any(each.lower() != "identity" for each in self._encodings):
+            return self._refuse("answer", _PROTOCOL)
+        self._stream = SseAnswer(
+            endpoint, self.shape, self.policy.engine, self.policy.decide(Direction.RESPONSE), self.exchange
+        )
+        self.stage = Stage.STREAM
+        return Stream(drop)
+
+    def _inspect_head(self, event: AnswerBegan) -> frozenset[str]:
+        """Return the header fields of an answer that must not reach the client."""
+        names = [name for name, _ in event.headers]
+        found = self.policy.engine.find_many([value for _, value in event.headers])
+        decide = self.policy.decide(Direction.RESPONSE)
+        hits = []
+        for index, spans in found.items():
+            for span in spans:
+                action = decide(span.rule)
+                if action is not Action.ALLOW:
+                    hits.append(Finding(span.rule.id, span.rule.cls, f"header {names[index]}", span.start, span.end, action))
+        self.answer_findings += tuple(hits)
+        return headers.NOT_TO_CLIENT | {f.where.removeprefix("header ") for f in hits if f.action is not Action.FLAG}
+
+    def _chunk(self, event: AnswerChunk) -> Step:
+        assert self._stream is not None
+        data = self._stream.feed(event.data)
+        return self._emit(data) if self._stream.denial is None else self._broken_off(data, self._stream.denial)
+
+    def _ended(self, event: AnswerEnded) -> Step:
+        assert self._stream is not None
+        data = self._stream.end()
+        if self._stream.denial is not None:
+            return self._broken_off(data, self._stream.denial)
+        self._close(Outcome.FAILED if event.cut else Outcome.ANSWERED)
+        return Emit(data, last=True)
+
+    def _emit(self, data: bytes) -> Step:
+        return Emit(data)
+
+    def _broken_off(self, data: bytes, denial: Denial) -> Step:
+        """End a stream that may not go on; ``data`` already ends with the dialect's own error event."""
+        self._decide("answer", "deny", reason=denial.reason)
+        self.denial = denial
+        self._close(Outcome.DENIED)
+        return Emit(data, last=True)
+
+    def _whole(self, event: AnswerWhole) -> Step:
+        assert self.route is not None and self.status is not None
+        limit = self.route.connection.answer.bytes
+        plain = bodies.decode(event.data, self._encodings, limit)
+        if isinstance(plain, Denial):
+            return self._refuse("answer", replace(plain, reason=Reason.ANSWER_MALFORMED, status=502))
+        found = inspect_answer(
+            self._endpoint(), self.policy.engine, self.policy.decide(Direction.RESPONSE), plain, status=self.status
+        )
+        if isinstance(found, Denial):
+            return self._refuse("answer", found)
+        self.answer_findings += found.findings
+        self._decide("answer", _worst(found.findings))
+        self._close(Outcome.ANSWERED)
+        return Emit(found.body, last=True)
+
+    # endings ─────────────────────────────────────────────────────────────────
+
+    def _stopped(self, event: Stopped) -> Step:
+        """End the exchange from outside: in mid-stream with the dialect's error event, else with a refusal."""
+        if self.stage is Stage.OVER:
+            return Nothing()
+        if self.stage is Stage.STREAM and self._stream is not None:
+            self._decide("answer", "deny", reason=event.denial.reason)
+            self.denial = event.denial
+            data = self._stream.stop(event.denial)
+            self._close(event.outcome)
+            return Emit(data, last=True)
+        return self._refuse(self.stage.name.lower(), event.denial, event.outcome)
+
+    def _refuse(self, stage: str, denial: Denial, outcome: Outcome = Outcome.DENIED) -> Step:
+        self._decide(stage, "deny", reason=denial.reason)
+        self.denial = denial
+        self.status = denial.status
+        self._close(outcome)
+        return Refuse(denial)
+
+    def _close(self, outcome: Outcome) -> None:
+        if self._stream is not None:
+            self.answer_findings += tuple(self._stream.findings)
+        self.outcome = outcome
+        self.stage = Stage.OVER
+
+    def _decide(self, stage: str, result: str, detail: str = "", *, reason: Reason | None = None) -> None:
+        self.decisions.append(Decision(stage, result, reason, detail))
+
+    def _dialect(self) -> Dialect:
+        assert self.route is not None
+        return self.policy.dialects[self.route.connection.dialect]
+
+    def _endpoint(self) -> Endpoint:
+        assert self.route is not None
+        return self._dialect().endpoints[self.route.endpoint]
+
+
+_ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
+    "Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]]",
+    {
+        (Stage.HEAD, HeadArrived): Crossing._head,
+        (Stage.CALLER, CallerKnown): Crossing._caller,
+        (Stage.BODY, BodyArrived): Crossing._body,
+        (Stage.INTENT, IntentKept): Crossing._intent,
+        (Stage.SENT, AnswerBegan): Crossing._answer,
+        (Stage.STREAM, AnswerChunk): Crossing._chunk,
+        (Stage.STREAM, AnswerEnded): Crossing._ended,
+        (Stage.WHOLE, AnswerWhole): Crossing._whole,
+    },
+)
+
+_PROTOCOL = Denial(Reason.UPSTREAM_PROTOCOL, 502, "The upstream answered in a form that the gateway cannot inspect.")
+
+
+def too_large(limit: int) -> Denial:
+    """Refuse a request body over ``limit`` bytes."""
+    return Denial(Reason.BODY_TOO_LARGE, 413, f"The request body is larger than the {limit} bytes this connection accepts.")
+
+
+def blocked(findings: tuple[Finding, ...]) -> Denial | None:
+    """Refuse a request with a finding that the policy blocks; the sentence names rule and place, never the value."""
+    first = next((f for f in findings if f.action is Action.BLOCK), None)
+    if first is None:
+        return None
+    return Denial(
+        Reason.FINDING,
+        403,
+        f"Blocked by policy: {first.where} contains something of the class {first.cls} (rule {first.rule}). "
+        "Nothing was sent to the model; remove it and try again.",
+    )
+
+
+def _worst(findings: tuple[Finding, ...]) -> str:
+    order = list(Action)
+    return max((f.action for f in findings), key=order.index, default=Action.ALLOW).value
+
+
+def _extra(head: Head, found: Route) -> dict[str, str]:
+    """The texts of a request outside its body: query and header values, by the place a finding is reported at."""
+    texts = {f"header {name}": "" for name, _ in head.headers}
+    texts = {f"header {name}": "\n".join(v for n, v in headers.upstream(head.headers) if n == name) for name, _ in headers.upstream(head.headers)}
+    texts["path"] = found.path
+    return texts
+
+
+def _upgrade(head: Head) -> Denial | None:
+    """Refuse a change of protocol: what follows a ``101`` would pass unseen."""
+    if head.method.upper() == "CONNECT" or any(name == "upgrade" and value.lower() != "h2c" for name, value in head.headers):
+        return Denial(Reason.PROTOCOL, 400, "This gateway does not switch protocols on this address.")
+    return None

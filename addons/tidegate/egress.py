@@ -1,0 +1,223 @@
+"""The last check before a byte leaves, inside mitmproxy's HTTP layer.
+
+mitmproxy runs its addons one after the other and forwards whatever is left on the flow; an addon that is skipped, removed
+or overtaken (``map_remote``, ``modify_body``, an edit in mitmweb) does not stop the traffic. So the gate is also asked where
+mitmproxy sends: a request leaves only if it is, byte for byte, the one that was cleared, and it is *here*, on a copy that no
+addon can see, that the upstream credential is attached. An answer leaves only if the gate released it. Errors that mitmproxy
+would word itself become the gate's own refusals, and one exchange can be cut without touching its neighbours.
+
+Everything that changes mitmproxy's classes stands in this file. ``harden`` applies it once; without a keeper nothing passes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import wsproto.events
+from mitmproxy import flow as mitm_flow
+from mitmproxy import http
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layers import websocket
+from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http import DropStream as Drop
+from mitmproxy.proxy.layers.http import _events as http_events
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._http1 import Http1Connection
+
+Commands = Generator[commands.Command, Any, None]
+
+MAX_CONTROL_PAYLOAD = 8
+"""Bytes of a WebSocket ping or pong that may pass: enough for a counter or a time, too few for a secret (RFC 6455 allows 125)."""
+
+
+class Keeper(Protocol):
+    """What the HTTP layer asks the gate."""
+
+    def outgoing(self, flow: http.HTTPFlow, request: http.Request) -> http.Request | None:
+        """Return the copy of ``request`` to send, credential attached; ``None`` if it is not what was cleared."""
+
+    def released(self, flow: http.HTTPFlow, response: http.Response) -> bool:
+        """Say whether the gate let this answer go to the client."""
+
+    def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
+        """Return the gate's own words for an exchange that ends before an answer began."""
+
+
+@dataclass(frozen=True)
+class Cut(events.Event):
+    """End one exchange now: refuse it if its answer has not begun, else end the stream (``clean``) or reset it."""
+
+    flow: http.HTTPFlow
+    clean: bool
+
+
+_keeper: Keeper | None = None
+
+
+def harden(keeper: Keeper | None) -> None:
+    """Change mitmproxy's HTTP layer once and make ``keeper`` the one it asks; ``None`` makes it refuse everything."""
+    global _keeper  # noqa: PLW0603 - mitmproxy's layers are classes of the process, so is the one they ask
+    _keeper = keeper
+    if getattr(HttpStream, "tidegate_hardened", False):
+        return
+    _handle_event = HttpStream._handle_event
+    HttpStream._handle_event = lambda self, event: _stream(self, event, _handle_event)  # type: ignore[assignment, method-assign]
+    _layer_event = HttpLayer._handle_event
+    HttpLayer._handle_event = lambda self, event: _route_cut(self, event, _layer_event)  # type: ignore[assignment, method-assign, misc]
+    _read_body = Http1Connection.read_body
+    Http1Connection.read_body = lambda self, event: _without_trailers(self, event, _read_body)  # type: ignore[assignment, method-assign, misc]
+    _send2 = websocket.WebsocketConnection.send2
+    websocket.WebsocketConnection.send2 = lambda self, event: _send2(self, _small(event))  # type: ignore[assignment, method-assign]
+    HttpStream.tidegate_hardened = True  # type: ignore[attr-defined]
+    logging.getLogger("mitmproxy.proxy.server").addFilter(_without_data)
+
+
+def cut(handler: Any, flow: http.HTTPFlow, *, clean: bool) -> Any:
+    """Return a coroutine that cuts ``flow``; ``handler`` is the entry of ``proxyserver.connections`` of its client."""
+    return handler.server_event(Cut(flow, clean))
+
+
+def _stream(self: HttpStream, event: events.Event, original: Callable[..., Commands]) -> Commands:
+    """Run one event of a stream and look at each message it wants to send."""
+    source = _end(self, event) if isinstance(event, Cut) else original(self, event)
+    reply: Any = None
+    while True:
+        try:
+            command = source.send(reply)
+        except StopIteration:
+            return
+        if type(command) is SendHttp:
+            reply = None
+            yield from _message(self, command)
+        else:
+            reply = yield command
+
+
+def _message(self: HttpStream, command: SendHttp) -> Commands:
+    """Let one message of a stream through, changed or not at all."""
+    event = command.event
+    if getattr(self, "tidegate_over", False):
+        return
+    if isinstance(event, http_events.RequestHeaders):
+        request = _keeper.outgoing(self.flow, event.request) if _keeper else None
+        if request is None:
+            yield from _refuse(self)
+            return
+        self.tidegate_upstream = True  # type: ignore[attr-defined]
+        yield SendHttp(http_events.RequestHeaders(event.stream_id, request, event.end_stream), command.connection)
+    elif isinstance(event, http_events.ResponseHeaders):
+        if event.response.status_code != 100 and not (_keeper and _keeper.released(self.flow, event.response)):
+            yield from _refuse(self)
+            return
+        self.tidegate_answered = event.response.status_code != 100  # type: ignore[attr-defined]
+        yield command
+    elif isinstance(event, http_events.ResponseProtocolError):
+        if getattr(self, "tidegate_answered", False) or event.code is http_events.ErrorCode.PASSTHROUGH_CLOSE:
+            yield command
+            yield from _cancel(self)
+        else:
+            yield from _refuse(self)
+    elif not isinstance(event, (http_events.RequestTrailers, http_events.ResponseTrailers)):
+        yield command  # trailers are dropped: nobody inspects them, and no dialect needs them
+
+
+def _refuse(self: HttpStream) -> Commands:
+    """Answer with the gate's refusal (nothing at all without one), stop the upstream, and end the stream."""
+    client, stream = self.context.client, self.stream_id
+    response = _keeper.refusal(self.flow) if _keeper else None
+    whole = self.client_state == self.state_done
+    self.tidegate_over = True  # type: ignore[attr-defined]
+    if response is not None:
+        if not whole:
+            response.headers["connection"] = "close"
+        self.flow.response = response
+        yield SendHttp(http_events.ResponseHeaders(stream, response), client)
+        yield SendHttp(http_events.ResponseData(stream, response.raw_content or b""), client)
+        yield SendHttp(http_events.ResponseEndOfMessage(stream), client)
+    if response is None or not whole:
+        yield SendHttp(http_events.ResponseProtocolError(stream, "refused", http_events.ErrorCode.KILL), client)
+    yield from _cancel(self)
+    self.client_state = self.server_state = self.state_errored
+    self.flow.live = False
+    yield Drop(stream)
+
+
+def _cancel(self: HttpStream) -> Commands:
+    """Tell the upstream to stop: closes an HTTP/1 connection, resets one HTTP/2 stream."""
+    if getattr(self, "tidegate_upstream", False) and self.server_state != self.state_done:
+        self.tidegate_upstream = False  # type: ignore[attr-defined]
+        stop = http_events.RequestProtocolError(self.stream_id, "cancelled", http_events.ErrorCode.CANCEL)
+        yield SendHttp(stop, self.context.server)
+
+
+def _end(self: HttpStream, event: Cut) -> Commands:
+    """Cut a stream wherever it stands; one that is over already is left alone."""
+    if getattr(self, "tidegate_over", False) or self.server_state in (self.state_done, self.state_errored):
+        return
+    if getattr(self, "tidegate_answered", False) and event.clean:
+        self.flow.error = self.flow.error or mitm_flow.Error("answer cut by the gate")
+        yield from _send_hook(self.flow)
+        yield SendHttp(http_events.ResponseEndOfMessage(self.stream_id), self.context.client)
+        yield from _cancel(self)
+        self.tidegate_over = True  # type: ignore[attr-defined]
+        self.client_state = self.server_state = self.state_errored
+        self.flow.live = False
+        yield Drop(self.stream_id)
+        return
+    error = http_events.ResponseProtocolError(self.stream_id, "cut by the gate", http_events.ErrorCode.KILL)
+    yield from self.handle_protocol_error(error)
+
+
+def _send_hook(flow: http.HTTPFlow) -> Commands:
+    from mitmproxy.proxy.layers.http._hooks import HttpErrorHook  # noqa: PLC0415 - private module, needed by this one line
+
+    yield HttpErrorHook(flow)
+
+
+def _route_cut(self: HttpLayer, event: events.Event, original: Callable[..., Commands]) -> Commands:
+    """Bring a ``Cut`` to its stream, through CONNECT tunnels too."""
+    if not isinstance(event, Cut):
+        yield from original(self, event)
+        return
+    for stream in list(self.streams.values()):
+        if getattr(stream, "flow", None) is event.flow or stream.child_layer is not None:
+            yield from self.event_to_child(stream, event)
+
+
+def _without_trailers(self: Http1Connection, event: events.Event, original: Callable[..., Commands]) -> Commands:
+    """End an HTTP/1 message with trailers as a protocol error; mitmproxy raises and leaves the peer hanging (#2474)."""
+    try:
+        yield from original(self, event)
+    except NotImplementedError:
+        yield commands.CloseConnection(self.conn)
+        assert self.stream_id is not None
+        kind = self.ReceiveProtocolError
+        code = http_events.ErrorCode.GENERIC_SERVER_ERROR
+        if kind is http_events.RequestProtocolError:
+            code = http_events.ErrorCode.GENERIC_CLIENT_ERROR
+        yield ReceiveHttp(kind(self.stream_id, "trailers are not accepted", code))
+
+
+def _small(event: wsproto.events.Event) -> wsproto.events.Event:
+    """Close instead of relaying a ping or pong that could carry text, and never relay a close reason: no hook sees them."""
+    if isinstance(event, (wsproto.events.Ping, wsproto.events.Pong)) and len(event.payload) > MAX_CONTROL_PAYLOAD:
+        return wsproto.events.CloseConnection(code=1008)
+    if isinstance(event, wsproto.events.CloseConnection):
+        return wsproto.events.CloseConnection(code=event.code)
+    return event
+
+
+def _without_data(record: logging.LogRecord) -> bool:
+    """Drop what mitmproxy's proxy core logs below WARNING (raw bytes among it) and every exception's text."""
+    if record.levelno < logging.WARNING:
+        return False
+    if record.exc_info and record.exc_info[0]:
+        record.msg, record.args = f"mitmproxy failed: {record.exc_info[0].__name__}", ()
+        record.exc_info = record.exc_text = None
+    return True
+
+
+assert layer.Layer  # the private classes above are those of mitmproxy >=12.2.3,<12.3; pyproject pins it

@@ -1,0 +1,34 @@
+"""Which header fields cross. Names are lower case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+CREDENTIALS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key", "proxy-authorization", "cookie"})
+"""Where a client puts what proves who it is. None of it goes upstream or into a recording."""
+
+CLAIMED = ("x-forwarded-", "x-tidegate-", "x-real-ip", "forwarded", "via", "x-amzn-oidc-", "x-auth-request-", "x-goog-iap-")
+"""Prefixes of fields by which proxies tell who the caller is. A client's own are lies or leaks."""
+
+NOT_UPSTREAM = frozenset({
+    "te", "trailer", "upgrade", "http2-settings", "expect", "accept-encoding", "content-encoding", "transfer-encoding", "content-length",
+    "keep-alive", "proxy-connection", "connection",
+})  # fmt: skip
+"""Fields of one hop (RFC 9110, 7.6.1), and those that the gate sets itself: it forwards decoded bodies and asks for plain answers."""
+
+NOT_TO_CLIENT = frozenset({"alt-svc", "set-cookie", "set-cookie2", "trailer", "upgrade", "http2-settings", "keep-alive", "proxy-authenticate"})
+"""``alt-svc`` would lead the client past the gate; the upstream's cookies belong to the gate's account, not to the caller."""
+
+
+def upstream(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the fields of a request that may go upstream, without anybody's credentials."""
+    return [
+        (name, value)
+        for name, value in fields
+        if name not in CREDENTIALS and name not in NOT_UPSTREAM and not name.startswith(CLAIMED)
+    ]
+
+
+def values(fields: Iterable[tuple[str, str]], name: str) -> list[str]:
+    """Return the comma-separated members of every field called ``name``, in order, stripped, empty ones left out."""
+    return [part for key, value in fields if key == name for raw in value.split(",") if (part := raw.strip())]
