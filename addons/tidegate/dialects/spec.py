@@ -113,6 +113,7 @@ class Condition:
 class Delta:
     """A path in a stream event whose string continues a channel.
 
+    Of several deltas that name the same leaf, the first whose ``when`` allows the event is the one.
     The channel's key is this delta and every (depth, name, value) of the fields ``key`` in the objects along the path,
     root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source.
     """
@@ -140,11 +141,18 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A path in a stream event whose whole text is JSON source in a string: a repeat of tool-call arguments."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Flush:
     """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
 
-    ``path`` ``None`` means the event alone is enough. Those channels are flushed whose key agrees on the names in ``key``
-    that both know. ``select`` is the path compiled; walk it with ``Flush.hits``.
+    ``path`` ``None`` means the event alone is enough. Those channels are flushed whose key agrees on the names in
+    ``key`` that both know. ``select`` is the path compiled; walk it with ``Flush.hits``.
     """
 
     path: str | None = None
@@ -165,7 +173,8 @@ class StreamSpec:
 
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
     a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
-    ``fields`` names the deltas, kept and dropped values of an event in one walk.
+    ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
+    strings are whole texts: repeats of what the deltas said, or text that arrives whole.
     """
 
     event_type: str | None
@@ -176,7 +185,7 @@ class StreamSpec:
     flushes: tuple[Flush, ...]
     keep: tuple[Keep, ...]
     drop: tuple[Drop, ...]
-    fields: Trie[Delta | Keep | Drop]
+    fields: Trie[Delta | Source | Keep | Drop]
 
 
 @dataclass(frozen=True, slots=True)
