@@ -1,0 +1,282 @@
+"""Resolves the names in a policy file, finds what contradicts itself, and builds the tables of the ``Policy``. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tidegate.identity.permission import matches
+from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Mode
+from tidegate.policy.policy import Permissions, Place, Unlisted
+from tidegate.policy.reader import Reader
+from tidegate.policy.schema import AllowDoc, DenyDoc, Document
+from tidegate.policy.source import Node
+from tidegate.policy.upstreams import ConnectionDoc, LimitsDoc, merge
+
+if TYPE_CHECKING:
+    from tidegate.dialects.spec import Dialect
+    from tidegate.inspection.rules import Rule
+
+ANONYMOUS = "none:anonymous"
+ALL = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """The parts of a policy that depend on names elsewhere in the file."""
+
+    connections: Mapping[str, Connection]
+    permissions: Permissions
+    actions: Mapping[tuple[str, Direction], Action]
+    decisions: Mapping[Direction, Mapping[str, Action]]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the policy's other files gave. ``whole`` is false where one had a fault: then a name may be missing."""
+
+    dialects: Mapping[str, Dialect]
+    rules: Sequence[Rule]
+    whole: bool
+
+
+def link(reader: Reader, document: Document, parts: Parts) -> Linked:
+    """Resolve a document against its dialects and rules; faults go to the reader."""
+    dialects, rules = parts.dialects, parts.rules
+    connections = _connections(reader, document, parts)
+    _addresses(reader, document)
+    permissions = _permissions(reader, document, connections, dialects)
+    actions = _actions(reader, document, parts)
+    return Linked(
+        connections=connections,
+        permissions=permissions,
+        actions=actions,
+        decisions={each: _decisions(document.mode, actions, rules, each) for each in Direction},
+        warnings=_warnings(document, rules),
+    )
+
+
+def _connections(reader: Reader, document: Document, parts: Parts) -> dict[str, Connection]:
+    merge(reader, LimitsDoc(), document.limits)
+    found: dict[str, Connection] = {}
+    for each in document.connections:
+        request_bytes, answer = merge(reader, document.limits, each.limits)
+        dialect = "" if each.dialect is None else str(each.dialect.value)
+        if each.dialect is not None and dialect not in parts.dialects and parts.whole:
+            reader.fault(each.dialect, _one_of(parts.dialects, "a dialect that is loaded"))
+        if each.name in found:
+            reader.fault(each.node, "each name once", found=f"a second connection named {each.name}")
+        if not each.name or each.upstream is None:
+            continue
+        found[each.name] = Connection(
+            name=each.name,
+            dialect=dialect,
+            upstream=each.upstream,
+            upstream_path=each.upstream_path,
+            prefix=each.prefix,
+            credential=each.credential,
+            request_bytes=request_bytes,
+            answer=answer,
+        )
+    return found
+
+
+def _addresses(reader: Reader, document: Document) -> None:
+    """Two connections must differ in their prefix, and in what a proxy sees: upstream, base path and dialect."""
+    prefixes: dict[str, ConnectionDoc] = {}
+    upstreams: dict[tuple[object, ...], ConnectionDoc] = {}
+    for each in document.connections:
+        if each.prefix is not None:
+            first = prefixes.setdefault(each.prefix, each)
+            if first is not each:
+                reader.fault(
+                    each.node,
+                    "a path of its own for each connection",
+                    found=f"the path {each.prefix or '/'} of the connection {first.name}",
+                )
+        if each.upstream is None or each.dialect is None:
+            continue
+        same = upstreams.setdefault((each.upstream, each.upstream_path, each.dialect.value), each)
+        if same is not each:
+            reader.fault(
+                each.node,
+                "connections that differ in upstream or dialect, so that a proxied request belongs to one of them",
+                found=f"the upstream and dialect of the connection {same.name}",
+            )
+
+
+def _one_of(names: Iterable[str], otherwise: str) -> str:
+    known = sorted(name for name in names if name)
+    return " or ".join(known) if known else otherwise
+
+
+def _chosen(reader: Reader, nodes: Sequence[Node] | None, known: Iterable[str], what: str) -> tuple[str, ...]:
+    """Resolve a list of names; ``None`` and ``*`` are all of them, an unknown one is a fault."""
+    names = sorted(set(known))
+    if nodes is None or any(node.value == ALL for node in nodes):
+        return tuple(names)
+    for node in nodes:
+        if node.value not in names:
+            reader.fault(node, _one_of(names, f"the name of {what}"))
+    return tuple(str(node.value) for node in nodes if node.value in names)
+
+
+def _places(
+    reader: Reader,
+    rule: AllowDoc | DenyDoc,
+    connections: Mapping[str, Connection],
+    dialects: Mapping[str, Dialect],
+) -> tuple[tuple[str, str], ...]:
+    """List every connection and endpoint a rule covers. An endpoint that none of its connections has is a fault."""
+    chosen = _chosen(reader, rule.connections, connections, "a connection")
+    has = {
+        name: set(dialects[connections[name].dialect].endpoints) if connections[name].dialect in dialects else set()
+        for name in chosen
+    }
+    known = set().union(*has.values())
+    if not known:
+        return ()  # the connection or its dialect is at fault already
+    endpoints = _chosen(reader, rule.endpoints, known, "an endpoint")
+    return tuple((name, endpoint) for name in chosen for endpoint in endpoints if endpoint in has[name])
+
+
+def _permissions(
+    reader: Reader, document: Document, connections: Mapping[str, Connection], dialects: Mapping[str, Dialect]
+) -> Permissions:
+    places: dict[tuple[str, str], dict[str, Place]] = {}
+    for name, role in document.roles.items():
+        denied = [(rule, _places(reader, rule, connections, dialects)) for rule in role.deny]
+        allowed = [(rule, _places(reader, rule, connections, dialects)) for rule in role.allow]
+        for allow, covered in allowed:
+            _check_allow(reader, allow, covered, denied, connections)
+        for at in {at for _, covered in (*denied, *allowed) for at in covered}:
+            places.setdefault(at, {})[name] = _place(name, at, allowed, denied, connections, dialects)
+    groups: dict[str, tuple[str, ...]] = {}
+    subjects: dict[str, tuple[str, ...]] = {}
+    for binding in document.bindings:
+        roles = _chosen(reader, binding.roles, document.roles, "a role")
+        for node in binding.groups:
+            if _qualified(reader, document, node, "group"):
+                groups[str(node.value)] = tuple(dict.fromkeys((*groups.get(str(node.value), ()), *roles)))
+        for node in binding.subjects:
+            if _qualified(reader, document, node, "subject"):
+                subjects[str(node.value)] = tuple(dict.fromkeys((*subjects.get(str(node.value), ()), *roles)))
+    return Permissions(groups, subjects, places)
+
+
+def _place(
+    role: str,
+    at: tuple[str, str],
+    allowed: Sequence[tuple[AllowDoc, tuple[tuple[str, str], ...]]],
+    denied: Sequence[tuple[DenyDoc, tuple[tuple[str, str], ...]]],
+    connections: Mapping[str, Connection],
+    dialects: Mapping[str, Dialect],
+) -> Place:
+    """Collect a role's rules on one endpoint. A token limit means nothing where the dialect counts no tokens."""
+    counts = bool(dialects[connections[at[0]].dialect].endpoints[at[1]].asked.max_output.paths)
+    here = [rule for rule, covered in denied if at in covered]
+    return Place(
+        allows=tuple(
+            AllowRule(role, rule.models, rule.tools, rule.max_output_tokens if counts else None, rule.body)
+            for rule, covered in allowed
+            if at in covered
+        ),
+        denies=tuple(DenyRule(role, rule.models, rule.tools) for rule in here),
+        refused=any(rule.models is None and rule.tools is None for rule in here),
+    )
+
+
+def _check_allow(
+    reader: Reader,
+    rule: AllowDoc,
+    covered: tuple[tuple[str, str], ...],
+    denied: Sequence[tuple[DenyDoc, tuple[tuple[str, str], ...]]],
+    connections: Mapping[str, Connection],
+) -> None:
+    """Refuse an allow rule that can have no effect, and a body limit that its connections make pointless."""
+    for deny, places in denied:
+        models = deny.models is None or (rule.models is not None and _within(rule.models, deny.models))
+        if covered and deny.tools is None and models and set(covered) <= set(places):
+            reader.fault(
+                rule.node, "an allow rule that the role's deny rules leave something of", found=f"a rule that {deny.node.key} denies"
+            )
+            break
+    most = max((connections[name].request_bytes for name, _ in covered), default=0)
+    if rule.body is not None and rule.body_node is not None and most and rule.body > most:
+        reader.fault(rule.body_node, f"at most the connection's limit of {most} bytes")
+
+
+def _within(inner: Sequence[str], outer: Sequence[str]) -> bool:
+    """Whether every name that ``inner`` covers is covered by ``outer`` (a ``*`` of inner must meet a ``*`` of outer)."""
+    return all(any(matches(wide.lower(), narrow.lower()) for wide in outer) for narrow in inner)
+
+
+def _qualified(reader: Reader, document: Document, node: Node, kind: str) -> bool:
+    """Check that a group or subject carries the name of an identity."""
+    identities = document.identities
+    if identities.all is None:
+        if kind == "subject" and node.value == ANONYMOUS:
+            return True
+        reader.fault(node, f"the subject {ANONYMOUS}, the only caller there is with identity: none")
+        return False
+    prefix, colon, rest = str(node.value).partition(":")
+    names = sorted(identities.nodes)
+    example = names[0] if names else "corp"
+    if not colon or not rest:
+        reader.fault(node, f'a {kind} with the name of its identity, such as "{example}:{prefix}"')
+        return False
+    if prefix not in identities.nodes:
+        if identities.nodes:
+            reader.fault(node, f"a {kind} of the identity {' or '.join(names)}")
+        return False
+    return True
+
+
+def _actions(reader: Reader, document: Document, parts: Parts) -> dict[tuple[str, Direction], Action]:
+    """Every class of the loaded packs needs an action in both directions, and no other class may have one."""
+    classes = {rule.cls for rule in parts.rules}
+    found: dict[tuple[str, Direction], Action] = {}
+    for direction, actions in document.actions.items():
+        for cls, (action, node) in actions.items():
+            found[cls, direction] = action
+            if cls not in classes and parts.whole:
+                reader.fault(node, f"the classes of the loaded packs: {', '.join(sorted(classes)) or 'there are none'}",
+                             found="an unknown class")
+        for cls in sorted(classes - set(actions)):
+            reader.fault(
+                document.inspection, " or ".join(Action), found="nothing", key=f"inspection.{direction}.{cls}"
+            )
+    return found
+
+
+def _decisions(
+    mode: Mode, actions: Mapping[tuple[str, Direction], Action], rules: Sequence[Rule], direction: Direction
+) -> dict[str, Action]:
+    """Give each rule its action; a rule or policy that observes turns what would act into a flag."""
+    found: dict[str, Action] = {}
+    for rule in rules:
+        action = actions.get((rule.cls, direction), Action.BLOCK)
+        acts = action in (Action.REDACT, Action.BLOCK)
+        found[rule.id] = Action.FLAG if acts and (rule.observe or mode is Mode.OBSERVE) else action
+    return found
+
+
+def _warnings(document: Document, rules: Sequence[Rule]) -> tuple[str, ...]:
+    """Say what a reader of the start panel must know."""
+    found: list[str] = []
+    if document.mode is Mode.OBSERVE:
+        found.append("mode: observe: findings are recorded, nothing is redacted or blocked")
+    if document.identities.all is None:
+        found.append("identity: none: every client is let in as one anonymous caller")
+    if document.unlisted is Unlisted.PASS:
+        found.append("unlisted: pass: hosts that no connection names are not inspected")
+    observed = sorted(rule.id for rule in rules if rule.observe)
+    if observed and document.mode is Mode.ENFORCE:
+        found.append(f"these rules only observe: {', '.join(observed)}")
+    for each in document.connections:
+        if each.credential is not None and "${env:" in each.credential.template:
+            found.append(f"connection {each.name}: an env: credential can be read by every process of this user")
+    return tuple(found)
+

@@ -1,0 +1,171 @@
+"""From a policy file to a ``Policy``: reads it, its packs and its dialects, and reports every fault at once.
+
+This is the shell of the package: only here are files read. ``load`` either returns a whole policy or raises, so whoever
+reloads keeps the policy in force until a new one is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tidegate.dialects.load import parse_dialect
+from tidegate.dialects.spec import Dialect
+from tidegate.inspection.engine import CompiledCache, Engine, build
+from tidegate.inspection.rules import Rule, check_examples, parse_pack
+from tidegate.model import Fault
+from tidegate.policy.linking import Parts, link
+from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, StaticIdentity
+from tidegate.policy.reader import Reader
+from tidegate.policy.routing import routes
+from tidegate.policy.schema import Document, read
+from tidegate.policy.source import parse
+
+FILE_BYTES = 4 * 1024 * 1024  # the largest pack shipped is well under 1 MB; more is a mistake in a glob
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A file that was read: its name for messages, its name below the policy's folder, its text."""
+
+    file: str
+    name: str
+    text: str
+
+
+def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
+    """Load a policy with its packs and dialects.
+
+    Raises ``PolicyError`` with every fault of every file at once; nothing is half loaded.
+    """
+    faults: list[Fault] = []
+    reader = Reader(str(path))
+    policy_text = _read(path, path.parent, faults)
+    if policy_text is None:
+        raise PolicyError(tuple(faults))
+    root, yaml_faults = parse(policy_text.text, str(path))
+    faults.extend(yaml_faults)
+    if root is None:
+        raise PolicyError(tuple(faults))
+    document = read(reader, root)
+    packs = _files(path, "packs", document.packs, reader, document)
+    dialect_texts = _files(path, "dialects", document.dialects, reader, document)
+    below: list[Fault] = []
+    dialects = _dialects(dialect_texts, below)
+    rules, engine = _rules(packs, below, engine_cache)
+    linked = link(reader, document, Parts(dialects, rules, whole=not below))
+    faults += [*reader.faults, *below]
+    if faults or engine is None:
+        raise PolicyError(tuple(faults))
+    return Policy(
+        file=str(path),
+        sha256=_digest((policy_text, *packs, *dialect_texts)),
+        mode=document.mode,
+        unlisted=document.unlisted,
+        identities=_identities(document, path.parent),
+        connections=linked.connections,
+        routes=routes(linked.connections.values()),
+        permissions=linked.permissions,
+        dialects=dialects,
+        engine=engine,
+        actions=linked.actions,
+        decisions=linked.decisions,
+        recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
+        warnings=linked.warnings,
+    )
+
+
+def _read(path: Path, folder: Path, faults: list[Fault]) -> _Text | None:
+    """Read one file; what cannot be read is a fault."""
+    try:
+        data = path.read_bytes()
+        if len(data) > FILE_BYTES:
+            raise ValueError
+        text = data.decode("utf-8")
+    except OSError as error:
+        faults.append(Fault(str(path), "the file", error.strerror or "an error", "a file that can be read"))
+    except ValueError:
+        faults.append(Fault(str(path), "the file", "bytes that are not UTF-8, or too many", "UTF-8 text up to 4 MiB"))
+    else:
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+        return _Text(str(path), name, text)
+    return None
+
+
+def _files(path: Path, key: str, globs: Sequence[str], reader: Reader, document: Document) -> tuple[_Text, ...]:
+    """Read the files that a list of globs names, each once, in the order of their names."""
+    found: dict[Path, None] = {}
+    for glob in globs:
+        try:
+            matched = [each for each in sorted(path.parent.glob(glob)) if each.is_file()]
+        except (ValueError, NotImplementedError):
+            matched = []
+        if not matched:
+            reader.fault(
+                document.root, "a path relative to this file that names at least one file", repr(glob), key=key
+            )
+        found.update(dict.fromkeys(matched))
+    texts = [_read(each, path.parent, reader.faults) for each in found]
+    return tuple(text for text in texts if text is not None)
+
+
+def _dialects(texts: Sequence[_Text], faults: list[Fault]) -> dict[str, Dialect]:
+    found: dict[str, Dialect] = {}
+    for each in texts:
+        dialect, problems = parse_dialect(each.text, each.file)
+        faults.extend(problems)
+        if dialect is None:
+            continue
+        if dialect.name in found:
+            faults.append(Fault(each.file, "dialect", f"a second dialect named {dialect.name}", "each name once"))
+        found[dialect.name] = dialect
+    return found
+
+
+def _rules(
+    texts: Sequence[_Text], faults: list[Fault], cache: CompiledCache | None
+) -> tuple[tuple[Rule, ...], Engine | None]:
+    """Parse the packs, build the engine and run every rule's examples; no engine where a pack is at fault."""
+    rules: list[Rule] = []
+    problems: list[Fault] = []
+    known: dict[str, str] = {}
+    for each in texts:
+        parsed, found = parse_pack(each.text, each.file)
+        problems.extend(found)
+        for rule in parsed:
+            if rule.id in known and known[rule.id] != each.file:
+                problems.append(Fault(each.file, f"rules[{rule.id}]", f"an id that {known[rule.id]} has", "each id once"))
+            known.setdefault(rule.id, each.file)
+        rules.extend(parsed)
+    faults.extend(problems)
+    if problems:
+        return tuple(rules), None
+    engine = build(tuple(rules), cache)
+    faults.extend(check_examples(rules, engine))
+    return tuple(rules), engine
+
+
+def _identities(document: Document, folder: Path) -> tuple[Identity, ...] | None:
+    """Make the paths of tokens files absolute."""
+    if document.identities.all is None:
+        return None
+    return tuple(
+        replace(each, tokens=_absolute(folder, each.tokens)) if isinstance(each, StaticIdentity) else each
+        for each in document.identities.all
+    )
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return str((folder / path).resolve())
+
+
+def _digest(texts: Sequence[_Text]) -> str:
+    """Hash names and texts with their lengths, so that no two sets of files give the same input."""
+    digest = hashlib.sha256()
+    for each in texts:
+        for part in (each.name.encode(), each.text.encode()):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+    return digest.hexdigest()

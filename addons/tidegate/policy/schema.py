@@ -1,0 +1,233 @@
+"""The shape of a policy file: which keys there are, and what each accepts. Pure; the names in it are not yet resolved.
+
+``SECTIONS`` is the whole list of keys; docs/policy.md describes each of them and a test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tidegate.model import Action, Direction, Mode
+from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
+from tidegate.policy.policy import Keep, RecordingMode, Unlisted
+from tidegate.policy.reader import Reader
+from tidegate.policy.source import Node
+from tidegate.policy.upstreams import CONNECTION_SECTIONS, ConnectionDoc, LimitsDoc, read_connection, read_limits
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        "version",
+        "mode",
+        "unlisted",
+        "identity",
+        "connections",
+        "roles",
+        "bindings",
+        "packs",
+        "dialects",
+        "inspection",
+        "limits",
+        "recording",
+    ),
+    **IDENTITY_SECTIONS,
+    **CONNECTION_SECTIONS,
+    "roles.NAME": ("allow", "deny"),
+    "roles.NAME.allow[]": ("connections", "endpoints", "models", "limits"),
+    "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
+    "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
+    "bindings[]": ("groups", "subjects", "roles"),
+    "inspection": ("prompt", "response"),
+    "recording": ("mode", "keep", "path"),
+}
+
+PACKS = ("packs/*.yaml",)
+DIALECTS = ("dialects/*.yaml",)
+RECORDING_PATH = "recordings/tidegate.db"
+_NAMES = "a list of names, or [\"*\"] for all of them"
+_PATTERNS = "a list of names in which * stands for any text"
+
+
+@dataclass(frozen=True, slots=True)
+class AllowDoc:
+    """An allow rule as written. Lists of nodes hold ``str``; ``None`` means the key is absent."""
+
+    node: Node
+    connections: tuple[Node, ...]
+    endpoints: tuple[Node, ...]
+    models: tuple[str, ...] | None
+    tools: tuple[str, ...] | None
+    max_output_tokens: int | None
+    body: int | None
+    body_node: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class DenyDoc:
+    """A deny rule as written; an absent key covers everything."""
+
+    node: Node
+    connections: tuple[Node, ...] | None
+    endpoints: tuple[Node, ...] | None
+    models: tuple[str, ...] | None
+    tools: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleDoc:
+    """A role as written."""
+
+    allow: tuple[AllowDoc, ...]
+    deny: tuple[DenyDoc, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BindingDoc:
+    """A binding as written."""
+
+    node: Node
+    groups: tuple[Node, ...]
+    subjects: tuple[Node, ...]
+    roles: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A whole policy file, read but not yet linked. ``root`` is where faults about missing entries point."""
+
+    root: Node
+    mode: Mode
+    unlisted: Unlisted
+    identities: Identities
+    connections: tuple[ConnectionDoc, ...]
+    roles: Mapping[str, RoleDoc]
+    bindings: tuple[BindingDoc, ...]
+    packs: tuple[str, ...]
+    dialects: tuple[str, ...]
+    inspection: Node
+    actions: Mapping[Direction, Mapping[str, tuple[Action, Node]]]
+    limits: LimitsDoc
+    recording_mode: RecordingMode
+    keep: Keep
+    recording_path: str
+
+
+def read(reader: Reader, root: Node) -> Document:
+    """Read a policy's tree. Faults are in the reader; the document holds whatever could be understood."""
+    top = reader.section(
+        root,
+        SECTIONS[""],
+        {
+            "version": "1",
+            "identity": "a list of identities, or the word none to switch identity off",
+            "connections": "a list of at least one connection",
+            "inspection": "an action for each class of finding, under prompt and under response",
+        },
+    )
+    version = top.get("version")
+    if version is not None and (version.value != 1 or isinstance(version.value, bool)):
+        reader.fault(version, "1")
+    connections = top.get("connections")
+    if connections is not None and connections.value == ():
+        reader.fault(connections, "a list of at least one connection", found="an empty list")
+    inspection = top.get("inspection", root)
+    recording = reader.section(top["recording"], SECTIONS["recording"]) if "recording" in top else {}
+    return Document(
+        root=root,
+        mode=reader.choice(top.get("mode"), Mode, Mode.ENFORCE),
+        unlisted=reader.choice(top.get("unlisted"), Unlisted, Unlisted.DENY),
+        identities=read_identities(reader, top.get("identity")),
+        connections=tuple(read_connection(reader, each) for each in reader.items(connections)),
+        roles={name: _role(reader, node) for name, node in reader.entries(top.get("roles")).items()},
+        bindings=tuple(_binding(reader, each) for each in reader.items(top.get("bindings"))),
+        packs=_globs(reader, top.get("packs"), PACKS),
+        dialects=_globs(reader, top.get("dialects"), DIALECTS),
+        inspection=inspection,
+        actions=_actions(reader, top.get("inspection")),
+        limits=read_limits(reader, top.get("limits")),
+        recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
+        keep=reader.choice(recording.get("keep"), Keep, Keep.REDACTED),
+        recording_path=reader.text(recording.get("path"), "the path of an SQLite file", RECORDING_PATH),
+    )
+
+
+def _globs(reader: Reader, node: Node | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    found = reader.texts(node, "a list of paths relative to this file, in which * stands for any text")
+    return tuple(str(each.value) for each in found) or default
+
+
+def _patterns(reader: Reader, node: Node | None) -> tuple[str, ...] | None:
+    if node is None:
+        return None
+    return tuple(str(each.value) for each in reader.texts(node, _PATTERNS))
+
+
+def _role(reader: Reader, node: Node) -> RoleDoc:
+    reader.name(Node(node.key, node.line, node.key.removeprefix("roles.")))
+    section = reader.section(node, SECTIONS["roles.NAME"])
+    allow = tuple(_allow(reader, each) for each in reader.items(section.get("allow"), "a list of rules"))
+    deny = tuple(_deny(reader, each) for each in reader.items(section.get("deny"), "a list of rules"))
+    if isinstance(node.value, Mapping) and not allow and not deny:
+        reader.fault(node, "at least one rule under allow or deny", found="no rule")
+    return RoleDoc(allow, deny)
+
+
+def _allow(reader: Reader, node: Node) -> AllowDoc:
+    section = reader.section(
+        node, SECTIONS["roles.NAME.allow[]"], {"connections": _NAMES, "endpoints": _NAMES}
+    )
+    limits = reader.section(section["limits"], SECTIONS["roles.NAME.allow[].limits"]) if "limits" in section else {}
+    return AllowDoc(
+        node=node,
+        connections=reader.texts(section.get("connections"), _NAMES),
+        endpoints=reader.texts(section.get("endpoints"), _NAMES),
+        models=_patterns(reader, section.get("models")),
+        tools=_patterns(reader, limits.get("tools")),
+        max_output_tokens=reader.count(limits.get("max_output_tokens"), "a whole number of tokens above zero"),
+        body=reader.bytes(limits.get("body")),
+        body_node=limits.get("body"),
+    )
+
+
+def _deny(reader: Reader, node: Node) -> DenyDoc:
+    section = reader.section(node, SECTIONS["roles.NAME.deny[]"])
+    if isinstance(node.value, Mapping) and not node.value:
+        reader.fault(node, "at least one of connections, endpoints, models, tools", found="no condition")
+    connections, endpoints = section.get("connections"), section.get("endpoints")
+    return DenyDoc(
+        node=node,
+        connections=None if connections is None else reader.texts(connections, _NAMES),
+        endpoints=None if endpoints is None else reader.texts(endpoints, _NAMES),
+        models=_patterns(reader, section.get("models")),
+        tools=_patterns(reader, section.get("tools")),
+    )
+
+
+def _binding(reader: Reader, node: Node) -> BindingDoc:
+    section = reader.section(node, SECTIONS["bindings[]"], {"roles": "a list of roles"})
+    if isinstance(node.value, Mapping) and not {"groups", "subjects"} & set(section):
+        reader.fault(node, "groups or subjects, such as groups: [\"corp:ml-eng\"]", found="nobody to bind")
+    return BindingDoc(
+        node=node,
+        groups=reader.texts(section.get("groups"), 'a list of groups such as "corp:ml-eng"'),
+        subjects=reader.texts(section.get("subjects"), 'a list of subjects such as "corp:alice"'),
+        roles=reader.texts(section.get("roles"), "a list of roles"),
+    )
+
+
+def _actions(reader: Reader, node: Node | None) -> dict[Direction, dict[str, tuple[Action, Node]]]:
+    found: dict[Direction, dict[str, tuple[Action, Node]]] = {}
+    if node is None:
+        return found
+    section = reader.section(
+        node, SECTIONS["inspection"], {each: "an action for each class of finding" for each in SECTIONS["inspection"]}
+    )
+    for direction in Direction:
+        if direction not in section or not isinstance(section[direction].value, Mapping):
+            reader.entries(section.get(direction))
+            continue
+        found[direction] = {}
+        for cls, action in reader.entries(section[direction]).items():
+            later = " (tokenise and approve are not in this version)" if action.value in ("tokenise", "approve") else ""
+            found[direction][cls] = (reader.choice(action, Action, Action.BLOCK, later), action)
+    return found

@@ -1,0 +1,186 @@
+"""The ``connections`` and ``limits`` sections of a policy: where requests go, with which credential and limits. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from tidegate.identity import reference
+from tidegate.model import AnswerLimits, CredentialRef, Origin
+from tidegate.policy.identities import LOOPBACK
+from tidegate.policy.reader import Reader
+from tidegate.policy.source import Node
+
+CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "connections[]": ("name", "dialect", "upstream", "serve", "credential", "limits"),
+    "connections[].serve": ("path",),
+    "connections[].credential": ("header", "value"),
+    "connections[].limits": ("request", "response"),
+    "limits": ("request", "response"),
+    "limits.request": ("bytes",),
+    "limits.response": ("bytes", "first_byte", "idle", "duration"),
+}
+
+REQUEST_BYTES = 8 * 1024 * 1024  # a prompt of a million tokens is 4 to 5 MB of JSON
+_PORTS = {"http": 80, "https": 443}
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
+_HOST = re.compile(r"[a-z0-9._:-]+")
+_HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_NOT_A_CREDENTIAL = frozenset(  # framing and routing: whoever sets these moves the request, not its authority
+    "host content-length transfer-encoding content-encoding content-type connection upgrade te trailer".split()
+)
+_UPSTREAM = "an http or https address without user, query or fragment, such as https://api.openai.com"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsDoc:
+    """Limits as written; ``None`` is not written. ``nodes`` maps the name of a limit to its place."""
+
+    request_bytes: int | None = None
+    bytes: int | None = None
+    first_byte: float | None = None
+    idle: float | None = None
+    duration: float | None = None
+    nodes: Mapping[str, Node] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionDoc:
+    """A connection as written. ``upstream`` is ``None`` when it was at fault; ``prefix`` when it is not served."""
+
+    node: Node
+    name: str
+    dialect: Node | None
+    upstream: Origin | None
+    upstream_path: str
+    prefix: str | None
+    credential: CredentialRef | None
+    limits: LimitsDoc
+
+
+def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
+    """Read one connection."""
+    section = reader.section(
+        node,
+        CONNECTION_SECTIONS["connections[]"],
+        {"name": "a name for the connection", "dialect": "the name of a dialect", "upstream": _UPSTREAM},
+    )
+    origin, path = _upstream(reader, section.get("upstream"))
+    credential = _credential(reader, section["credential"]) if "credential" in section else None
+    if credential is not None and origin is not None and origin.scheme == "http" and origin.host not in LOOPBACK:
+        reader.fault(section["upstream"], "an https address where a credential is attached, or http to loopback")
+    if "dialect" in section:
+        reader.text(section["dialect"], "the name of a dialect")
+    return ConnectionDoc(
+        node=node,
+        name=reader.name(section.get("name")),
+        dialect=section.get("dialect"),
+        upstream=origin,
+        upstream_path=path,
+        prefix=_prefix(reader, section["serve"]) if "serve" in section else None,
+        credential=credential,
+        limits=read_limits(reader, section.get("limits")),
+    )
+
+
+def read_limits(reader: Reader, node: Node | None) -> LimitsDoc:
+    """Read a ``limits`` section, of the policy or of a connection."""
+    if node is None:
+        return LimitsDoc()
+    section = reader.section(node, CONNECTION_SECTIONS["limits"])
+    request = reader.section(section["request"], CONNECTION_SECTIONS["limits.request"]) if "request" in section else {}
+    answer = reader.section(section["response"], CONNECTION_SECTIONS["limits.response"]) if "response" in section else {}
+    return LimitsDoc(
+        request_bytes=reader.bytes(request.get("bytes")),
+        bytes=reader.bytes(answer.get("bytes")),
+        first_byte=reader.seconds(answer.get("first_byte")),
+        idle=reader.seconds(answer.get("idle")),
+        duration=reader.seconds(answer.get("duration")),
+        nodes={**answer, **{"request_bytes": each for each in request.values()}},
+    )
+
+
+def merge(reader: Reader, general: LimitsDoc, own: LimitsDoc) -> tuple[int, AnswerLimits]:
+    """Lay a connection's limits over the general ones and the defaults; returns request bytes and answer limits.
+
+    A written limit that the duration makes pointless is a fault where it is written in ``own``; a default one that is
+    longer than a written duration is shortened to it.
+    """
+    base = AnswerLimits()
+    written = {
+        name: getattr(own, name) if getattr(own, name) is not None else getattr(general, name)
+        for name in ("bytes", "first_byte", "idle", "duration")
+    }
+    limits = replace(base, **{name: value for name, value in written.items() if value is not None})
+    nodes = own.nodes or {}
+    for name in ("first_byte", "idle"):
+        at = nodes.get(name) or nodes.get("duration")
+        if written[name] is not None and written[name] > limits.duration and at is not None:
+            reader.fault(
+                at,
+                f"a {name} of at most the duration",
+                found=f"{name} {written[name]:g}s with a duration of {limits.duration:g}s",
+            )
+    limits = replace(
+        limits, first_byte=min(limits.first_byte, limits.duration), idle=min(limits.idle, limits.duration)
+    )
+    return own.request_bytes or general.request_bytes or REQUEST_BYTES, limits
+
+
+def _upstream(reader: Reader, node: Node | None) -> tuple[Origin | None, str]:
+    """Read the upstream address; returns its origin and its base path without a final slash."""
+    address = reader.text(node, _UPSTREAM)
+    if node is None or not address:
+        return None, ""
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        reader.fault(node, _UPSTREAM)
+        return None, ""
+    if parts.username is not None or parts.password is not None:
+        reader.fault(node, _UPSTREAM, found="an address with a user or password (not shown)")
+        return None, ""
+    host = (parts.hostname or "").rstrip(".")
+    plain = _HOST.fullmatch(host) and _PATH.fullmatch(parts.path) and not {".", ".."} & set(parts.path.split("/"))
+    if parts.scheme not in _PORTS or not plain or "?" in address or "#" in address:
+        reader.fault(node, _UPSTREAM)
+        return None, ""
+    return Origin(parts.scheme, host, port or _PORTS[parts.scheme]), parts.path.rstrip("/")
+
+
+def _prefix(reader: Reader, node: Node) -> str | None:
+    accepted = "a path such as /openai"
+    section = reader.section(node, CONNECTION_SECTIONS["connections[].serve"], {"path": accepted})
+    path = reader.text(section.get("path"), accepted)
+    if not path:
+        return None
+    if not path.startswith("/") or not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        reader.fault(section["path"], accepted)
+        return None
+    return path.rstrip("/")
+
+
+def _credential(reader: Reader, node: Node) -> CredentialRef | None:
+    section = reader.section(
+        node,
+        CONNECTION_SECTIONS["connections[].credential"],
+        {"header": "the name of a header such as authorization or x-api-key", "value": reference.ACCEPTED},
+    )
+    header = reader.text(section.get("header"), "the name of a header such as authorization or x-api-key").lower()
+    if header and (not _HEADER.fullmatch(header) or header in _NOT_A_CREDENTIAL):
+        reader.fault(section["header"], "the name of a header such as authorization or x-api-key")
+    value = section.get("value")
+    if value is None:
+        return None
+    if not isinstance(value.value, str):
+        reader.fault(value, reference.ACCEPTED, found="a value that is not text (not shown)")
+        return None
+    try:
+        reference.parse(value.value)
+    except reference.NotAReference as problem:
+        reader.fault(value, reference.ACCEPTED, found=str(problem))
+        return None
+    return CredentialRef(header, value.value)
