@@ -2,6 +2,7 @@
 # and .venv in it, installed from the lock with hashes. A second time it only compares a stamp.
 # uv is used where there is one and never required.
 # shellcheck shell=bash
+set -euo pipefail
 
 say() { printf 'tidegate: %s\n' "$*" >&2; }
 

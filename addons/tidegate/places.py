@@ -1,10 +1,12 @@
-"""Where the rules are: in the working directory, in the checkout, or beside an installed package."""
+"""Where the rules are: in the working directory, in the checkout, or where an installed wheel put them."""
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = Path(__file__).resolve().parents[2]
+INSTALLED = Path(sysconfig.get_path("data")) / "share" / "tidegate"
 
 
 def default_policy() -> Path:
@@ -13,7 +15,7 @@ def default_policy() -> Path:
     When there is none at all, the working directory's path is returned, for the message that it is missing.
     """
     here = Path("rules/policy.yaml")
-    for candidate in (here, PACKAGE.parents[1] / "rules" / "policy.yaml", PACKAGE / "_rules" / "policy.yaml"):
+    for candidate in (here, CHECKOUT / here, INSTALLED / here):
         if candidate.is_file():
             return candidate
     return here
