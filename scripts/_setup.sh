@@ -30,8 +30,8 @@ install() { # lock file
         uv pip install --quiet --python .venv/bin/python --require-hashes -r "$1"
         uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
     else
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$1"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+        .venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r "$1"
+        .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
     fi
 }
 
