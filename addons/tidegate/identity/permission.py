@@ -70,12 +70,12 @@ def permit(grant: Grant, asked: Asked) -> Grant | Denial:
     tokens = min((r.max_output_tokens for r in covering if r.max_output_tokens is not None), default=None)
     if tokens is not None and (asked.max_output is None or asked.max_output > tokens):
         return Denial(
-            Reason.OUTPUT_LIMIT, 403, f"Your role allows at most {tokens} output tokens here; ask for no more than that."
+            Reason.OUTPUT_LIMIT,
+            403,
+            f"Your role allows at most {tokens} output tokens here; ask for no more than that.",
         )
     bodies = (rule.body for rule in covering if rule.body is not None)
-    return replace(
-        grant, allows=covering, max_output_tokens=tokens, request_bytes=min((*bodies, grant.request_bytes))
-    )
+    return replace(grant, allows=covering, max_output_tokens=tokens, request_bytes=min((*bodies, grant.request_bytes)))
 
 
 def roles_of(policy: Policy, caller: Caller) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.rules import Rule
 
-ANONYMOUS = "none:anonymous"
+ANONYMOUS = "none:anyone"
 ALL = "*"
 
 
@@ -200,7 +200,9 @@ def _check_allow(
         models = deny.models is None or (rule.models is not None and _within(rule.models, deny.models))
         if covered and deny.tools is None and models and set(covered) <= set(places):
             reader.fault(
-                rule.node, "an allow rule that the role's deny rules leave something of", found=f"a rule that {deny.node.key} denies"
+                rule.node,
+                "an allow rule that the role's deny rules leave something of",
+                found=f"a rule that {deny.node.key} denies",
             )
             break
     most = max((connections[name].request_bytes for name, _ in covered), default=0)
@@ -242,12 +244,13 @@ def _actions(reader: Reader, document: Document, parts: Parts) -> dict[tuple[str
         for cls, (action, node) in actions.items():
             found[cls, direction] = action
             if cls not in classes and parts.whole:
-                reader.fault(node, f"the classes of the loaded packs: {', '.join(sorted(classes)) or 'there are none'}",
-                             found="an unknown class")
+                reader.fault(
+                    node,
+                    f"the classes of the loaded packs: {', '.join(sorted(classes)) or 'there are none'}",
+                    found="an unknown class",
+                )
         for cls in sorted(classes - set(actions)):
-            reader.fault(
-                document.inspection, " or ".join(Action), found="nothing", key=f"inspection.{direction}.{cls}"
-            )
+            reader.fault(document.inspection, " or ".join(Action), found="nothing", key=f"inspection.{direction}.{cls}")
     return found
 
 
@@ -279,4 +282,3 @@ def _warnings(document: Document, rules: Sequence[Rule]) -> tuple[str, ...]:
         if each.credential is not None and "${env:" in each.credential.template:
             found.append(f"connection {each.name}: an env: credential can be read by every process of this user")
     return tuple(found)
-

@@ -136,7 +136,9 @@ def _rules(
         problems.extend(found)
         for rule in parsed:
             if rule.id in known and known[rule.id] != each.file:
-                problems.append(Fault(each.file, f"rules[{rule.id}]", f"an id that {known[rule.id]} has", "each id once"))
+                problems.append(
+                    Fault(each.file, f"rules[{rule.id}]", f"an id that {known[rule.id]} has", "each id once")
+                )
             known.setdefault(rule.id, each.file)
         rules.extend(parsed)
     faults.extend(problems)

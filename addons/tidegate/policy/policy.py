@@ -136,6 +136,12 @@ class Policy:
         table = self.decisions[direction]
         return lambda rule: table[rule.id]
 
+    @property
+    def redacts_answers(self) -> bool:
+        """Whether any class is masked or blocked in answers, so that a second copy of their text would undo it."""
+        masking = (Action.REDACT, Action.BLOCK)
+        return any(act in masking for (_, way), act in self.actions.items() if way is Direction.RESPONSE)
+
 
 class PolicyError(Exception):
     """The policy cannot be used. ``faults`` holds everything that is wrong with it, its packs and its dialects."""

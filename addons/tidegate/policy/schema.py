@@ -44,7 +44,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
 RECORDING_PATH = "recordings/tidegate.db"
-_NAMES = "a list of names, or [\"*\"] for all of them"
+_NAMES = 'a list of names, or ["*"] for all of them'
 _PATTERNS = "a list of names in which * stands for any text"
 
 
@@ -173,9 +173,7 @@ def _role(reader: Reader, node: Node) -> RoleDoc:
 
 
 def _allow(reader: Reader, node: Node) -> AllowDoc:
-    section = reader.section(
-        node, SECTIONS["roles.NAME.allow[]"], {"connections": _NAMES, "endpoints": _NAMES}
-    )
+    section = reader.section(node, SECTIONS["roles.NAME.allow[]"], {"connections": _NAMES, "endpoints": _NAMES})
     limits = reader.section(section["limits"], SECTIONS["roles.NAME.allow[].limits"]) if "limits" in section else {}
     return AllowDoc(
         node=node,
@@ -206,7 +204,7 @@ def _deny(reader: Reader, node: Node) -> DenyDoc:
 def _binding(reader: Reader, node: Node) -> BindingDoc:
     section = reader.section(node, SECTIONS["bindings[]"], {"roles": "a list of roles"})
     if isinstance(node.value, Mapping) and not {"groups", "subjects"} & set(section):
-        reader.fault(node, "groups or subjects, such as groups: [\"corp:ml-eng\"]", found="nobody to bind")
+        reader.fault(node, 'groups or subjects, such as groups: ["corp:ml-eng"]', found="nobody to bind")
     return BindingDoc(
         node=node,
         groups=reader.texts(section.get("groups"), 'a list of groups such as "corp:ml-eng"'),
@@ -220,7 +218,7 @@ def _actions(reader: Reader, node: Node | None) -> dict[Direction, dict[str, tup
     if node is None:
         return found
     section = reader.section(
-        node, SECTIONS["inspection"], {each: "an action for each class of finding" for each in SECTIONS["inspection"]}
+        node, SECTIONS["inspection"], dict.fromkeys(SECTIONS["inspection"], "an action for each class of finding")
     )
     for direction in Direction:
         if direction not in section or not isinstance(section[direction].value, Mapping):

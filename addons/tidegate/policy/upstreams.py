@@ -1,4 +1,4 @@
-"""The ``connections`` and ``limits`` sections of a policy: where requests go, with which credential and limits. Pure."""
+"""The ``connections`` and ``limits`` of a policy: where requests go, with which credential and limits. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
 _HOST = re.compile(r"[a-z0-9._:-]+")
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _NOT_A_CREDENTIAL = frozenset(  # framing and routing: whoever sets these moves the request, not its authority
-    "host content-length transfer-encoding content-encoding content-type connection upgrade te trailer".split()
+    {"host", "content-length", "transfer-encoding", "content-encoding", "content-type", "connection", "upgrade", "te"}
 )
 _UPSTREAM = "an http or https address without user, query or fragment, such as https://api.openai.com"
 
@@ -91,14 +91,16 @@ def read_limits(reader: Reader, node: Node | None) -> LimitsDoc:
         return LimitsDoc()
     section = reader.section(node, CONNECTION_SECTIONS["limits"])
     request = reader.section(section["request"], CONNECTION_SECTIONS["limits.request"]) if "request" in section else {}
-    answer = reader.section(section["response"], CONNECTION_SECTIONS["limits.response"]) if "response" in section else {}
+    answer = (
+        reader.section(section["response"], CONNECTION_SECTIONS["limits.response"]) if "response" in section else {}
+    )
     return LimitsDoc(
         request_bytes=reader.bytes(request.get("bytes")),
         bytes=reader.bytes(answer.get("bytes")),
         first_byte=reader.seconds(answer.get("first_byte")),
         idle=reader.seconds(answer.get("idle")),
         duration=reader.seconds(answer.get("duration")),
-        nodes={**answer, **{"request_bytes": each for each in request.values()}},
+        nodes=answer,
     )
 
 
@@ -123,9 +125,7 @@ def merge(reader: Reader, general: LimitsDoc, own: LimitsDoc) -> tuple[int, Answ
                 f"a {name} of at most the duration",
                 found=f"{name} {written[name]:g}s with a duration of {limits.duration:g}s",
             )
-    limits = replace(
-        limits, first_byte=min(limits.first_byte, limits.duration), idle=min(limits.idle, limits.duration)
-    )
+    limits = replace(limits, first_byte=min(limits.first_byte, limits.duration), idle=min(limits.idle, limits.duration))
     return own.request_bytes or general.request_bytes or REQUEST_BYTES, limits
 
 

@@ -1,0 +1,146 @@
+"""Who holds this token? The shell around ``claims``: keys are fetched, answers remembered, and static tokens looked up.
+
+The data path asks ``cached`` first, which never waits. What it remembers is bound to a keyed hash of the token and to the
+very key set that checked it: keys that change, a token that ends, and ``CACHE_SECONDS`` each end what is remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tidegate.identity import claims
+from tidegate.identity.jwks import KeySet
+from tidegate.identity.keys import KeySource
+from tidegate.identity.static import PREFIX, StaticTokens
+from tidegate.model import Caller, Denial, Reason
+from tidegate.policy.policy import Identity, OidcIdentity
+
+CACHE_SECONDS = 300.0  # what the provider changes about a caller is seen after five minutes at the latest
+CACHE_CALLERS = 10_000  # about 5 MB
+REFUSED_SECONDS = 5.0  # long enough for a retry storm, short enough for a token that just became valid
+REFUSED_TOKENS = 1_000
+
+_UNAVAILABLE = Denial(
+    Reason.IDP_UNAVAILABLE, 503, "The identity provider cannot be asked at the moment; try again in a few seconds."
+)
+
+
+class _Known(NamedTuple):
+    """What was found out about a token, until when it holds, and the keys it depends on."""
+
+    answer: Caller | Denial
+    until: float
+    source: KeySource | None
+    keys: KeySet | None
+
+
+class Verifier:
+    """Verifies tokens against the identities of one policy. ``start`` it before use, ``close`` it after.
+
+    Times are Unix seconds, given by the caller. With ``identities`` ``None`` (identity: none) every token is refused:
+    whoever asks is expected not to.
+    """
+
+    def __init__(self, identities: Sequence[Identity] | None, sources: Sequence[KeySource] | None = None) -> None:
+        known = tuple(identities or ())
+        if sources is None:
+            sources = [KeySource(each) for each in known if isinstance(each, OidcIdentity)]
+        self._sources = {source.identity.issuer: source for source in sources}
+        self._static = tuple(StaticTokens(each) for each in known if not isinstance(each, OidcIdentity))
+        self._secret = secrets.token_bytes(32)
+        self._callers: OrderedDict[bytes, _Known] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Known] = OrderedDict()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Load every provider's keys once, then keep them fresh in the background. A provider that is down is no error."""
+        await asyncio.gather(*(source.refresh() for source in self._sources.values()))
+        self._tasks = [asyncio.create_task(self._keep_fresh(source)) for source in self._sources.values()]
+
+    async def close(self) -> None:
+        """Stop the background work."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    @property
+    def sources(self) -> tuple[KeySource, ...]:
+        """The providers' keys, for health and messages."""
+        return tuple(self._sources.values())
+
+    def cached(self, token: str, now: float) -> Caller | Denial | None:
+        """Answer at once, or ``None``: then ``identify`` has to be awaited. Static tokens always have an answer."""
+        if token.startswith(PREFIX):
+            return self._lookup(token, now)
+        digest = self._digest(token)
+        for memory in (self._callers, self._refused):
+            known = memory.get(digest)
+            if known is None:
+                continue
+            if now < known.until and (known.source is None or known.source.keys is known.keys):
+                memory.move_to_end(digest)
+                return known.answer
+            del memory[digest]
+        return None
+
+    async def identify(self, token: str, now: float) -> Caller | Denial:
+        """Verify a token, asking its provider for keys when they are missing or the token's key is not among them."""
+        known = self.cached(token, now)
+        if known is not None:
+            return known
+        peeked = claims.peek(token)
+        if isinstance(peeked, Denial):
+            return self._remember(token, _Known(peeked, now + REFUSED_SECONDS, None, None))
+        source = self._sources.get(peeked.issuer)
+        if source is None:
+            return self._remember(token, _Known(claims.refused(Reason.TOKEN_ISSUER), now + REFUSED_SECONDS, None, None))
+        if source.keys is None:
+            await source.refresh()
+        keys = source.keys
+        if keys is None:
+            return _UNAVAILABLE
+        answer = claims.verify(peeked, source.identity, keys, now)
+        if isinstance(answer, Denial) and answer.reason is Reason.KEY_UNKNOWN:
+            await source.refresh()
+            keys = source.keys or keys
+            answer = claims.verify(peeked, source.identity, keys, now)
+            if isinstance(answer, Denial) and answer.reason is Reason.KEY_UNKNOWN and source.failing:
+                return _UNAVAILABLE  # the key may be new, and nobody can tell
+        until = now + REFUSED_SECONDS
+        if isinstance(answer, Caller) and answer.expires is not None:
+            until = min(now + CACHE_SECONDS, answer.expires + source.identity.leeway)
+        return self._remember(token, _Known(answer, until, source, keys))
+
+    def _remember(self, token: str, known: _Known) -> Caller | Denial:
+        """Keep an answer, and forget the one that was asked for longest ago."""
+        accepted = isinstance(known.answer, Caller)
+        memory, most = (self._callers, CACHE_CALLERS) if accepted else (self._refused, REFUSED_TOKENS)
+        memory[self._digest(token)] = known
+        if len(memory) > most:
+            memory.popitem(last=False)
+        return known.answer
+
+    def _digest(self, token: str) -> bytes:
+        """Hash a token under this process's key, so that memory holds no token and no hash that another could compare."""
+        return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret).digest()
+
+    def _lookup(self, token: str, now: float) -> Caller | Denial:
+        denial: Denial | None = None
+        for each in self._static:
+            answer = each.identify(token, now)
+            if isinstance(answer, Caller):
+                return answer
+            if denial is None or answer.reason is not Reason.TOKEN_UNKNOWN:
+                denial = answer
+        return denial or claims.refused(Reason.TOKEN_UNKNOWN)
+
+    async def _keep_fresh(self, source: KeySource) -> None:
+        while True:
+            await asyncio.sleep(max(1.0, source.due))
+            await source.refresh()
