@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from joserfc import jws
 from joserfc.errors import JoseError
-from joserfc.jws import JWSRegistry
+from joserfc.jws import JWSAlgModel, JWSRegistry
 
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.fields import ExpressionError, Trie
@@ -47,7 +47,7 @@ class _Registry(JWSRegistry):
     max_payload_length = TOKEN_BYTES
     max_signature_length = TOKEN_BYTES
 
-    def get_alg(self, name: str) -> jws.JWSAlgModel:
+    def get_alg(self, name: str) -> JWSAlgModel:
         """Return an algorithm of ours; the token's was compared with the issuer's list before."""
         if name not in ALGORITHMS:
             raise KeyError(name)
@@ -72,15 +72,16 @@ def credentials(headers: Iterable[tuple[str, str]]) -> str | Denial:
     The same field twice, or two fields that differ, are ambiguous; the query and Basic credentials are never looked at.
     """
     found: dict[str, str] = {}
-    for name, value in headers:
+    for name, field_value in headers:
         if name not in _PLACES:
             continue
         if name in found:
             return Denial(Reason.CALLER_AMBIGUOUS, 401, f"The header {name} was sent twice; send one access token.")
         if name == "authorization":
-            scheme, _, value = value.strip().partition(" ")
-            value = value.strip() if scheme.lower() == "bearer" else ""
-        found[name] = value.strip()
+            scheme, _, rest = field_value.strip().partition(" ")
+            found[name] = rest.strip() if scheme.lower() == "bearer" else ""
+        else:
+            found[name] = field_value.strip()
     tokens = set(found.values())
     if len(tokens) > 1:
         names = ", ".join(sorted(found))

@@ -163,7 +163,7 @@ def _stamp(references: tuple[Reference, ...]) -> tuple[tuple[int, int] | None, .
             stamps.append(None)
             continue
         try:
-            status = os.stat(reference.arguments[0])
+            status = Path(reference.arguments[0]).stat()
             stamps.append((status.st_mtime_ns, status.st_ino))
         except OSError:
             stamps.append(None)

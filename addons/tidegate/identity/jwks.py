@@ -1,6 +1,6 @@
 """A provider's public keys: which of them are fit to check a signature. Pure.
 
-joserfc takes RSA keys of 1024 bits, two keys with one ``kid`` and any ``use`` until one is tried; none of that enters here.
+joserfc takes RSA keys of 1024 bits, two keys with one ``kid``, and any ``use`` until it is tried; none of that enters.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _key(entry: Mapping[str, object]) -> VerificationKey | None:
     alg, kid = entry.get("alg"), entry.get("kid")
     if not isinstance(alg, str | None) or not isinstance(kid, str | None) or kid == "":
         return None
-    public = {name: value for name, value in entry.items() if name in _PUBLIC and isinstance(value, str)}
+    public: dict[str, str | list[str]] = {}
+    public.update({name: value for name, value in entry.items() if name in _PUBLIC and isinstance(value, str)})
     try:
         match entry.get("kty"):
             case "RSA":

@@ -79,7 +79,7 @@ class KeySource:
                 problem = "no key in its answer is fit for use" if fresh is None else ""
             except FetchError as error:
                 fresh, problem = None, str(error)
-            except Exception as error:  # a fault in a library must not end the gate's look at its provider
+            except Exception as error:  # noqa: BLE001 - a fault in a library must not end the gate's look at its provider
                 fresh, problem = None, type(error).__name__
             self._settle(fresh, problem)
 
@@ -169,7 +169,7 @@ def _get(address: str, insecure: bool) -> bytes:
     if not _allowed(address, insecure):
         raise FetchError("an address of it is not https")
     until = time.monotonic() + DEADLINE
-    request = urllib.request.Request(address, headers={"accept": "application/json", "user-agent": "tidegate"})
+    request = urllib.request.Request(address, headers={"accept": "application/json"})  # noqa: S310 - _allowed
     try:
         with _opener().open(request, timeout=TIMEOUT) as answer:
             if answer.status != 200:

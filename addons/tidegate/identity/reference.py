@@ -36,7 +36,8 @@ class Reference:
     arguments: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"${{{self.source}:{json.dumps(list(self.arguments)) if self.source is Source.EXEC else self.arguments[0]}}}"
+        written = json.dumps(list(self.arguments)) if self.source is Source.EXEC else self.arguments[0]
+        return f"${{{self.source}:{written}}}"
 
 
 class NotAReference(ValueError):

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StaticToken:
-    """One entry of the file. ``groups`` are not qualified; ``created`` is text, ``expires`` Unix seconds or ``None``."""
+    """One entry of the file. ``groups`` are not qualified; ``created`` is text; ``expires`` is in Unix seconds."""
 
     name: str
     sha256: str = field(repr=False)

@@ -1,7 +1,7 @@
-"""Who holds this token? The shell around ``claims``: keys are fetched, answers remembered, and static tokens looked up.
+"""Who holds this token? The shell around ``claims``: keys are fetched, answers remembered, static tokens looked up.
 
-The data path asks ``cached`` first, which never waits. What it remembers is bound to a keyed hash of the token and to the
-very key set that checked it: keys that change, a token that ends, and ``CACHE_SECONDS`` each end what is remembered.
+The data path asks ``cached`` first, which never waits. What it remembers is bound to a keyed hash of the token and to
+the very key set that checked it: other keys, the token's end, and ``CACHE_SECONDS`` each end what is remembered.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Verifier:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Load every provider's keys once, then keep them fresh in the background. A provider that is down is no error."""
+        """Load every provider's keys, then keep them fresh in the background. A provider that is down is no error."""
         await asyncio.gather(*(source.refresh() for source in self._sources.values()))
         self._tasks = [asyncio.create_task(self._keep_fresh(source)) for source in self._sources.values()]
 
@@ -127,7 +127,7 @@ class Verifier:
         return known.answer
 
     def _digest(self, token: str) -> bytes:
-        """Hash a token under this process's key, so that memory holds no token and no hash that another could compare."""
+        """Hash a token under this process's key: memory holds no token, and no hash that others could compare."""
         return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret).digest()
 
     def _lookup(self, token: str, now: float) -> Caller | Denial:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tidegate.identity.claims import ALGORITHMS, REFUSED_TYPES, groups_problem
+from tidegate.identity.claims import REFUSED_TYPES, groups_problem
+from tidegate.identity.jwks import ALGORITHMS
 from tidegate.policy.policy import Identity, OidcIdentity, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node

@@ -211,7 +211,7 @@ def _check_allow(
 
 
 def _within(inner: Sequence[str], outer: Sequence[str]) -> bool:
-    """Whether every name that ``inner`` covers is covered by ``outer`` (a ``*`` of inner must meet a ``*`` of outer)."""
+    """Whether ``outer`` covers every name that ``inner`` covers: a ``*`` of inner must meet a ``*`` of outer."""
     return all(any(matches(wide.lower(), narrow.lower()) for wide in outer) for narrow in inner)
 
 
@@ -278,7 +278,9 @@ def _warnings(document: Document, rules: Sequence[Rule]) -> tuple[str, ...]:
     observed = sorted(rule.id for rule in rules if rule.observe)
     if observed and document.mode is Mode.ENFORCE:
         found.append(f"these rules only observe: {', '.join(observed)}")
-    for each in document.connections:
-        if each.credential is not None and "${env:" in each.credential.template:
-            found.append(f"connection {each.name}: an env: credential can be read by every process of this user")
+    found.extend(
+        f"connection {each.name}: an env: credential can be read by every process of this user"
+        for each in document.connections
+        if each.credential is not None and "${env:" in each.credential.template
+    )
     return tuple(found)

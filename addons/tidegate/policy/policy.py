@@ -1,4 +1,4 @@
-"""The policy in force: immutable values that the stages of an exchange read. ``loading`` makes it, nothing changes it."""
+"""The policy in force: immutable values that the stages of an exchange read. ``loading`` makes it, once."""
 
 from __future__ import annotations
 
