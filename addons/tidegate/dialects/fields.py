@@ -11,6 +11,7 @@ more digits becomes a ``Leaf``, named or not. Absence from the paths therefore e
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class _State[T]:
     other: _State[T] | None = None  # None only while the automaton is built
 
 
+@functools.lru_cache(maxsize=4096)
 def steps(expression: str) -> tuple[Step, ...]:
     """Parse an expression into its steps.
 

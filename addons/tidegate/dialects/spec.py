@@ -5,6 +5,7 @@ A dialect comes from one YAML file (``load.py``). Paths give roles and exemption
 
 from __future__ import annotations
 
+import binascii
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,13 +39,15 @@ class RoleFrom:
 class Shape:
     """What the text of an exempt request field must look like. Checked in linear time, without a pattern.
 
-    A field that has another shape is inspected like any other, so an exempt field is no place to hide a text.
+    ``opaque`` adds that the text, read as base64, must not decode to text. A field that has another shape is inspected
+    like any other, so an exempt field is no place to hide a text.
     """
 
     alphabet: str
     least: int
     most: int
     prefixes: tuple[str, ...] = ()
+    opaque: bool = False
 
     def fits(self, text: str) -> bool:
         """Say whether a text has the shape: length in characters, one of the prefixes, nothing but the alphabet."""
@@ -52,15 +55,30 @@ class Shape:
             self.least <= len(text) <= self.most
             and (not self.prefixes or text.startswith(self.prefixes))
             and not text.strip(self.alphabet)
+            and not (self.opaque and _readable(text))
         )
+
+
+def _readable(text: str) -> bool:
+    """Say whether base64 of either alphabet hides UTF-8 text (64 random bytes practically never are)."""
+    plain = text.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        binascii.a2b_base64(plain + "=" * (-len(plain) % 4)).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
 class Exempt:
-    """A field that is not inspected. ``shape`` is required in requests and ``None`` in answers."""
+    """A field that is not inspected. In requests it must fit one of ``shapes``; in answers there are none."""
 
     because: str
-    shape: Shape | None = None
+    shapes: tuple[Shape, ...] = ()
+
+    def covers(self, text: str) -> bool:
+        """Say whether this text may go uninspected."""
+        return not self.shapes or any(shape.fits(text) for shape in self.shapes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +321,7 @@ def is_exempt(leaf: Leaf[RequestField] | Leaf[AnswerField]) -> bool:
     if leaf.kind is LeafKind.KEY:
         return False
     for payload in (*leaf.payloads, *leaf.around):
-        if payload.exempt is not None and (payload.exempt.shape is None or payload.exempt.shape.fits(leaf.text)):
+        if payload.exempt is not None and payload.exempt.covers(leaf.text):
             return True
     return False
 

@@ -1,0 +1,73 @@
+"""Refusals in the shape that a family's SDK turns into its own exception, with one sentence and a request id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tidegate.dialects.body import dump
+from tidegate.dialects.spec import ErrorShape
+from tidegate.model import Denial
+
+PLACES = ("message", "reason", "type", "id", "status")
+"""What a template may name as ``${...}``."""
+
+_GENERIC_BODY = {
+    "type": "error",
+    "error": {"type": "${type}", "message": "${message} (request ${id})", "param": None, "code": "${reason}"},
+    "request_id": "${id}",
+}
+
+GENERIC = ErrorShape(
+    body=_GENERIC_BODY,
+    event=_GENERIC_BODY,
+    event_name="error",
+    types={0: "api_error", 400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"},
+)
+"""For a refusal before any connection is known: the OpenAI and the Anthropic SDK both read it."""
+
+
+def render(shape: ErrorShape, denial: Denial, request_id: str) -> tuple[tuple[tuple[str, str], ...], bytes]:
+    """Write a refusal: headers and body.
+
+    ``x-should-retry: false`` stops both SDKs from trying again; ``x-request-id`` is OpenAI's and ``request-id``
+    Anthropic's name of the same header.
+    """
+    headers = (
+        ("content-type", "application/json"),
+        ("cache-control", "no-store"),
+        ("x-request-id", request_id),
+        ("request-id", request_id),
+        ("x-should-retry", "false"),
+    )
+    return headers, dump(_fill(shape.body, _values(shape, denial, request_id)))
+
+
+def render_event(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:
+    """Write a refusal as one server-sent event, for an answer that has begun."""
+    name = f"event: {shape.event_name}\n".encode() if shape.event_name else b""
+    return name + b"data: " + dump(_fill(shape.event, _values(shape, denial, request_id))) + b"\n\n"
+
+
+def _values(shape: ErrorShape, denial: Denial, request_id: str) -> dict[str, object]:
+    return {
+        "message": denial.message,
+        "reason": denial.reason.value,
+        "type": shape.types.get(denial.status, shape.types[0]),
+        "id": request_id,
+        "status": denial.status,
+    }
+
+
+def _fill(template: object, values: Mapping[str, object]) -> object:
+    """Copy a template with its places filled. A string that is one place keeps the value's type."""
+    if isinstance(template, dict):
+        return {key: _fill(value, values) for key, value in template.items()}
+    if isinstance(template, list):
+        return [_fill(item, values) for item in template]
+    if not isinstance(template, str) or "${" not in template:
+        return template
+    if template[2:-1] in values and template == "${" + template[2:-1] + "}":
+        return values[template[2:-1]]
+    before, opened, after = template.partition("${")
+    name, _, rest = after.partition("}")
+    return before + str(values.get(name, opened)) + str(_fill(rest, values))

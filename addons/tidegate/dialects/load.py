@@ -1,0 +1,308 @@
+"""Read a dialect from YAML text: a ``Dialect``, or everything that is wrong with the file at once. Pure.
+
+The format is described in docs/dialects.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from tidegate.dialects.errors import PLACES
+from tidegate.dialects.fields import ExpressionError, Trie, steps
+from tidegate.dialects.paths import EXPRESSION, REASON, compiled, words
+from tidegate.dialects.spec import (
+    ALPHABETS,
+    AnswerField,
+    AskedSpec,
+    Condition,
+    Dialect,
+    Endpoint,
+    ErrorShape,
+    Exempt,
+    RequestField,
+    RoleFrom,
+    Shape,
+    ToolNames,
+)
+from tidegate.dialects.streaming import stream
+from tidegate.model import Fault, Role
+from tidegate.policy.reader import NAME, Reader
+from tidegate.policy.source import Node, parse
+
+ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints")
+SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
+ERROR_KEYS = ("body", "event", "event_name", "types")
+ENDPOINT_KEYS = ("like", "methods", "paths", "body", "asked", "request", "deny", "refuse", "answer", "stream")
+ASKED_KEYS = ("model", "stream", "tools", "max_output")
+TOOL_KEYS = ("each", "named")
+REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
+ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
+CONDITION_KEYS = ("path", "because", "kinds", "values", "unless")
+KINDS = ("string", "number", "boolean", "object", "list")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+_PATH = "a path such as /v1/models/*, without a query"
+_PART = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@~")
+
+
+def parse_dialect(text: str, file: str) -> tuple[Dialect | None, tuple[Fault, ...]]:
+    """Read one dialect. Returns it and no faults, or ``None`` and every fault of the file; ``file`` names it."""
+    root, faults = parse(text, file)
+    if root is None:
+        return None, faults
+    reader = Reader(file)
+    dialect = _dialect(reader, root)
+    faults += tuple(reader.faults)
+    return (None if faults else dialect), faults
+
+
+def _dialect(reader: Reader, root: Node) -> Dialect:
+    required = {"dialect": NAME, "version": "1", "error": "how errors are written", "endpoints": "endpoints by name"}
+    top = reader.section(root, ROOT_KEYS, required)
+    if "version" in top and top["version"].value != 1:
+        reader.fault(top["version"], "1")
+    shapes = {name: _shape(reader, node) for name, node in reader.entries(top.get("shapes")).items()}
+    error = _error(reader, top["error"]) if "error" in top else ErrorShape(None, None, None, {0: ""})
+    nodes = reader.entries(top.get("endpoints"))
+    endpoints = {name: _endpoint(reader, name, nodes, shapes) for name in nodes}
+    return Dialect(
+        name=reader.name(top.get("dialect")), endpoints=endpoints, error=error, exact=_exact(reader, endpoints, nodes)
+    )
+
+
+def _exact(reader: Reader, endpoints: Mapping[str, Endpoint], nodes: Mapping[str, Node]) -> dict[tuple[str, str], str]:
+    """Index the paths without ``*``; a path that two endpoints claim is a fault."""
+    owners: dict[tuple[str, str], str] = {}
+    for name, endpoint in endpoints.items():
+        for at in ((method, path) for method in endpoint.methods for path in endpoint.paths):
+            if owners.setdefault(at, name) != name:
+                reader.fault(nodes[name], "each method and path once", f"{' '.join(at)}, which {owners[at]} has too")
+    return {at: name for at, name in owners.items() if "*" not in at[1]}
+
+
+def _shape(reader: Reader, node: Node) -> Shape:
+    entry = reader.section(node, SHAPE_KEYS, {"alphabet": _either(ALPHABETS), "least": "a length", "most": "a length"})
+    alphabet = _word(reader, entry.get("alphabet"), tuple(ALPHABETS))
+    least = reader.count(entry.get("least"), "a length in characters") or 1
+    most = reader.count(entry.get("most"), "a length in characters") or least
+    if least > most:
+        reader.fault(entry["most"], f"a length of {least} or more, the least of this shape")
+    prefixes = words(reader, entry.get("prefixes"), "a list of prefixes")
+    return Shape(ALPHABETS.get(alphabet, ""), least, most, prefixes, reader.flag(entry.get("opaque"), default=False))
+
+
+def _error(reader: Reader, node: Node) -> ErrorShape:
+    template = "a body with places such as ${message}"
+    required = {"body": template, "event": template, "types": "error types by status, and other"}
+    entry = reader.section(node, ERROR_KEYS, required)
+    for key in ("body", "event"):
+        if key in entry:
+            _check_template(reader, entry[key])
+    types = {0: ""}
+    for key, child in reader.entries(entry.get("types")).items():
+        if key != "other" and not (key.isdecimal() and 400 <= int(key) <= 599):
+            reader.fault(child, "an HTTP status from 400 to 599, or other", f"the key {key}")
+        else:
+            types[0 if key == "other" else int(key)] = reader.text(child, "the family's name of the error type")
+    if "types" in entry and not types[0]:
+        reader.fault(entry["types"], "a type for every other status too", "no key other")
+    named = entry.get("event_name")
+    name = None if named is None or named.value is None else reader.text(named, "the name of the event")
+    body, event = (_plain(entry[key]) if key in entry else None for key in ("body", "event"))
+    return ErrorShape(body, event, name, types)
+
+
+def _check_template(reader: Reader, node: Node) -> None:
+    if isinstance(node.value, str):
+        for piece in node.value.split("${")[1:]:
+            name, closed, _ = piece.partition("}")
+            if not closed or name not in PLACES:
+                reader.fault(node, _either(f"${{{place}}}" for place in PLACES), "an unknown place in a template")
+    for child in _children(node):
+        _check_template(reader, child)
+
+
+def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapping[str, Shape]) -> Endpoint:
+    entry = _liked(reader, name, nodes)
+    methods = words(reader, entry.get("methods"), f"a list of {_either(METHODS)}")
+    if not methods or not set(methods) <= set(METHODS):
+        reader.fault(nodes[name], f"a list of {_either(METHODS)}", _list(methods), f"{nodes[name].key}.methods")
+    paths = words(reader, entry.get("paths"), f"a list with {_PATH}")
+    if not paths or not all(map(_is_path, paths)):
+        reader.fault(nodes[name], f"a list with {_PATH}", _list(paths), f"{nodes[name].key}.paths")
+    return Endpoint(
+        name=name,
+        methods=methods,
+        paths=paths,
+        body=reader.flag(entry.get("body"), default=True),
+        asked=_asked(reader, entry.get("asked")),
+        request=_trie(reader, entry.get("request"), lambda node: _request_field(reader, node, shapes)),
+        answer=_trie(
+            reader, entry.get("answer"), lambda node: _answer_field(reader, node), lambda one: one.exempt is not None
+        ),
+        stream=stream(reader, entry["stream"]) if "stream" in entry and entry["stream"].value is not None else None,
+        deny=_trie(reader, entry.get("deny"), lambda node: _condition(reader, node)),
+        refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
+    )
+
+
+def _liked(reader: Reader, name: str, nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Read an endpoint's keys; ``like`` takes those it does not have from another endpoint of the file."""
+    entry = reader.section(nodes[name], ENDPOINT_KEYS)
+    if "like" not in entry:
+        return entry
+    other = reader.text(entry["like"], "the name of an endpoint")
+    model = nodes.get(other)
+    if model is None or not isinstance(model.value, Mapping) or "like" in model.value:
+        reader.fault(entry["like"], "the name of an endpoint of this file that has no like itself")
+        return entry
+    return {key: node for key, node in model.value.items() if key in ENDPOINT_KEYS} | entry
+
+
+def _asked(reader: Reader, node: Node | None) -> AskedSpec:
+    entry = {} if node is None else reader.section(node, ASKED_KEYS)
+
+    def paths(key: str) -> Trie[str]:
+        found = reader.texts(entry.get(key), f"a list with {EXPRESSION}")
+        return compiled(reader, [(text, str(text.value)) for text in found])
+
+    return AskedSpec(
+        model=paths("model"),
+        stream=paths("stream"),
+        tools=_trie(reader, entry.get("tools"), lambda child: _tools(reader, child)),
+        max_output=paths("max_output"),
+    )
+
+
+def _tools(reader: Reader, node: Node) -> tuple[Node, ToolNames] | None:
+    entry = reader.section(node, TOOL_KEYS, {"each": EXPRESSION})
+    named = {}
+    for key, child in reader.entries(entry.get("named")).items():
+        parts = tuple(reader.text(child, "field names joined by dots, such as function.name").split("."))
+        named[key] = parts
+    return (entry["each"], ToolNames(str(entry["each"].value), named)) if "each" in entry else None
+
+
+def _request_field(reader: Reader, node: Node, shapes: Mapping[str, Shape]) -> tuple[Node, RequestField] | None:
+    entry = reader.section(node, REQUEST_KEYS, _required("exempt" in _names(node)))
+    names = reader.texts(entry.get("exempt"), f"a list of shapes: {_either(shapes)}")
+    for each in names:
+        if each.value not in shapes:
+            reader.fault(each, f"a shape of this file: {_either(shapes)}")
+    known = tuple(shapes[str(each.value)] for each in names if each.value in shapes)
+    exempt = Exempt(_because(reader, entry), known) if "exempt" in entry else None
+    if "path" not in entry:
+        return None
+    role_from = _role_from(reader, entry)
+    role = _role(reader, entry.get("role"))
+    source = reader.flag(entry.get("source"), default=False)
+    _says_something(reader, node, REQUEST_KEYS)
+    return entry["path"], RequestField(str(entry["path"].value), role, role_from, source, exempt)
+
+
+def _answer_field(reader: Reader, node: Node) -> tuple[Node, AnswerField] | None:
+    entry = reader.section(node, ANSWER_KEYS, _required({"exempt", "drop"} & set(_names(node))))
+    if "path" not in entry:
+        return None
+    unread = reader.flag(entry.get("exempt"), default=False)
+    because = _because(reader, entry)
+    role_from = _role_from(reader, entry)
+    role = _role(reader, entry.get("role"))
+    source, drop = (reader.flag(entry.get(key), default=False) for key in ("source", "drop"))
+    _says_something(reader, node, ANSWER_KEYS)
+    exempt = Exempt(because) if unread else None
+    return entry["path"], AnswerField(str(entry["path"].value), role, role_from, source, exempt, drop)
+
+
+def _condition(reader: Reader, node: Node) -> tuple[Node, Condition] | None:
+    entry = reader.section(node, CONDITION_KEYS, _required(because=True))
+    kinds = words(reader, entry.get("kinds"), f"a list of {_either(KINDS)}")
+    if not set(kinds) <= set(KINDS):
+        reader.fault(entry["kinds"], f"a list of {_either(KINDS)}", _list(kinds))
+    values, unless = (tuple(map(_plain, reader.items(entry.get(key)))) for key in ("values", "unless"))
+    because = _because(reader, entry)
+    if "path" not in entry:
+        return None
+    return entry["path"], Condition(str(entry["path"].value), because, frozenset(kinds), values, unless)
+
+
+def _role(reader: Reader, node: Node | None) -> Role | None:
+    return None if node is None else reader.choice(node, Role, Role.OTHER)
+
+
+def _role_from(reader: Reader, entry: Mapping[str, Node]) -> RoleFrom | None:
+    if "role_from" not in entry or "roles" not in entry:
+        for key in {"role_from", "roles"} & set(entry):
+            reader.fault(entry[key], "role_from and roles together", f"{key} alone")
+        return None
+    roles = {key: reader.choice(child, Role, Role.OTHER) for key, child in reader.entries(entry["roles"]).items()}
+    try:
+        way = steps(str(entry["path"].value)) if "path" in entry else ()
+    except ExpressionError:
+        way = ()  # reported where the path is compiled
+    if any(step.deep for step in way):
+        reader.fault(entry["path"], "a path of fixed depth, since role_from looks at one object", ".. in the path")
+    return RoleFrom(reader.text(entry["role_from"], "the name of a field"), len(way), roles)
+
+
+def _says_something(reader: Reader, node: Node, keys: tuple[str, ...]) -> None:
+    if not set(_names(node)) - {"path", "because"}:
+        reader.fault(node, f"one of {_either(key for key in keys if key != 'path')}", "a path that says nothing")
+
+
+def _required(because: object) -> dict[str, str]:
+    return {"path": EXPRESSION} | ({"because": REASON} if because else {})
+
+
+def _because(reader: Reader, entry: Mapping[str, Node]) -> str:
+    return reader.text(entry.get("because"), REASON).strip().rstrip(".")
+
+
+def _trie[T](
+    reader: Reader,
+    node: Node | None,
+    one: Callable[[Node], tuple[Node, T] | None],
+    skip: Callable[[T], bool] | None = None,
+) -> Trie[T]:
+    found = [one(child) for child in reader.items(node)]
+    return compiled(reader, [pair for pair in found if pair is not None], skip)
+
+
+def _word(reader: Reader, node: Node | None, words: tuple[str, ...]) -> str:
+    if node is not None and node.value not in words:
+        reader.fault(node, _either(words))
+    return "" if node is None else str(node.value)
+
+
+def _plain(node: Node) -> object:
+    """Turn a node back into a JSON value."""
+    if isinstance(node.value, tuple):
+        return [_plain(child) for child in node.value]
+    if isinstance(node.value, Mapping):
+        return {key: _plain(child) for key, child in node.value.items()}
+    return node.value
+
+
+def _children(node: Node) -> Iterable[Node]:
+    if isinstance(node.value, Mapping):
+        return node.value.values()
+    return node.value if isinstance(node.value, tuple) else ()
+
+
+def _names(node: Node) -> Iterable[str]:
+    return node.value if isinstance(node.value, Mapping) else ()
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and all(
+        part == "*" or (part and _PART.issuperset(part)) for part in text[1:].split("/")
+    )
+
+
+def _list(words: Iterable[str]) -> str:
+    return f"[{', '.join(words)}]"
+
+
+def _either(words: Iterable[object]) -> str:
+    every = [str(word) for word in words]
+    return " or ".join(filter(None, (", ".join(every[:-1]), *every[-1:])))
