@@ -63,10 +63,11 @@ class SseParser:
         events: list[SseEvent] = []
         start = 0
         look = max(0, self._seen - _LOOK_BACK)
-        while self.fault is None and (blank := _BLANK.search(self._buffer, look)):
-            self._take(start, blank.end(), events, whole=True)
+        while blank := _BLANK.search(self._buffer, look):
+            if not self._take(start, blank.end(), events, whole=True):
+                return events
             start = look = blank.end()
-        if self.fault is None and len(self._buffer) - start > self._limit:
+        if len(self._buffer) - start > self._limit:
             self.fault = SseFault.TOO_LARGE
         del self._buffer[:start]
         self._seen = len(self._buffer)
@@ -80,16 +81,16 @@ class SseParser:
         self._buffer.clear()
         return events
 
-    def _take(self, start: int, end: int, events: list[SseEvent], *, whole: bool) -> None:
+    def _take(self, start: int, end: int, events: list[SseEvent], *, whole: bool) -> bool:
+        event = None
         if end - start > self._limit:
             self.fault = SseFault.TOO_LARGE
-            return
-        event = _read(bytes(self._buffer[start:end]), first=self._first, whole=whole)
-        if event is None:
+        elif (event := _read(bytes(self._buffer[start:end]), first=self._first, whole=whole)) is None:
             self.fault = SseFault.NOT_UTF8
-            return
-        self._first = False
-        events.append(event)
+        else:
+            self._first = False
+            events.append(event)
+        return event is not None
 
 
 def _read(raw: bytes, *, first: bool, whole: bool) -> SseEvent | None:
