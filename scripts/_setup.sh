@@ -13,7 +13,7 @@ find_python() {
     local candidate
     for candidate in "${PYTHON:-}" python3.13 python3.14 python3.12 python3 \
         $(ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.*/bin/python 2>/dev/null | sort -rV) \
-        /opt/homebrew/bin/python3 /usr/local/bin/python3; do
+        "$(uv python find --no-python-downloads '>=3.12' 2>/dev/null)"; do
         if [ -n "$candidate" ] && runs "$candidate"; then
             command -v "$candidate"
             return
@@ -57,4 +57,4 @@ set_up() { # run|test
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-set_up "$1"
+if [ -n "${1:-}" ]; then set_up "$1"; fi
