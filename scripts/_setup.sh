@@ -12,7 +12,7 @@ runs() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 1
 find_python() {
     local candidate
     for candidate in "${PYTHON:-}" python3.13 python3.14 python3.12 python3 \
-        $(ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.*/bin/python 2>/dev/null | sort -rV) \
+        $(printf '%s\n' "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.*/bin/python | sort -rV) \
         "$(uv python find --no-python-downloads '>=3.12' 2>/dev/null)"; do
         if [ -n "$candidate" ] && runs "$candidate"; then
             command -v "$candidate"

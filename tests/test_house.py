@@ -136,7 +136,7 @@ def test_every_module_says_what_it_is():
 
 def find_python(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``find_python`` of the set-up where PATH holds only what ``home/bin`` holds."""
-    for tool in ("bash", "dirname", "ls", "sort"):
+    for tool in ("bash", "dirname", "sort"):
         where = next(Path(folder) / tool for folder in ("/bin", "/usr/bin") if (Path(folder) / tool).exists())
         (home / "bin" / tool).symlink_to(where)
     return subprocess.run(
