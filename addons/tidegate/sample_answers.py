@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MODEL = "sample-1"
-EMBEDDING_MODEL = "sample-embedding-1"
+MODEL = "sample-small"
+EMBEDDING_MODEL = "sample-embedding"
 RECORD = (
     "Here is the customer record you asked for (a made-up sample):\n"
     "Name: Jane Doe\nE-mail: jane.doe@example.com\nPhone: +1 415 555 0132\nCard: 4111 1111 1111 1111\nPlan: gold\n"
