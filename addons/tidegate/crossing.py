@@ -22,7 +22,7 @@ from typing import Any, cast
 from tidegate import headers
 from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
-from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, asked
+from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, asked, refused
 from tidegate.identity import claims, permission
 from tidegate.inspection.bodies import inspect_answer, inspect_request
 from tidegate.model import (
@@ -72,9 +72,10 @@ class OutOfOrder(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HeadArrived:
-    """The head of a request."""
+    """The head of a request; ``caller`` where it is known already, as in a replay."""
 
     head: Head
+    caller: Caller | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,17 @@ class Stopped:
     outcome: Outcome = Outcome.DENIED
 
 
-Event = HeadArrived | CallerKnown | BodyArrived | IntentKept | AnswerBegan | AnswerChunk | AnswerEnded | AnswerWhole | Stopped
+Event = (
+    HeadArrived
+    | CallerKnown
+    | BodyArrived
+    | IntentKept
+    | AnswerBegan
+    | AnswerChunk
+    | AnswerEnded
+    | AnswerWhole
+    | Stopped
+)
 
 
 # ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -226,6 +237,8 @@ class Crossing:
         self.grant: Grant | None = None
         self.asked: Asked | None = None
         self.verdict: Verdict | None = None
+        self.masked_body = b""
+        self.prompt_findings: tuple[Finding, ...] = ()
         self.denial: Denial | None = None
         self.outcome: Outcome | None = None
         self.status: int | None = None
@@ -264,8 +277,8 @@ class Crossing:
             return Forward()
         self.route = found
         self._decide("route", "allow", f"{found.connection.name}/{found.endpoint}")
-        if self.policy.identities is None:
-            return self._admit(ANONYMOUS)
+        if event.caller is not None or self.policy.identities is None:
+            return self._admit(event.caller or ANONYMOUS)
         token = claims.credentials(event.head.headers)
         if isinstance(token, Denial):
             return self._refuse("caller", token)
@@ -293,8 +306,7 @@ class Crossing:
         assert self.grant is not None and self.head is not None
         judged = self._judge(self.grant, self.head, event.data)
         if isinstance(judged, tuple):
-            stage, denial = judged
-            return self._refuse(stage, denial)
+            return self._refuse(*judged)
         self.verdict = judged
         self._decide("inspect", _worst(judged.findings))
         self.stage = Stage.INTENT
@@ -308,12 +320,10 @@ class Crossing:
         if isinstance(plain, Denial):
             return "body", plain
         endpoint = self._endpoint()
-        if not endpoint.body:
-            return self._bodyless(grant, head, plain)
-        value = bodies.strict_json(plain)
+        value = self._read(endpoint, plain)
         if isinstance(value, Denial):
             return "body", value
-        what = asked(endpoint, value)
+        what = Asked(None, False, (), None) if value is None else asked(endpoint, value)
         if isinstance(what, Denial):
             return "body", what
         self.asked = what
@@ -323,44 +333,43 @@ class Crossing:
         if len(plain) > permitted.request_bytes:
             return "body", too_large(permitted.request_bytes)
         self.grant = permitted
-        found = inspect_request(
-            endpoint, self.policy.engine, self.policy.decide(Direction.PROMPT), value, extra=_extra(head, grant.route)
-        )
-        if isinstance(found, Denial):
-            return "inspect", found
-        self.verdict = Verdict(permitted, what, found.body, found.findings)
-        denial = blocked(found.findings)
-        return Verdict(permitted, what, found.body, found.findings) if denial is None else ("inspect", denial)
+        return self._inspect(permitted, head, what, value)
 
-    def _bodyless(self, grant: Grant, head: Head, plain: bytes) -> Verdict | tuple[str, Denial]:
-        """Judge a request whose endpoint takes no body: what is left to inspect is its head."""
-        if plain:
-            return "body", Denial(Reason.BODY_MALFORMED, 400, "This endpoint takes no request body.")
-        self.asked = what = Asked(None, False, (), None)
-        permitted = permission.permit(grant, what)
-        if isinstance(permitted, Denial):
-            return "permission", permitted
-        found = inspect_request(
-            self._endpoint(), self.policy.engine, self.policy.decide(Direction.PROMPT), None, extra=_extra(head, grant.route)
-        )
+    def _read(self, endpoint: Endpoint, plain: bytes) -> dict[str, object] | Denial | None:
+        """Parse a body and refuse what rules could not read in it; ``None`` for an endpoint without one."""
+        if not endpoint.body:
+            return None if not plain else Denial(Reason.BODY_MALFORMED, 400, "This endpoint takes no request body.")
+        value = bodies.strict_json(plain)
+        if isinstance(value, Denial):
+            return value
+        if not isinstance(value, dict):
+            return Denial(Reason.BODY_MALFORMED, 400, "The request body is not a JSON object.")
+        return refused(endpoint, value, redacting=self.policy.redacts_answers) or value
+
+    def _inspect(self, grant: Grant, head: Head, what: Asked, value: object) -> Verdict | tuple[str, Denial]:
+        """Look at every text of a request: all of its body, its path and its header fields."""
+        decide = self.policy.decide(Direction.PROMPT)
+        found = inspect_request(self._endpoint(), self.policy.engine, decide, value, extra=_extra(head, grant.route))
         if isinstance(found, Denial):
             return "inspect", found
+        self.prompt_findings, self.masked_body = found.findings, found.body
         denial = blocked(found.findings)
-        return Verdict(permitted, what, b"", found.findings) if denial is None else ("inspect", denial)
+        return Verdict(grant, what, found.body, found.findings) if denial is None else ("inspect", denial)
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None and self.head is not None
         if not event.kept:
-            return self._refuse("record", Denial(Reason.RECORDING_FAILED, 503, "The gateway cannot record, so it does not send."))
+            return self._refuse(
+                "record", Denial(Reason.RECORDING_FAILED, 503, "The gateway cannot record, so it does not send.")
+            )
         self.stage = Stage.SENT
-        masked = {f.where.removeprefix("header ") for f in self.verdict.findings if f.where.startswith("header ")}
-        masked = {name for name in masked if self._masks(name)}
-        fields = tuple((k, v) for k, v in headers.upstream(self.head.headers) if k not in masked)
+        masked = {f.where for f in self.verdict.findings if f.action is not Action.FLAG}
+        if "path" in masked:
+            return self._refuse(
+                "inspect", Denial(Reason.FINDING, 403, "Blocked by policy: the address contains what may not be sent.")
+            )
+        fields = tuple((k, v) for k, v in headers.upstream(self.head.headers) if f"header {k}" not in masked)
         return Send(Clearance(self.verdict, self.exchange), fields)
-
-    def _masks(self, name: str) -> bool:
-        assert self.verdict is not None
-        return any(f.where == f"header {name}" and f.action is not Action.FLAG for f in self.verdict.findings)
 
     # answer ──────────────────────────────────────────────────────────────────
 
@@ -397,7 +406,9 @@ class Crossing:
             for span in spans:
                 action = decide(span.rule)
                 if action is not Action.ALLOW:
-                    hits.append(Finding(span.rule.id, span.rule.cls, f"header {names[index]}", span.start, span.end, action))
+                    hits.append(
+                        Finding(span.rule.id, span.rule.cls, f"header {names[index]}", span.start, span.end, action)
+                    )
         self.answer_findings += tuple(hits)
         return headers.NOT_TO_CLIENT | {f.where.removeprefix("header ") for f in hits if f.action is not Action.FLAG}
 
@@ -441,6 +452,21 @@ class Crossing:
         return Emit(found.body, last=True)
 
     # endings ─────────────────────────────────────────────────────────────────
+
+    def _passed(self, _event: AnswerEnded) -> Step:
+        self._close(Outcome.ANSWERED)
+        return Nothing()
+
+    def whole(self, data: bytes) -> Step:
+        """Take an answer that is there in one piece, at whichever stage its head left the exchange."""
+        if self.stage is Stage.WHOLE:
+            return self.receive(AnswerWhole(data))
+        first = self.receive(AnswerChunk(data))
+        if self.stage is Stage.OVER:
+            return first
+        last = self.receive(AnswerEnded())
+        assert isinstance(first, Emit) and isinstance(last, Emit)
+        return Emit(first.data + last.data, last=True)
 
     def _stopped(self, event: Stopped) -> Step:
         """End the exchange from outside: in mid-stream with the dialect's error event, else with a refusal."""
@@ -490,6 +516,7 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,
+        (Stage.PASSING, AnswerEnded): Crossing._passed,
     },
 )
 
@@ -498,7 +525,9 @@ _PROTOCOL = Denial(Reason.UPSTREAM_PROTOCOL, 502, "The upstream answered in a fo
 
 def too_large(limit: int) -> Denial:
     """Refuse a request body over ``limit`` bytes."""
-    return Denial(Reason.BODY_TOO_LARGE, 413, f"The request body is larger than the {limit} bytes this connection accepts.")
+    return Denial(
+        Reason.BODY_TOO_LARGE, 413, f"The request body is larger than the {limit} bytes this connection accepts."
+    )
 
 
 def blocked(findings: tuple[Finding, ...]) -> Denial | None:
@@ -521,14 +550,17 @@ def _worst(findings: tuple[Finding, ...]) -> str:
 
 def _extra(head: Head, found: Route) -> dict[str, str]:
     """The texts of a request outside its body: query and header values, by the place a finding is reported at."""
-    texts = {f"header {name}": "" for name, _ in head.headers}
-    texts = {f"header {name}": "\n".join(v for n, v in headers.upstream(head.headers) if n == name) for name, _ in headers.upstream(head.headers)}
-    texts["path"] = found.path
+    texts = {"path": found.path}
+    for name, value in headers.upstream(head.headers):
+        place = f"header {name}"
+        texts[place] = f"{texts[place]}\n{value}" if place in texts else value
     return texts
 
 
 def _upgrade(head: Head) -> Denial | None:
     """Refuse a change of protocol: what follows a ``101`` would pass unseen."""
-    if head.method.upper() == "CONNECT" or any(name == "upgrade" and value.lower() != "h2c" for name, value in head.headers):
+    if head.method.upper() == "CONNECT" or any(
+        name == "upgrade" and value.lower() != "h2c" for name, value in head.headers
+    ):
         return Denial(Reason.PROTOCOL, 400, "This gateway does not switch protocols on this address.")
     return None

@@ -19,12 +19,13 @@ from typing import Any, Protocol
 import wsproto.events
 from mitmproxy import flow as mitm_flow
 from mitmproxy import http
-from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers import websocket
-from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http import DropStream as Drop
+from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.http._http1 import Http1Connection
 
 Commands = Generator[commands.Command, Any, None]
@@ -45,13 +46,19 @@ class Keeper(Protocol):
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the gate's own words for an exchange that ends before an answer began."""
 
+    def farewell(self, flow: http.HTTPFlow) -> bytes:
+        """Return the last words of a stream that breaks off in the middle; empty if there is nothing to say."""
+
+    def over(self, flow: http.HTTPFlow) -> None:
+        """Take note that the HTTP layer is done with a flow."""
+
 
 @dataclass(frozen=True)
 class Cut(events.Event):
-    """End one exchange now: refuse it if its answer has not begun, else end the stream (``clean``) or reset it."""
+    """End one exchange now: refuse it if its answer has not begun, else send ``data``, end the answer, stop the upstream."""
 
     flow: http.HTTPFlow
-    clean: bool
+    data: bytes
 
 
 _keeper: Keeper | None = None
@@ -64,36 +71,50 @@ def harden(keeper: Keeper | None) -> None:
     if getattr(HttpStream, "tidegate_hardened", False):
         return
     _handle_event = HttpStream._handle_event
-    HttpStream._handle_event = lambda self, event: _stream(self, event, _handle_event)  # type: ignore[assignment, method-assign]
+    HttpStream._handle_event = lambda self, event: _stream(self, event, _handle_event)  # type: ignore[method-assign]
     _layer_event = HttpLayer._handle_event
-    HttpLayer._handle_event = lambda self, event: _route_cut(self, event, _layer_event)  # type: ignore[assignment, method-assign, misc]
+    HttpLayer._handle_event = lambda self, event: _route_cut(self, event, _layer_event)  # type: ignore[method-assign]
     _read_body = Http1Connection.read_body
-    Http1Connection.read_body = lambda self, event: _without_trailers(self, event, _read_body)  # type: ignore[assignment, method-assign, misc]
+    Http1Connection.read_body = lambda self, event: _without_trailers(self, event, _read_body)  # type: ignore[method-assign]
     _send2 = websocket.WebsocketConnection.send2
-    websocket.WebsocketConnection.send2 = lambda self, event: _send2(self, _small(event))  # type: ignore[assignment, method-assign]
+    websocket.WebsocketConnection.send2 = lambda self, event: _send2(self, _small(event))  # type: ignore[method-assign]
     HttpStream.tidegate_hardened = True  # type: ignore[attr-defined]
     logging.getLogger("mitmproxy.proxy.server").addFilter(_without_data)
 
 
-def cut(handler: Any, flow: http.HTTPFlow, *, clean: bool) -> Any:
+def cut(handler: Any, flow: http.HTTPFlow, data: bytes) -> Any:
     """Return a coroutine that cuts ``flow``; ``handler`` is the entry of ``proxyserver.connections`` of its client."""
-    return handler.server_event(Cut(flow, clean))
+    return handler.server_event(Cut(flow, data))
 
 
 def _stream(self: HttpStream, event: events.Event, original: Callable[..., Commands]) -> Commands:
     """Run one event of a stream and look at each message it wants to send."""
-    source = _end(self, event) if isinstance(event, Cut) else original(self, event)
+    if isinstance(event, Cut):
+        yield from _end(self, event)
+        return
+    source = original(self, event)
     reply: Any = None
     while True:
         try:
             command = source.send(reply)
         except StopIteration:
             return
+        reply = None
         if type(command) is SendHttp:
-            reply = None
             yield from _message(self, command)
+        elif type(command) is Drop:
+            yield from _drop(self)
         else:
             reply = yield command
+
+
+def _ask(question: str, flow: http.HTTPFlow, *more: Any) -> Any:
+    """Ask the keeper; no keeper and a bug in it both mean no."""
+    try:
+        return getattr(_keeper, question)(flow, *more) if _keeper is not None else None
+    except Exception as bug:  # noqa: BLE001 - whatever it is, nothing may pass
+        logging.getLogger("tidegate").error("tidegate failed at the egress: %s", type(bug).__name__)
+        return None
 
 
 def _message(self: HttpStream, command: SendHttp) -> Commands:
@@ -102,22 +123,23 @@ def _message(self: HttpStream, command: SendHttp) -> Commands:
     if getattr(self, "tidegate_over", False):
         return
     if isinstance(event, http_events.RequestHeaders):
-        request = _keeper.outgoing(self.flow, event.request) if _keeper else None
+        request = _ask("outgoing", self.flow, event.request)
         if request is None:
             yield from _refuse(self)
             return
         self.tidegate_upstream = True  # type: ignore[attr-defined]
         yield SendHttp(http_events.RequestHeaders(event.stream_id, request, event.end_stream), command.connection)
     elif isinstance(event, http_events.ResponseHeaders):
-        if event.response.status_code != 100 and not (_keeper and _keeper.released(self.flow, event.response)):
+        if event.response.status_code != 100 and not _ask("released", self.flow, event.response):
             yield from _refuse(self)
             return
         self.tidegate_answered = event.response.status_code != 100  # type: ignore[attr-defined]
         yield command
     elif isinstance(event, http_events.ResponseProtocolError):
-        if getattr(self, "tidegate_answered", False) or event.code is http_events.ErrorCode.PASSTHROUGH_CLOSE:
+        if event.code is http_events.ErrorCode.PASSTHROUGH_CLOSE:
             yield command
-            yield from _cancel(self)
+        elif getattr(self, "tidegate_answered", False):
+            yield from _break_off(self, _ask("farewell", self.flow) or b"", command)
         else:
             yield from _refuse(self)
     elif not isinstance(event, (http_events.RequestTrailers, http_events.ResponseTrailers)):
@@ -127,7 +149,7 @@ def _message(self: HttpStream, command: SendHttp) -> Commands:
 def _refuse(self: HttpStream) -> Commands:
     """Answer with the gate's refusal (nothing at all without one), stop the upstream, and end the stream."""
     client, stream = self.context.client, self.stream_id
-    response = _keeper.refusal(self.flow) if _keeper else None
+    response: http.Response | None = _ask("refusal", self.flow)
     whole = self.client_state == self.state_done
     self.tidegate_over = True  # type: ignore[attr-defined]
     if response is not None:
@@ -140,9 +162,19 @@ def _refuse(self: HttpStream) -> Commands:
     if response is None or not whole:
         yield SendHttp(http_events.ResponseProtocolError(stream, "refused", http_events.ErrorCode.KILL), client)
     yield from _cancel(self)
+    yield from _forget(self)
+
+
+def _forget(self: HttpStream) -> Commands:
+    """Leave a stream for good: whatever still comes for it is ignored."""
     self.client_state = self.server_state = self.state_errored
     self.flow.live = False
-    yield Drop(stream)
+    yield from _drop(self)
+
+
+def _drop(self: HttpStream) -> Commands:
+    yield Drop(self.stream_id)
+    _ask("over", self.flow)
 
 
 def _cancel(self: HttpStream) -> Commands:
@@ -153,28 +185,30 @@ def _cancel(self: HttpStream) -> Commands:
         yield SendHttp(stop, self.context.server)
 
 
+def _break_off(self: HttpStream, data: bytes, otherwise: SendHttp | None = None) -> Commands:
+    """End an answer that has begun: with last words and a proper end, or as mitmproxy would (``otherwise``: a reset)."""
+    client, stream = self.context.client, self.stream_id
+    self.tidegate_over = True  # type: ignore[attr-defined]
+    if data:
+        yield SendHttp(http_events.ResponseData(stream, data), client)
+    if data or otherwise is None:
+        yield SendHttp(http_events.ResponseEndOfMessage(stream), client)
+    else:
+        yield otherwise
+    yield from _cancel(self)
+
+
 def _end(self: HttpStream, event: Cut) -> Commands:
     """Cut a stream wherever it stands; one that is over already is left alone."""
     if getattr(self, "tidegate_over", False) or self.server_state in (self.state_done, self.state_errored):
         return
-    if getattr(self, "tidegate_answered", False) and event.clean:
-        self.flow.error = self.flow.error or mitm_flow.Error("answer cut by the gate")
-        yield from _send_hook(self.flow)
-        yield SendHttp(http_events.ResponseEndOfMessage(self.stream_id), self.context.client)
-        yield from _cancel(self)
-        self.tidegate_over = True  # type: ignore[attr-defined]
-        self.client_state = self.server_state = self.state_errored
-        self.flow.live = False
-        yield Drop(self.stream_id)
-        return
-    error = http_events.ResponseProtocolError(self.stream_id, "cut by the gate", http_events.ErrorCode.KILL)
-    yield from self.handle_protocol_error(error)
-
-
-def _send_hook(flow: http.HTTPFlow) -> Commands:
-    from mitmproxy.proxy.layers.http._hooks import HttpErrorHook  # noqa: PLC0415 - private module, needed by this one line
-
-    yield HttpErrorHook(flow)
+    self.flow.error = self.flow.error or mitm_flow.Error("cut by the gate")
+    yield HttpErrorHook(self.flow)
+    if getattr(self, "tidegate_answered", False):
+        yield from _break_off(self, event.data)
+        yield from _forget(self)
+    else:
+        yield from _refuse(self)
 
 
 def _route_cut(self: HttpLayer, event: events.Event, original: Callable[..., Commands]) -> Commands:
@@ -218,6 +252,3 @@ def _without_data(record: logging.LogRecord) -> bool:
         record.msg, record.args = f"mitmproxy failed: {record.exc_info[0].__name__}", ()
         record.exc_info = record.exc_text = None
     return True
-
-
-assert layer.Layer  # the private classes above are those of mitmproxy >=12.2.3,<12.3; pyproject pins it

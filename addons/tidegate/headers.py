@@ -7,7 +7,16 @@ from collections.abc import Iterable
 CREDENTIALS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key", "proxy-authorization", "cookie"})
 """Where a client puts what proves who it is. None of it goes upstream or into a recording."""
 
-CLAIMED = ("x-forwarded-", "x-tidegate-", "x-real-ip", "forwarded", "via", "x-amzn-oidc-", "x-auth-request-", "x-goog-iap-")
+CLAIMED = (
+    "x-forwarded-",
+    "x-tidegate-",
+    "x-real-ip",
+    "forwarded",
+    "via",
+    "x-amzn-oidc-",
+    "x-auth-request-",
+    "x-goog-iap-",
+)
 """Prefixes of fields by which proxies tell who the caller is. A client's own are lies or leaks."""
 
 NOT_UPSTREAM = frozenset({
@@ -16,7 +25,9 @@ NOT_UPSTREAM = frozenset({
 })  # fmt: skip
 """Fields of one hop (RFC 9110, 7.6.1), and those that the gate sets itself: it forwards decoded bodies and asks for plain answers."""
 
-NOT_TO_CLIENT = frozenset({"alt-svc", "set-cookie", "set-cookie2", "trailer", "upgrade", "http2-settings", "keep-alive", "proxy-authenticate"})
+NOT_TO_CLIENT = frozenset(
+    {"alt-svc", "set-cookie", "set-cookie2", "trailer", "upgrade", "http2-settings", "keep-alive", "proxy-authenticate"}
+)
 """``alt-svc`` would lead the client past the gate; the upstream's cookies belong to the gate's account, not to the caller."""
 
 

@@ -15,13 +15,14 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from mitmproxy import addonmanager, exceptions, hooks, master, options
+from mitmproxy import addonmanager, exceptions, master, options
 from mitmproxy.addons import core, errorcheck, next_layer, proxyserver, tlsconfig
 from mitmproxy.flow import Flow
+from mitmproxy.hooks import Hook
 from mitmproxy.proxy import commands, events, server
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
-Hook = Callable[..., Any]
+Handler = Callable[..., Any]
 
 
 class Dispatch:
@@ -29,9 +30,9 @@ class Dispatch:
 
     def __init__(self, manager: addonmanager.AddonManager) -> None:
         self._manager = manager
-        self._table: dict[str, tuple[Hook, ...]] = {}
+        self._table: dict[str, tuple[Handler, ...]] = {}
 
-    def hooks(self, event: hooks.Hook) -> tuple[Hook, ...]:
+    def hooks(self, event: Hook) -> tuple[Handler, ...]:
         """Return the callables that handle an event."""
         found = self._table.get(event.name)
         if found is None:
@@ -39,13 +40,13 @@ class Dispatch:
             found = self._table[event.name] = tuple(call for pairs in chain for _, call in pairs)
         return found
 
-    async def trigger(self, event: hooks.Hook) -> None:
+    async def trigger(self, event: Hook) -> None:
         """Call every hook of an event; as ``AddonManager.trigger_event``, which this replaces."""
         waiting = self.start(event)
         if waiting is not None:
             await waiting
 
-    def start(self, event: hooks.Hook) -> Awaitable[None] | None:
+    def start(self, event: Hook) -> Awaitable[None] | None:
         """Call the hooks of an event; return what is left to await, or ``None`` if all is done."""
         found = self.hooks(event)
         for position, call in enumerate(found):
@@ -58,7 +59,7 @@ class Dispatch:
                 return None
         return None
 
-    async def _finish(self, first: Awaitable[None], rest: Sequence[Hook], event: hooks.Hook) -> None:
+    async def _finish(self, first: Awaitable[None], rest: Sequence[Handler], event: Hook) -> None:
         try:
             with addonmanager.safecall():
                 await first
@@ -76,7 +77,7 @@ def quicken(dispatch: Dispatch) -> None:
 
     async def server_event(self: server.ConnectionHandler, event: events.Event) -> None:
         async with self._server_event_lock:
-            self.timeout_watchdog.register_activity()
+            self.timeout_watchdog.register_activity()  # type: ignore[no-untyped-call]
             pending = collections.deque((event,))
             try:
                 while pending:
@@ -154,7 +155,12 @@ def build(settings: dict[str, Any], *addons: object) -> master.Master:
     logging.getLogger("mitmproxy").setLevel(logging.WARNING)  # below it, mitmproxy logs raw bytes
     slim = master.Master(options.Options())
     slim.addons.add(  # type: ignore[no-untyped-call]
-        core.Core(), proxyserver.Proxyserver(), *addons, next_layer.NextLayer(), tlsconfig.TlsConfig(), errorcheck.ErrorCheck(True)
+        core.Core(),
+        proxyserver.Proxyserver(),
+        *addons,
+        next_layer.NextLayer(),
+        tlsconfig.TlsConfig(),
+        errorcheck.ErrorCheck(True),
     )
     slim.options.update(**settings)
     dispatch = Dispatch(slim.addons)

@@ -94,6 +94,7 @@ class Reason(enum.StrEnum):
     ANSWER_FIRST_BYTE = "answer_first_byte"
     ANSWER_IDLE = "answer_idle"
     ANSWER_DURATION = "answer_duration"
+    CLIENT_GONE = "client_gone"
     # ourselves
     CREDENTIAL_UNAVAILABLE = "credential_unavailable"
     RECORDING_FAILED = "recording_failed"

@@ -1,0 +1,200 @@
+"""The command line: ``tidegate run | check | login | flows | replay | sample-model``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from tidegate import __version__
+from tidegate.places import default_policy
+from tidegate.policy.policy import Policy, PolicyError
+
+policy_option = click.option(
+    "--policy",
+    "policy_path",
+    type=click.Path(path_type=Path),
+    default=None,
+    show_default="rules/policy.yaml",
+    help="The policy file.",
+)
+recording_option = click.option(
+    "--recording",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The recording, instead of the one the policy names.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """tidegate: a data-aware gateway for model inference."""
+
+
+def _policy(path: Path | None) -> Path:
+    return default_policy() if path is None else path
+
+
+def _load(path: Path | None) -> Policy:
+    from tidegate.inspection.cache import DiskCache
+    from tidegate.policy.loading import load
+
+    try:
+        return load(_policy(path), engine_cache=DiskCache())
+    except PolicyError as error:
+        raise click.exceptions.Exit(_faults(error)) from None
+
+
+def _faults(error: PolicyError) -> int:
+    console = Console(stderr=True)
+    for fault in error.faults:
+        console.print(str(fault), style="red", markup=False, highlight=False, soft_wrap=True)
+    count = len(error.faults)
+    console.print(f"{count} fault{'s' if count != 1 else ''}; nothing was started.", style="bold")
+    return 1
+
+
+@main.command()
+@policy_option
+@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="Where clients connect: HOST:PORT.")
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    help="reverse (default), regular (explicit proxy) or transparent; repeat with @PORT for several: --mode regular@8081.",
+)
+@click.option("--sample-model", is_flag=True, help="Start the built-in sample model too (no key, no network).")
+@click.option("--confdir", default="~/.mitmproxy", show_default=True, help="Where mitmproxy's CA is kept.")
+@click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="A mitmproxy option, as in mitmdump.")
+def run(
+    policy_path: Path | None,
+    listen: str,
+    modes: Sequence[str],
+    sample_model: bool,
+    confdir: str,
+    options: Sequence[str],
+) -> None:
+    """Run the gate."""
+    from tidegate import running
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal():
+        raise click.BadParameter("found no HOST:PORT; accepted: for example 127.0.0.1:8080", param_hint="--listen")
+    settings = running.Settings(
+        policy=_policy(policy_path),
+        host=host.strip("[]"),
+        port=int(port),
+        modes=tuple(modes) or ("reverse",),
+        confdir=confdir,
+        options=tuple(options),
+        sample_model=sample_model,
+    )
+    try:
+        asyncio.run(running.run(settings))
+    except PolicyError as error:
+        sys.exit(_faults(error))
+    except running.StartError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@policy_option
+def check(policy_path: Path | None) -> None:
+    """Report every fault of the policy, its packs and its dialects."""
+    policy = _load(policy_path)
+    console = Console()
+    console.print(
+        f"{policy.file} is sound: {len(policy.connections)} connections, {len(policy.engine.rules)} rules, "
+        f"{len(policy.dialects)} dialects; sha256 {policy.sha256}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for warning in policy.warnings:
+        console.print(f"attention: {warning}", style="yellow", highlight=False, soft_wrap=True)
+
+
+@main.command()
+@policy_option
+@click.option("--static", "name", required=True, metavar="NAME", help="Make a static token for this caller.")
+@click.option(
+    "--group", "groups", multiple=True, default=("dev",), show_default=True, help="A group of the caller; repeat."
+)
+@click.option("--identity", default=None, help="Which static identity of the policy, if it has several.")
+@click.option("--days", type=click.IntRange(min=1), default=None, help="Let the token end after so many days.")
+def login(policy_path: Path | None, name: str, groups: Sequence[str], identity: str | None, days: int | None) -> None:
+    """Make a token for a person or a program on this machine; it is shown once and kept only as a hash."""
+    import datetime
+
+    from tidegate.identity.static import create
+    from tidegate.policy.policy import StaticIdentity
+
+    policy = _load(policy_path)
+    found = [each for each in policy.identities or () if isinstance(each, StaticIdentity)]
+    if identity is not None:
+        found = [each for each in found if each.name == identity]
+    if len(found) != 1:
+        names = ", ".join(each.name for each in policy.identities or () if isinstance(each, StaticIdentity))
+        raise click.ClickException(
+            f"{policy.file}: found {len(found)} static identities to choose from; it has: {names or 'none'}."
+        )
+    expires = None if days is None else datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    token = create(Path(found[0].tokens), name, tuple(groups), expires)
+    click.echo(token)
+    click.echo(f"Token of {found[0].name}:{name}, groups {', '.join(groups)}. It is not shown again.", err=True)
+
+
+@main.group()
+def flows() -> None:
+    """Look at recorded exchanges."""
+
+
+def _recording(recording: Path | None, policy_path: Path | None) -> Path:
+    return recording if recording is not None else Path(_load(policy_path).recording.path)
+
+
+@flows.command("list")
+@policy_option
+@recording_option
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@click.option("--outcome", help="answered, denied, aborted or failed.")
+@click.option("--caller", help="A subject, or identity:subject.")
+@click.option("--connection")
+@click.option("--rule", help="Exchanges in which this rule found something.")
+@click.option("--since", help="For example 2h, 3d or 2026-11-01.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def flows_list(recording: Path | None, policy_path: Path | None, as_json: bool, **filters: str | int | None) -> None:
+    """List exchanges, newest first."""
+    from tidegate.evidence import queries
+
+    rows = queries.list_flows(_recording(recording, policy_path), **filters)  # type: ignore[arg-type]
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+    else:
+        Console().print(queries.table(rows))
+
+
+@flows.command("show")
+@click.argument("exchange")
+@policy_option
+@recording_option
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def flows_show(exchange: str, recording: Path | None, policy_path: Path | None, as_json: bool) -> None:
+    """Show one exchange: decisions, findings (rule and place, never a value), bodies as kept."""
+
+
+@main.group()
+def replay() -> None:
+    """Replay recorded exchanges with mitmproxy's own engine."""
+
+
+@main.command("sample-model")
+@click.option("--port", type=int, default=8091, show_default=True)
+def sample_model_command(port: int) -> None:
+    """Run the built-in sample model alone: both dialects, made-up answers, for a first try and for tests."""

@@ -1,0 +1,113 @@
+"""What the gate reads from a flow and writes to it: the shapes of mitmproxy's messages, kept out of the hooks."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from mitmproxy import http
+from mitmproxy.net.http import status_codes
+from mitmproxy.proxy.mode_specs import ReverseMode
+
+from tidegate import headers
+from tidegate.crossing import Send
+from tidegate.model import Connection, Origin
+from tidegate.policy.policy import Policy
+
+
+def fields(message: http.Headers) -> tuple[tuple[str, str], ...]:
+    """Return header fields with lower-case names, in order, repeats kept; bytes that are not UTF-8 as surrogates."""
+    return tuple((k.decode("latin-1").lower(), v.decode("utf-8", "surrogateescape")) for k, v in message.fields)
+
+
+def origin(flow: http.HTTPFlow, policy: Policy) -> Origin | None:
+    """Say where the client's connection leads; ``None`` on a reverse listener, where the path decides.
+
+    A transparent listener knows an address. The name in SNI or ``Host`` is the client's word, and it is taken only to
+    choose among the policy's connections: the gate then connects to that name itself and verifies its certificate.
+    """
+    request = flow.request
+    if isinstance(flow.client_conn.proxy_mode, ReverseMode):
+        return None
+    found = Origin(request.scheme, request.host.lower(), request.port)
+    if found in policy.routes.origins:
+        return found
+    name = flow.client_conn.sni or request.host_header or ""
+    host = name.rsplit(":", 1)[0] if name.rpartition(":")[2].isdecimal() else name
+    claimed = Origin(request.scheme, host.lower(), request.port)
+    return claimed if claimed in policy.routes.origins else found
+
+
+def hide_credentials(request: http.Request) -> None:
+    """Take the client's credentials out before any other addon, page or recording can see them."""
+    kept = tuple(
+        pair for pair in request.headers.fields if pair[0].decode("latin-1").lower() not in headers.CREDENTIALS
+    )
+    if len(kept) != len(request.headers.fields):
+        request.headers.fields = kept
+
+
+def address(request: http.Request, connection: Connection, path: str) -> None:
+    """Point a request at a connection's upstream, whatever the client called it."""
+    upstream, data = connection.upstream, request.data
+    data.scheme, data.host, data.port = upstream.scheme.encode(), upstream.host, upstream.port
+    data.path = path.encode()
+    default = 443 if upstream.scheme == "https" else 80
+    host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
+    authority = host if upstream.port == default else f"{host}:{upstream.port}"
+    data.authority = authority.encode() if request.is_http2 else b""
+    if not request.is_http2:
+        request.headers["host"] = authority
+
+
+def write_request(flow: http.HTTPFlow, step: Send) -> None:
+    """Make a flow's request exactly what was cleared; the credential is not on it and never will be."""
+    verdict, request = step.clearance.verdict, flow.request
+    kept = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in step.fields if name != "host"]
+    kept.append((b"accept-encoding", b"identity"))
+    if verdict.body or request.method in ("POST", "PUT", "PATCH"):
+        kept.append((b"content-length", str(len(verdict.body)).encode()))
+    request.headers = http.Headers(kept)
+    request.trailers = None
+    request.data.content = verdict.body
+    route = verdict.grant.route
+    address(request, route.connection, route.path)
+
+
+def with_credential(request: http.Request, name: str, value: str) -> http.Request:
+    """Return a copy of a request with one more header field, for the wire alone."""
+    data = request.data
+    return http.Request(
+        data.host, data.port, data.method, data.scheme, data.authority, data.path, data.http_version,
+        http.Headers((*data.headers.fields, (name.encode(), value.encode()))), data.content, None,
+        data.timestamp_start, data.timestamp_end,
+    )  # fmt: skip
+
+
+def write_answer_head(
+    response: http.Response, drop: frozenset[str], exchange: str, *, streamed: bool, http1: bool
+) -> None:
+    """Prepare an answer's head: fewer fields, our exchange id, and no length that masking would make wrong."""
+    lost = drop | {"content-length", "content-encoding", "transfer-encoding"} if streamed else drop
+    kept = [pair for pair in response.headers.fields if pair[0].decode("latin-1").lower() not in lost]
+    if streamed and http1:
+        kept.append((b"transfer-encoding", b"chunked"))
+    kept.append((b"x-tidegate-exchange", exchange.encode()))
+    response.headers.fields = tuple(kept)
+    response.data.reason = status_codes.RESPONSES.get(
+        response.status_code, ""
+    ).encode()  # the upstream's words are a channel
+    response.trailers = None
+
+
+def refusal(status: int, fields: tuple[tuple[str, str], ...], body: bytes) -> http.Response:
+    """Make the answer that carries a denial."""
+    return http.Response.make(status, body, http.Headers([(k.encode(), v.encode()) for k, v in fields]))
+
+
+def is_local(host: str) -> bool:
+    """Say whether a host is this machine or a network of its own: where ``unlisted: pass`` must not lead (SSRF)."""
+    try:
+        found = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
+    return not found.is_global
