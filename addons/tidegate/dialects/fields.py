@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,9 +26,9 @@ Pointer = tuple[str | int, ...]
 
 SUBSET = "$, .name, .'quoted name', [n], [*], * and .."
 MIN_DIGITS = 6
-"""Numbers with fewer digits hold nothing that a rule looks for: the shortest, a US card's BIN or a SSN, have more."""
+"""Numbers with fewer digits hold nothing that a rule looks for: the shortest is a national id of seven digits."""
 MAX_STATES = 10_000
-"""A dialect of some 200 expressions needs about 1,500 states; nested ``..`` can multiply them without end."""
+"""The largest shipped trie has 56 expressions and 97 states; nested ``..`` can multiply them without end."""
 
 # A key that could itself be what was found (a token, an address) must not travel in the place of a finding.
 _PLAIN_KEY = re.compile(r"[a-z]{1,24}(?:_[a-z]{1,24}|[A-Z][a-z]{1,24}){0,4}")
@@ -115,7 +116,9 @@ def steps(expression: str) -> tuple[Step, ...]:
         ExpressionError: no JSONPath, or not in the subset.
     """
     try:
-        tree = parse(expression)
+        with warnings.catch_warnings():  # what jsonpath-ng deprecates is outside our subset and refused below
+            warnings.simplefilter("ignore", DeprecationWarning)
+            tree = parse(expression)
     except (JSONPathError, ValueError, TypeError, AttributeError) as error:
         raise ExpressionError(f"not a JSONPath expression ({type(error).__name__})") from None
     if not _rooted(tree):
