@@ -1,0 +1,171 @@
+"""What is recorded of an exchange: the record, the rows it becomes, and the schema that holds them.
+
+No column holds a text that was inspected: findings are (rule, class, where, span), decisions name things of the policy.
+The bodies, as the policy keeps them, are in the flow state alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database, Migrations
+
+from tidegate.model import Decision, Direction, Finding, Outcome, Reason
+
+APPLICATION_ID = 0x74696465
+"""``tide``: what ``file`` and other tools read from the head of the SQLite file."""
+
+FLOW_FORMAT = 21
+"""The version of mitmproxy's flow state that is written; its ``compat`` migrates older ones (mitmproxy 12.2)."""
+
+
+class RecordingError(Exception):
+    """The recording could not be opened, or a record did not reach the disk. The text names the file and the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRecord:
+    """One exchange as it is known so far. Times are microseconds: wall clock since 1970, or from the start where said.
+
+    ``path`` is the client's path without its query (``bare_path``). ``outcome`` is ``None`` while the exchange is open.
+    ``first_byte_us`` and ``duration_us`` count from the start, and come from a monotonic clock. ``request_bytes`` is
+    what the client sent, ``response_bytes`` what it was given. ``replay_of`` is the exchange this one repeats.
+    """
+
+    id: str
+    started_us: int
+    method: str
+    path: str
+    ended_us: int | None = None
+    first_byte_us: int | None = None
+    duration_us: int | None = None
+    identity: str | None = None
+    caller: str | None = None
+    connection: str | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    outcome: Outcome | None = None
+    reason: Reason | None = None
+    status: int | None = None
+    mode: str = "enforce"
+    policy_sha: str = ""
+    request_bytes: int = 0
+    response_bytes: int = 0
+    streamed: bool = False
+    replay_of: str | None = None
+    prompt_findings: tuple[Finding, ...] = ()
+    answer_findings: tuple[Finding, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+
+COLUMNS = (
+    "id", "started_us", "ended_us", "first_byte_us", "duration_us", "identity", "caller", "connection", "endpoint",
+    "model", "method", "path", "outcome", "reason", "status", "mode", "policy_sha", "request_bytes", "response_bytes",
+    "streamed", "findings", "replay_of",
+)  # fmt: skip
+"""The columns of table ``exchange``, in order. ``findings`` counts the rows of table ``finding``."""
+
+_SETTLED = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
+
+INSERT_INTENT = (
+    f"INSERT INTO exchange ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
+)
+INSERT_SEAL = INSERT_INTENT.replace("DO NOTHING", f"DO UPDATE SET {_SETTLED}")
+INSERT_FINDING = "INSERT OR REPLACE INTO finding VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_DECISION = "INSERT OR REPLACE INTO decision VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_STATE = "INSERT OR REPLACE INTO flow_state VALUES (?, ?, ?)"
+INSERT_EVENT = "INSERT INTO event VALUES (?, ?, ?)"
+
+migrations = Migrations("tidegate")
+
+
+@migrations()
+def recording_1(db: Database) -> None:
+    """Create the tables of the first format."""
+    texts = {
+        "id",
+        "identity",
+        "caller",
+        "connection",
+        "endpoint",
+        "model",
+        "method",
+        "path",
+        "outcome",
+        "reason",
+        "mode",
+    }
+    texts |= {"policy_sha", "replay_of"}
+    needed = {
+        "started_us",
+        "method",
+        "path",
+        "mode",
+        "policy_sha",
+        "request_bytes",
+        "response_bytes",
+        "streamed",
+        "findings",
+    }
+    kinds: dict[str, Any] = {name: str if name in texts else int for name in COLUMNS}
+    exchange = db.table("exchange")
+    exchange.create(kinds, pk="id", not_null=needed, strict=True)
+    exchange.create_index(["started_us"])
+    span: dict[str, Any] = {"exchange": str, "seq": int, "direction": str, "rule": str, "class": str, "where": str}
+    span |= {"start": int, "end": int, "action": str}
+    db.table("finding").create(span, pk=("exchange", "seq"), not_null=set(span), strict=True)
+    db.table("finding").create_index(["rule"])
+    stage: dict[str, Any] = {"exchange": str, "seq": int, "stage": str, "result": str, "reason": str, "detail": str}
+    db.table("decision").create(
+        stage, pk=("exchange", "seq"), not_null={"exchange", "seq", "stage", "result", "detail"}, strict=True
+    )
+    state: dict[str, Any] = {"exchange": str, "format": int, "state": bytes}
+    db.table("flow_state").create(state, pk="exchange", not_null=set(state), strict=True)
+    event: dict[str, Any] = {"at_us": int, "kind": str, "detail": str}
+    db.table("event").create(event, not_null=set(event), strict=True)
+
+
+def bare_path(path: str) -> str:
+    """Return a path without its query, whose values may be anything; at most 512 characters (routing takes 2,048)."""
+    return path.partition("?")[0][:512]
+
+
+def exchange_row(record: ExchangeRecord) -> tuple[object, ...]:
+    """Return the values of ``COLUMNS``. A path in which a rule fired is not repeated."""
+    findings = len(record.prompt_findings) + len(record.answer_findings)
+    path = "[REDACTED]" if any(each.where == "path" for each in record.prompt_findings) else bare_path(record.path)
+    return (
+        record.id, record.started_us, record.ended_us, record.first_byte_us, record.duration_us,
+        _text(record.identity), _text(record.caller), record.connection, record.endpoint, _text(record.model),
+        _text(record.method), _text(path),
+        record.outcome, record.reason, record.status, record.mode, record.policy_sha, record.request_bytes,
+        record.response_bytes, int(record.streamed), findings, record.replay_of,
+    )  # fmt: skip
+
+
+def finding_rows(record: ExchangeRecord) -> Iterator[tuple[object, ...]]:
+    """Return the rows of table ``finding``."""
+    seq = 0
+    for direction, findings in (
+        (Direction.PROMPT, record.prompt_findings),
+        (Direction.RESPONSE, record.answer_findings),
+    ):
+        for each in findings:
+            where = _text(each.where)
+            yield record.id, seq, direction, each.rule, each.cls, where, each.start, each.end, each.action
+            seq += 1
+
+
+def decision_rows(record: ExchangeRecord) -> Iterator[tuple[object, ...]]:
+    """Return the rows of table ``decision``."""
+    for seq, each in enumerate(record.decisions):
+        yield record.id, seq, each.stage, each.result, each.reason, _text(each.detail)
+
+
+def _text(value: str | None) -> str | None:
+    """Make a text storable: lone surrogates, which a client can send, become their escapes."""
+    if value is None or value.isascii():
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()

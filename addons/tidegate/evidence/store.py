@@ -1,0 +1,359 @@
+"""The recording: one SQLite file, one connection, one writer thread, and commits that are on the disk when they return.
+
+``intent`` resolves when its row is durable; ``seal`` completes the row later and nobody waits for it. What arrives while
+a commit runs goes into the next one (group commit). After an error that may have lost pages the connection is never used
+again: sqlite's next commit would succeed although the kernel dropped what the last one wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # the one SQLite module of the process
+
+from tidegate.evidence import records
+from tidegate.evidence.records import ExchangeRecord, RecordingError
+
+log = logging.getLogger("tidegate")
+
+PRAGMAS = (
+    "journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON", "secure_delete=ON",
+    "cell_size_check=ON", "trusted_schema=OFF", "temp_store=MEMORY", "journal_size_limit=67108864", "wal_autocheckpoint=1000",
+)  # fmt: skip
+"""FULL: with NORMAL acknowledged rows vanish on power loss. 1,000 pages bound the WAL to 4 MB, so that a checkpoint needs
+little space on a full disk. Never ``mmap_size``."""
+
+SAFE_SQLITE = (3, 51, 3)
+"""Older versions can corrupt a WAL database when two connections write at once (the WAL-reset bug)."""
+
+BATCH = 256
+"""Rows of one transaction: beyond it a row gets no cheaper, and the first in line waits longer."""
+
+LINGER = 0.02
+"""Seconds a seal may wait for company. Nobody waits for it, and one commit for many costs a third of one for each."""
+
+CAPACITY_ITEMS = 20_000
+CAPACITY_BYTES = 64 * 1024 * 1024
+"""What may wait for the writer: two seconds at its full speed. Beyond it intents are refused, seals lose their bodies."""
+
+PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
+"""Errors after which sqlite has rolled back cleanly and the same connection may be used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A finished exchange, on its way to the writer. ``weight`` is an estimate in bytes."""
+
+    record: ExchangeRecord
+    state: dict[str, Any] | None
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """An exchange about to be sent, and who waits for its row."""
+
+    record: ExchangeRecord
+    done: asyncio.Future[None]
+
+
+class Recorder:
+    """Writes exchanges into one SQLite file. Methods are called from one thread, the event loop's.
+
+    ``encode`` makes bytes of a flow state (``replay.flows.encode``); it runs in the writer thread. ``failed`` is why
+    nothing can be written any more, or empty.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        encode: Callable[[dict[str, Any]], bytes],
+        *,
+        capacity: tuple[int, int] = (CAPACITY_ITEMS, CAPACITY_BYTES),
+    ) -> None:
+        self.path = path
+        self.encode = encode
+        self.failed = ""
+        self._items, self._bytes = capacity
+        self._inbox: queue.SimpleQueue[Intent | None] = queue.SimpleQueue()
+        self._sealed: collections.deque[Sealed] = collections.deque()
+        self._weighed_in = self._weighed_out = 0
+        self._lost = [0, 0]  # refused in the loop's thread, lost in the writer's: each written by one thread only
+        self._bare = [0, 0]
+        self._reported = (0, 0)
+        self._awake = False
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._lock: int | None = None
+        self._db: Any = None
+
+    def start(self) -> None:
+        """Open or create the file (0600, in a directory made 0700) and start the writer. Raises ``RecordingError``."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(self.path)
+            self._db = _open(self.path)
+        except (OSError, sqlite3.Error) as error:
+            self._unlock()
+            raise RecordingError(f"{self.path}: cannot be opened as a recording: {error}") from error
+        except RecordingError:
+            self._unlock()
+            raise
+        self._thread = threading.Thread(target=self._run, name="tidegate recorder", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """How many sealed records were lost. Each loss is also a row of table ``event``."""
+        return sum(self._lost)
+
+    @property
+    def stripped(self) -> int:
+        """How many sealed records lost their flow state. Each loss is also a row of table ``event``."""
+        return sum(self._bare)
+
+    def intent(self, record: ExchangeRecord) -> asyncio.Future[None]:
+        """Record an exchange before it is sent; await the result, which comes when the row is on the disk.
+
+        Raises ``RecordingError`` at once when too much is waiting or the recording has failed, and through the future
+        when the commit fails.
+        """
+        if self.failed or self._closing or self._thread is None:
+            raise RecordingError(f"{self.path}: {self.failed or 'the recording is closed'}")
+        if self._inbox.qsize() + len(self._sealed) >= self._items:
+            raise RecordingError(f"{self.path}: too many records are waiting to be written")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.put(Intent(record, done))
+        return done
+
+    def seal(self, record: ExchangeRecord, state: dict[str, Any] | None) -> None:
+        """Record how an exchange ended, with the flow state as the policy keeps it. Never raises, never waits.
+
+        When too many bytes are waiting the bodies are left out; when too many records are, the record is dropped.
+        Both count.
+        """
+        waiting = len(self._sealed)
+        if self.failed or self._closing or self._thread is None or waiting >= 2 * self._items:
+            self._lost[0] += 1  # twice the room of intents: what was acknowledged as sent may still be completed
+            return
+        weight = record.request_bytes + record.response_bytes + 1024
+        if state is not None and self._weighed_in - self._weighed_out + weight > self._bytes:
+            state, weight = None, 1024
+            self._bare[0] += 1
+        self._weighed_in += weight
+        self._sealed.append(Sealed(record, state, weight))
+        if not self._awake:
+            self._awake = True
+            self._inbox.put(None)
+
+    def close(self) -> None:
+        """Write what is waiting, close the file, and end the writer. May be called again."""
+        if self._closing:
+            return
+        self._closing = True
+        self._inbox.put(None)
+        if self._thread is not None:
+            self._thread.join()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # ── in the writer thread ─────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        self._write([], [], (("start", f"sqlite {sqlite3.sqlite_version}"),))
+        while not self._closing:
+            first = self._inbox.get()
+            if first is None and not self._closing:
+                with contextlib.suppress(queue.Empty):
+                    first = self._inbox.get(timeout=LINGER)
+            self._turn([first] if first is not None else [])
+        while not self._inbox.empty() or (self._sealed and not self.failed):
+            before = len(self._sealed)
+            self._turn([])
+            if self._sealed and len(self._sealed) >= before and self._inbox.empty():
+                break  # the disk does not take them
+        self._lost[1] += len(self._sealed)
+        self._write([], [], (*self._gaps(), ("stop", "")))
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+
+    def _turn(self, intents: list[Intent]) -> None:
+        """Take what is waiting, at most ``BATCH`` of each kind, and commit it."""
+        with contextlib.suppress(queue.Empty):
+            while len(intents) < BATCH:
+                following = self._inbox.get_nowait()
+                if following is not None:
+                    intents.append(following)
+        self._awake = False  # before the deque is read: a seal that comes later wakes us again
+        sealed = [self._sealed.popleft() for _ in range(min(len(self._sealed), BATCH))]
+        if self._sealed and not self._awake:
+            self._awake = True
+            self._inbox.put(None)
+        if intents or sealed:
+            self._write(intents, sealed, self._gaps())
+
+    def _gaps(self) -> tuple[tuple[str, str], ...]:
+        """Return the event that tells of records lost since the last one."""
+        now = (self.dropped, self.stripped)
+        if now == self._reported:
+            return ()
+        lost, bare = now[0] - self._reported[0], now[1] - self._reported[1]
+        self._reported = now
+        log.warning("recording: %d records dropped, %d without their bodies", lost, bare)
+        return (("gap", f"{lost} dropped, {bare} without bodies"),)
+
+    def _write(
+        self, intents: Sequence[Intent], sealed: Sequence[Sealed], events: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Commit a batch and tell who waits. The first fault that is not a passing one is final."""
+        fault: RecordingError | None = None
+        try:
+            if self.failed:
+                raise RecordingError(f"{self.path}: {self.failed}")
+            states = [self._state(each) for each in sealed]
+            self._commit(intents, sealed, [each for each in states if each is not None], events)
+        except RecordingError as error:
+            fault = error
+        except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it was
+            fault = self._fault(error)
+        if fault is not None and not self.failed:
+            self._sealed.extendleft(reversed(sealed))  # a passing fault: these are tried again
+        else:
+            self._lost[1] += len(sealed) if fault is not None else 0
+            self._weighed_out += sum(each.weight for each in sealed)
+        _settle(intents, fault)
+        if fault is not None and not self.failed and not self._closing:
+            time.sleep(LINGER)
+            self._inbox.put(None)
+
+    def _commit(
+        self,
+        intents: Sequence[Intent],
+        sealed: Sequence[Sealed],
+        states: Sequence[tuple[str, int, bytes]],
+        events: Sequence[tuple[str, str]],
+    ) -> None:
+        db, done = self._db, [each.record for each in sealed]
+        db.execute("BEGIN IMMEDIATE")  # a deferred BEGIN that later writes can fail at once, whatever the timeout
+        if intents:
+            asked = [each.record for each in intents]
+            db.executemany(records.INSERT_INTENT, map(records.exchange_row, asked))
+            found = [row for record in asked if record.prompt_findings for row in records.finding_rows(record)]
+            if found:
+                db.executemany(records.INSERT_FINDING, found)
+        if done:
+            db.executemany(records.INSERT_SEAL, map(records.exchange_row, done))
+            db.executemany(records.INSERT_DECISION, [row for record in done for row in records.decision_rows(record)])
+            found = [row for record in done for row in records.finding_rows(record)]
+            if found:
+                db.executemany(records.INSERT_FINDING, found)
+        if states:
+            db.executemany(records.INSERT_STATE, states)
+        if events:
+            now = time.time_ns() // 1000
+            db.executemany(records.INSERT_EVENT, [(now, kind, detail) for kind, detail in events])
+        db.execute("COMMIT")
+
+    def _state(self, sealed: Sealed) -> tuple[str, int, bytes] | None:
+        """Encode a flow state; one that cannot be encoded is left out and counted, the record is kept."""
+        if sealed.state is None:
+            return None
+        try:
+            return sealed.record.id, records.FLOW_FORMAT, self.encode(sealed.state)
+        except Exception as error:  # noqa: BLE001 - the encoder is the caller's
+            log.warning("recording: a flow state could not be encoded: %s", type(error).__name__)
+            self._bare[1] += 1
+            return None
+
+    def _fault(self, error: Exception) -> RecordingError:
+        """Roll back, and decide whether the connection may be used again."""
+        name = getattr(error, "sqlite_errorname", "") or type(error).__name__
+        passing = name.startswith(PASSING)
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error:
+            passing = False
+        if not passing:
+            self.failed = f"recording has stopped: {name}"
+        log.error("recording %s: %s", "is waiting" if passing else "has stopped", name)
+        return RecordingError(f"{self.path}: not recorded: {name}")
+
+
+def _settle(intents: Sequence[Intent], fault: RecordingError | None) -> None:
+    """Tell who waits, each in its own event loop; a loop that is gone waits for nothing."""
+    loops: dict[asyncio.AbstractEventLoop, list[Intent]] = {}
+    for each in intents:
+        loops.setdefault(each.done.get_loop(), []).append(each)
+    for loop, those in loops.items():
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, those, fault)
+
+
+def _resolve(intents: Sequence[Intent], fault: RecordingError | None) -> None:
+    for each in intents:
+        if each.done.done():
+            continue  # cancelled: the exchange is over
+        if fault is None:
+            each.done.set_result(None)
+        else:
+            each.done.set_exception(RecordingError(str(fault)))
+
+
+def _lock(path: Path) -> int:
+    """Take the file's lock, or go without it where several writers are safe; returns a file descriptor.
+
+    Raises ``RecordingError`` when another process records into the file and this SQLite has the WAL-reset bug.
+    """
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    old = tuple(sqlite3.sqlite_version_info) < SAFE_SQLITE
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if old:
+            os.close(lock)
+            raise RecordingError(
+                f"{path}: found another process recording into it with SQLite {sqlite3.sqlite_version}; "
+                "accepted: a file for each process, or SQLite 3.51.3 or newer"
+            ) from None
+    if old:
+        log.warning("recording: SQLite %s is older than 3.51.3, so only this process may write", sqlite3.sqlite_version)
+    return lock
+
+
+def _open(path: Path) -> Any:
+    """Open the file for writing, with every pragma and the schema of today."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # -wal and -shm take its mode
+    path.chmod(0o600)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            db.execute(f"PRAGMA application_id={records.APPLICATION_ID}")
+        elif db.execute("PRAGMA application_id").fetchone()[0] != records.APPLICATION_ID:
+            raise RecordingError(f"{path}: found a database of something else; accepted: a recording, or no file yet")
+        for pragma in PRAGMAS:
+            db.execute(f"PRAGMA {pragma}")
+        records.migrations.apply(Database(db))
+        db.execute("PRAGMA recursive_triggers=OFF")
+    except BaseException:
+        db.close()
+        raise
+    return db
