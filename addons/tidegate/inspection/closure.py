@@ -1,0 +1,282 @@
+"""What a rule's pattern can still become: its prefix closure, over bytes.
+
+A stream may only let go of text that no rule can still match. The prefixes of a regular language are themselves a
+regular language, so each pattern has a second one, its closure: ``closure\\z`` matches exactly where the end of the
+text so far could be the beginning, or the whole, of a match. Whole words belong to it, since they may still grow.
+
+Python's regular expression parser gives the tree (matching is never done with it). Every class is spelled out as
+bytes, so that RE2 and Hyperscan cannot disagree on what ``\\s``, ``.`` or ``(?i)`` mean: the meanings are RE2's.
+"""
+
+from __future__ import annotations
+
+import re
+import re._constants as ops  # type: ignore[import-not-found]  # typeshed has no stubs for it
+import re._parser as parser  # type: ignore[import-not-found]  # the same
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+# RE2 refuses a repeat above this (re2/parse.cc, kMaxRepeat).
+_MAX_REPEAT = 1000
+
+_ALL = frozenset(range(256))
+_DIGIT = frozenset(b"0123456789")
+_SPACE = frozenset(b"\t\n\f\r ")
+_WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+_CATEGORIES = {
+    ops.CATEGORY_DIGIT: _DIGIT,
+    ops.CATEGORY_NOT_DIGIT: _ALL - _DIGIT,
+    ops.CATEGORY_SPACE: _SPACE,
+    ops.CATEGORY_NOT_SPACE: _ALL - _SPACE,
+    ops.CATEGORY_WORD: _WORD,
+    ops.CATEGORY_NOT_WORD: _ALL - _WORD,
+}
+_EDGES = {ops.AT_BOUNDARY: r"\b", ops.AT_NON_BOUNDARY: r"\B"}
+
+
+class PatternError(ValueError):
+    """A pattern that cannot be matched in a stream. The message says why and never quotes the pattern."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A pattern over bytes in one spelling for every engine, and its closure (both RE2 and Hyperscan syntax).
+
+    ``named`` keeps the group ``value``, ``plain`` has no groups. ``shortest`` and ``longest`` count bytes.
+    """
+
+    named: str
+    plain: str
+    closure: str
+    shortest: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Byte:
+    of: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """A zero-width assertion, ``\\b`` or ``\\B``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Repeat:
+    low: int
+    high: int
+    of: _Node
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """Nodes in a row; ``value`` when it is the group to redact."""
+
+    nodes: tuple[_Node, ...]
+    value: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Either:
+    nodes: tuple[_Node, ...]
+
+
+type _Node = _Byte | _Edge | _Repeat | _Sequence | _Either
+
+
+def read(pattern: str) -> Pattern:
+    """Read a rule's pattern. Raises ``PatternError`` for what is unbounded, can be empty, or looks around."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tree = parser.parse(pattern)
+    except (re.error, RecursionError, OverflowError, Warning):
+        raise PatternError("not a regular expression that tidegate can read") from None
+    node = _sequence(tree, tree.state.flags & (re.IGNORECASE | re.DOTALL))
+    shortest, longest = _widths(node)
+    if shortest == 0:
+        raise PatternError("it can match the empty text")
+    prefixes = _prefixes(node)
+    if prefixes is None:
+        raise PatternError("it can never match")
+    plain, closure = _render(node, named=False), _render(prefixes, named=False)
+    return Pattern(_render(node, named=True), plain, closure, shortest, longest)
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def _sequence(tree: Any, flags: int) -> _Sequence:
+    return _Sequence(tuple(_node(op, argument, flags, tree.state) for op, argument in tree))
+
+
+def _node(op: Any, argument: Any, flags: int, state: Any) -> _Node:
+    """Turn one node of Python's tree into ours."""
+    if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
+        return _repeat(argument, flags)
+    if op is ops.SUBPATTERN:
+        group, add, remove, inside = argument
+        value = group is not None and state.groupdict.get("value") == group
+        return replace(_sequence(inside, (flags | add) & ~remove), value=value)
+    if op is ops.BRANCH:
+        return _Either(tuple(_sequence(branch, flags) for branch in argument[1]))
+    if op is ops.AT and argument in _EDGES:
+        return _Edge(_EDGES[argument])
+    if op is ops.ANY:
+        return _Byte(_ALL if flags & re.DOTALL else _ALL - {10})
+    if op is ops.IN:
+        return _byte(argument, flags)
+    if op in (ops.LITERAL, ops.NOT_LITERAL):
+        negate = [(ops.NEGATE, None)] if op is ops.NOT_LITERAL else []
+        return _byte([*negate, (ops.LITERAL, argument)], flags)
+    raise PatternError(f"it uses {str(op).lower()}, which cannot be matched in a stream")
+
+
+def _repeat(argument: Any, flags: int) -> _Repeat:
+    low, high, inside = argument
+    if high is ops.MAXREPEAT:
+        raise PatternError("it has a repeat without an upper bound")
+    node = _sequence(inside, flags)
+    if _widths(node)[1] == 0:
+        raise PatternError("it repeats something without a width")
+    return _Repeat(int(low), int(high), node.nodes[0] if len(node.nodes) == 1 else node)
+
+
+def _byte(items: Iterable[tuple[Any, Any]], flags: int) -> _Byte:
+    """Spell out a class. Case is folded for ASCII letters alone, before a negation, as in RE2."""
+    members: set[int] = set()
+    negate = False
+    for op, argument in items:
+        if op is ops.NEGATE:
+            negate = True
+        elif op is ops.LITERAL:
+            members.add(argument)
+        elif op is ops.RANGE:
+            members.update(range(argument[0], argument[1] + 1))
+        else:
+            members |= _CATEGORIES[argument]
+    if max(members, default=0) > 255:
+        raise PatternError("it names a character that is not a byte")
+    if flags & re.IGNORECASE:
+        members |= {byte ^ 0x20 for byte in members if 65 <= byte <= 90 or 97 <= byte <= 122}
+    kept = _ALL - members if negate else frozenset(members)
+    if not kept:
+        raise PatternError("it has a class without members")
+    return _Byte(kept)
+
+
+def _widths(node: _Node) -> tuple[int, int]:
+    """Return the shortest and the longest match in bytes."""
+    match node:
+        case _Byte():
+            return 1, 1
+        case _Edge():
+            return 0, 0
+        case _Repeat(low, high, inside):
+            shortest, longest = _widths(inside)
+            return low * shortest, high * longest
+        case _Sequence(nodes):
+            widths = [_widths(each) for each in nodes]
+            return sum(each[0] for each in widths), sum(each[1] for each in widths)
+        case _Either(nodes):
+            widths = [_widths(each) for each in nodes]
+            return min(each[0] for each in widths), max(each[1] for each in widths)
+
+
+# ------------------------------------------------------------------------------------------------- prefixes
+
+
+def _prefixes(node: _Node, rest: _Node | None = None) -> _Node | None:
+    """Return a node for the non-empty prefixes of ``node`` followed by a text whose own prefixes are ``rest``.
+
+    Assertions stay in front of what follows them and are dropped at the end: the text to their right is not known.
+    ``None`` stands for no prefixes at all.
+    """
+    match node:
+        case _Byte():
+            return node if rest is None else _Sequence((node, _Repeat(0, 1, rest)))
+        case _Edge():
+            return None if rest is None else _Sequence((node, rest))
+        case _Repeat(_, 0, _):
+            return rest
+        case _Repeat(_, high, _Byte()):
+            return _either(_Repeat(1, high, node.of), _then(node, rest))
+        case _Repeat(_, high, inside):
+            return _either(_then(_Repeat(0, high - 1, inside), _prefixes(inside)), _then(node, rest))
+        case _Sequence(nodes):
+            for each in reversed(nodes):
+                rest = _prefixes(each, rest)
+            return rest
+        case _Either(nodes):
+            return _either(*(_prefixes(each) for each in nodes), _then(node, rest))
+
+
+def _then(node: _Node, rest: _Node | None) -> _Node | None:
+    return None if rest is None else _Sequence((node, rest))
+
+
+def _either(*nodes: _Node | None) -> _Node | None:
+    some = tuple(each for each in nodes if each is not None)
+    return _Either(some) if len(some) > 1 else next(iter(some), None)
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def _render(node: _Node, *, named: bool) -> str:
+    match node:
+        case _Byte(members):
+            return _class(members)
+        case _Edge(text):
+            return text
+        case _Repeat(low, high, inside):
+            return _times(_atom(inside, named=named), low, high)
+        case _Sequence(nodes, value):
+            inside_text = "".join(
+                f"(?:{_render(each, named=named)})" if isinstance(each, _Either) else _render(each, named=named)
+                for each in nodes
+            )
+            return f"(?P<value>{inside_text})" if value and named else inside_text
+        case _Either(nodes):
+            return "|".join(_render(each, named=named) for each in nodes)
+
+
+def _atom(node: _Node, *, named: bool) -> str:
+    text = _render(node, named=named)
+    return text if isinstance(node, _Byte) else f"(?:{text})"
+
+
+def _times(text: str, low: int, high: int) -> str:
+    """Write a repeat, in pieces RE2 accepts."""
+    if high > _MAX_REPEAT:
+        first = min(low, _MAX_REPEAT)
+        return _times(text, first, _MAX_REPEAT) + _times(text, low - first, high - _MAX_REPEAT)
+    if high == 0:
+        return ""
+    if (low, high) == (1, 1):
+        return text
+    if (low, high) == (0, 1):
+        return f"{text}?"
+    return f"{text}{{{low}}}" if low == high else f"{text}{{{low},{high}}}"
+
+
+def _class(members: frozenset[int]) -> str:
+    if len(members) == 1:
+        return _escape(next(iter(members)))
+    ranges: list[tuple[int, int]] = []
+    for byte in sorted(members):
+        if ranges and ranges[-1][1] == byte - 1:
+            ranges[-1] = (ranges[-1][0], byte)
+        else:
+            ranges.append((byte, byte))
+    spelled = (_escape(a) if a == b else f"{_escape(a)}-{_escape(b)}" for a, b in ranges)
+    return f"[{''.join(spelled)}]"
+
+
+def _escape(byte: int) -> str:
+    return chr(byte) if byte in _WORD else f"\\x{byte:02x}"

@@ -1,0 +1,139 @@
+"""One question to many patterns at once: which of them occur in these bytes? The home of Hyperscan.
+
+Block mode only: the binding's stream mode crashes (0.7.30 to 0.9.1), and without the start of a match there is nothing
+a stream could add. Where Hyperscan cannot be imported RE2 answers, pattern by pattern: slower, the same answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tidegate.inspection.patterns import compile_re2
+
+try:
+    import hyperscan as _hyperscan
+except ImportError:  # no wheel for this platform: Re2Scanner stands in
+    _hyperscan = None  # type: ignore[assignment]
+
+hyperscan: Any = _hyperscan
+
+# Part of every cache key: raise it when what is stored, or how patterns are spelled, changes.
+_FORMAT = "tidegate-scanner-1"
+_DIGEST = 32
+
+
+class CompiledCache(Protocol):
+    """Keeps compiled databases between starts. Losing an entry costs seconds, never a finding."""
+
+    def get(self, key: str) -> bytes | None:
+        """Return what was put under ``key`` (hexadecimal), or ``None``."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep ``data`` under ``key`` if that is possible."""
+
+
+class Scanner(Protocol):
+    """Answers which patterns occur. Safe to use from many threads."""
+
+    def hits(self, data: bytes) -> list[int]:
+        """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
+
+
+class HyperscanScanner:
+    """All patterns in one block-mode database: one pass over the bytes, whatever their number."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+        self._local = threading.local()
+
+    def hits(self, data: bytes) -> list[int]:
+        """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
+        try:
+            scratch = self._local.scratch
+        except AttributeError:  # a scratch serves one thread at a time
+            scratch = self._local.scratch = hyperscan.Scratch(self._database)
+        found: list[int] = []
+
+        def note(index: int, _start: int, _end: int, _flags: int, _context: object) -> None:
+            found.append(index)
+
+        self._database.scan(data, match_event_handler=note, scratch=scratch)
+        return found
+
+
+class Re2Scanner:
+    """The same answers where Hyperscan is missing, one RE2 search per pattern."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._compiled = [compile_re2(pattern) for pattern in patterns]
+
+    def hits(self, data: bytes) -> list[int]:
+        """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
+        return [index for index, each in enumerate(self._compiled) if each.search(data) is not None]
+
+
+def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
+    """Compile ``patterns`` (ASCII, RE2 and Hyperscan syntax), or load them from ``cache``.
+
+    An entry of the cache that is damaged, or of another version or machine, is compiled anew. Raises
+    ``hyperscan.error`` or ``re2.error`` for a pattern that is refused; ``refused`` tells which.
+    """
+    if hyperscan is None or not patterns:
+        return Re2Scanner(patterns)
+    key = _key(patterns)
+    kept = cache.get(key) if cache is not None else None
+    database = _load(key, kept) if kept is not None else None
+    if database is None:
+        database = _compile(patterns)
+        if cache is not None:
+            data = hyperscan.dumpb(database)
+            cache.put(key, _digest(key, data) + data)
+    return HyperscanScanner(database)
+
+
+def refused(pattern: str) -> str | None:
+    """Say why Hyperscan refuses ``pattern``, without quoting it, or return ``None``."""
+    if hyperscan is None:
+        return None
+    try:
+        _compile([pattern])
+    except hyperscan.error as error:
+        return str(error).split(":", maxsplit=1)[0]
+    return None
+
+
+def _compile(patterns: Sequence[str]) -> Any:
+    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+    database.compile(
+        expressions=[pattern.encode("ascii") for pattern in patterns],
+        ids=list(range(len(patterns))),
+        elements=len(patterns),
+        flags=[hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_DOTALL] * len(patterns),
+    )
+    return database
+
+
+def _key(patterns: Sequence[str]) -> str:
+    parts = [_FORMAT, hyperscan.__version__, platform.machine(), platform.system(), *patterns]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _digest(key: str, data: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + data).digest()
+
+
+def _load(key: str, entry: bytes) -> Any | None:
+    """Return the database of a cache entry; ``None`` unless it is whole, ours, and fits this machine."""
+    data = entry[_DIGEST:]
+    if entry[:_DIGEST] != _digest(key, data):
+        return None
+    try:
+        database = hyperscan.loadb(data, hyperscan.HS_MODE_BLOCK)
+        hyperscan.Scratch(database)
+    except hyperscan.error:
+        return None
+    return database

@@ -1,0 +1,207 @@
+"""The matches of all rules in one text that arrives in pieces: only final ones, in order, the same for every cut.
+
+What a text's matches are: each rule iterates by itself, leftmost first, longest among those, never overlapping its own
+earlier match; a match its validators reject is passed over by one byte. A delimited rule's begin marker opens a region
+that lasts to the first end marker or to the rule's cap; matches that start inside it are not looked at, and every rule
+begins anew at its end. All of it is over UTF-8 bytes; spans then grow outward to whole characters.
+
+When a match is final: ``limit`` is the smallest position from which the text so far could still be the beginning, or
+the whole, of some match (``closure.py``). No later byte can change what starts before it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tidegate.inspection.engine import Compiled, Engine
+
+# Bytes kept of what has left: \b and \B look at one, the rest is for whole characters.
+CONTEXT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A final match of rule ``index``. Positions count bytes of the whole text.
+
+    ``cover`` is where its region ends, as far as that is known; ``end`` for rules without one.
+    """
+
+    index: int
+    start: int
+    end: int
+    cover: int
+
+
+@dataclass(slots=True)
+class _Region:
+    """An open region: where its end marker is looked for next, and where it ends without one."""
+
+    rule: Compiled
+    seek: int
+    stop: int
+
+
+type _Head = tuple[int, int, int, int, int, int]  # match start, -match end, rank, rule, span start, span end
+
+
+class Walk:
+    """One text. ``active`` are the rules looked for, ``regions`` those among them whose regions hide other rules.
+
+    After each ``feed``: matches that start before ``limit`` have been returned, ``carried`` is how far regions opened
+    by earlier feeds reach, and ``buffer`` holds the text from ``base`` on.
+    """
+
+    def __init__(
+        self, engine: Engine, active: AbstractSet[int], regions: AbstractSet[int], known: tuple[int, ...] | None = None
+    ) -> None:
+        """Start before the first byte. ``known`` are the rules that may match at all, when the caller knows."""
+        self.buffer = b""
+        self.base = 0
+        self.limit = 0
+        self._cover = 0
+        self.carried = 0
+        self._engine = engine
+        self._active = active
+        self._regions = regions
+        self._known = known
+        self._candidates = known
+        self._resume: dict[int, int] = {}
+        self._floor = 0
+        self._region: _Region | None = None
+
+    @property
+    def end(self) -> int:
+        """The length of the text so far, in bytes."""
+        return self.base + len(self.buffer)
+
+    def feed(self, data: bytes, *, final: bool = False) -> list[Match]:
+        """Take the next bytes, whole characters, and return what has become final; all of it when ``final``."""
+        drop = self.limit - CONTEXT - self.base
+        if drop > 0:
+            self.buffer = self.buffer[drop:]
+            self.base += drop
+        self.buffer += data
+        self._candidates = self._known
+        found: list[Match] = []
+        if self._region is not None:
+            closed = self._swallow(self._region, final)
+            self.carried = self._cover
+            if not closed:
+                return found
+        self._pass(found, final)
+        return found
+
+    def _pass(self, found: list[Match], final: bool) -> None:
+        """Take the matches of all rules in the order of their starts, up to the limit."""
+        limit = self._live(final)
+        heap = self._heads(limit)
+        while heap:
+            start, end, _, index, first, last = heapq.heappop(heap)
+            if start >= self._floor:
+                self._resume[index] = -end
+                if index in self._regions:
+                    compiled = self._engine.compiled[index]
+                    self._region = _Region(compiled, -end, max(start + compiled.rule.cap, -end))
+                    closed = self._swallow(self._region, final)
+                    found.append(Match(index, self._outward(start), self._onward(-end), self._cover))
+                    if not closed:
+                        return
+                    if limit < self._floor:  # what was live lay inside the region
+                        limit = self._live(final)
+                        heap = self._heads(limit)
+                        continue
+                else:
+                    last = self._onward(last)
+                    found.append(Match(index, self._outward(first), last, last))
+            head = self._next(index, limit)
+            if head is not None:
+                heapq.heappush(heap, head)
+        self.limit = limit
+
+    def _live(self, final: bool) -> int:
+        """Return the smallest start of something that may still become a match, or still grow."""
+        end = self.end
+        position = max(self.limit, self._floor)
+        if final or position == end:
+            return end
+        left = max(position - 1, end - self._engine.reach - 1, self.base)
+        limit = end
+        for index in self._engine.live(self.buffer[left - self.base :]):
+            if index in self._active:
+                compiled = self._engine.compiled[index]
+                start = max(position, self._resume.get(index, 0), end - compiled.longest)
+                if start < limit and (hit := compiled.live.search(self.buffer, start - self.base)):
+                    limit = min(limit, hit.start() + self.base)
+        return self._outward(limit)
+
+    def _heads(self, limit: int) -> list[_Head]:
+        """Return a heap of the next match of each rule that has one before ``limit``."""
+        position = max(self.limit, self._floor)
+        if limit <= position or self.end - position < self._engine.shortest:
+            return []
+        if self._candidates is None:
+            left = max(position - 1 - self.base, 0)
+            self._candidates = self._engine.candidates(self.buffer[left:])
+        heads = (self._next(index, limit) for index in self._candidates if index in self._active)
+        heap = [head for head in heads if head is not None]
+        heapq.heapify(heap)
+        return heap
+
+    def _next(self, index: int, limit: int) -> _Head | None:
+        """Return the next match of a rule that its validators accept and that starts before ``limit``."""
+        compiled = self._engine.compiled[index]
+        position = max(self.limit, self._floor, self._resume.get(index, 0))
+        while hit := compiled.find.search(self.buffer, position - self.base):
+            start, end = hit.span()
+            if start + self.base >= limit:
+                return None
+            first, last = hit.span("value") if compiled.value else (start, end)
+            if first == last:  # the group took no part in the match
+                first, last = start, end
+            if compiled.accepts(self.buffer[first:last]):
+                base = self.base
+                return start + base, -end - base, compiled.rank, index, first + base, last + base
+            position = self._resume[index] = start + self.base + 1
+        return None
+
+    def _swallow(self, region: _Region, final: bool) -> bool:
+        """Move on inside a region; tell whether it is closed."""
+        marker = region.rule.end
+        assert marker is not None
+        end = limit = self.end
+        if not final:
+            start = max(region.seek, end - marker.longest)
+            if hit := marker.live.search(self.buffer, start - self.base):
+                limit = hit.start() + self.base
+        # Far enough for every end marker that could count, and for what \b sees to its right.
+        beyond = min(region.stop + marker.longest + 1, end)
+        hit = marker.find.search(self.buffer, region.seek - self.base, beyond - self.base)
+        if hit and hit.start() + self.base < limit:
+            close = min(hit.end() + self.base, region.stop)
+        elif region.stop <= limit:
+            close = region.stop
+        else:
+            self.limit = self._cover = max(self._outward(limit), self._onward(region.seek))
+            region.seek = max(region.seek, limit)
+            return False
+        self._floor = self._cover = self._onward(close)
+        self._region = None
+        return True
+
+    def _outward(self, position: int) -> int:
+        """Move left to the start of a character."""
+        at = position - self.base
+        while 0 < at < len(self.buffer) and self.buffer[at] & 0xC0 == 0x80:
+            at -= 1
+        return at + self.base
+
+    def _onward(self, position: int) -> int:
+        """Move right to the start of a character."""
+        at = position - self.base
+        while 0 < at < len(self.buffer) and self.buffer[at] & 0xC0 == 0x80:
+            at += 1
+        return at + self.base
