@@ -142,3 +142,12 @@ def write(name: str | None, data: bytes, like: bytes) -> bytes:
     end = found[0] if found else b"\n"
     opening = b"" if name is None else b"event: " + name.encode() + end
     return opening + b"data: " + data + end + end
+
+
+def only_data(event: SseEvent) -> bytes:
+    """Write the event without any line but its data and what ends it."""
+    lines = [found[0] for found in _LINE.finditer(event.raw)]
+    bare = [line.removeprefix(_BOM).rstrip(b"\r\n") for line in lines]
+    return b"".join(
+        line for line, text in zip(lines, bare, strict=True) if not text or text == b"data" or text.startswith(b"data:")
+    )

@@ -1,0 +1,184 @@
+"""Inspect a whole body: every text of it by field, then the JSON text as one, since a rule may span key and value.
+
+Every string, every object key and every long number is looked at; only what a path exempts, with its reason, is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tidegate.dialects.body import dump, strict_json
+from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Selected, replace, where
+from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source
+from tidegate.inspection.engine import Engine
+from tidegate.inspection.rules import Rule
+from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.streams.texts import Texts
+
+MALFORMED = Denial(
+    Reason.ANSWER_MALFORMED, 502, "The upstream's answer is malformed, so the gateway cannot inspect it."
+)
+
+type Place = tuple[Pointer, object]
+"""Where an exempt value stands, and the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A body as it may travel, and what was found in it. What the policy blocks is masked in ``body`` too."""
+
+    body: bytes = field(repr=False)
+    findings: tuple[Finding, ...]
+
+
+def inspect_request(
+    endpoint: Endpoint,
+    engine: Engine,
+    decide: Callable[[Rule], Action],
+    value: object,
+    *,
+    extra: Mapping[str, str] | None = None,
+) -> Inspected | Denial:
+    """Inspect a parsed request body, ``None`` for a request without one; ``value`` is changed in place.
+
+    ``extra`` holds texts outside the body (path, header fields) by the place their findings are reported at: they are
+    inspected but not rewritten. The body returned is the value written anew, so what was inspected is what is sent.
+    Denies ``BODY_MALFORMED`` where a body could not be masked without breaking it.
+    """
+    texts = Texts(engine, decide)
+    exempt: list[Place] = []
+    leaves: list[Leaf[RequestField]] = []
+    for leaf in endpoint.request.walk(value):
+        if _may_exempt(leaf) and is_exempt(leaf):
+            exempt.append((leaf.pointer, _at(value, leaf.pointer)))
+        else:
+            leaves.append(leaf)
+    _by_field(texts, leaves, extra or {})
+    if value is None:
+        return Inspected(b"", tuple(texts.findings))
+    body = _as_text(texts, value, exempt)
+    if body is None:
+        return Denial(Reason.BODY_MALFORMED, 400, "The request body cannot be masked without breaking it.")
+    return Inspected(body, tuple(texts.findings))
+
+
+def inspect_answer(
+    endpoint: Endpoint, engine: Engine, decide: Callable[[Rule], Action], body: bytes, *, status: int
+) -> Inspected | Denial:
+    """Inspect a whole answer, decoded but not parsed. A body that holds nothing to mask is returned as it came.
+
+    Denies ``ANSWER_FINDING`` (the policy blocks what was found) and ``ANSWER_MALFORMED`` (neither JSON nor, from a
+    status of 400 on, a text). Second copies of the text are emptied where anything was masked.
+    """
+    texts = Texts(engine, decide)
+    if not body.strip():
+        return Inspected(body, ())
+    value = strict_json(body)
+    if isinstance(value, Denial):
+        return _plain_text(texts, body) if status >= 400 else MALFORMED
+    bare = not isinstance(value, dict | list)
+    root: object = [value] if bare else value
+    edited = _by_field(texts, list(endpoint.answer.walk(root)), {})
+    selected = list(endpoint.answer.select(root))
+    if edited:
+        _sign(edited, selected)
+    exempt = [(one.pointer, one.value) for one in selected if one.pointer and any(p.exempt for p in one.payloads)]
+    written = _as_text(texts, root, exempt)
+    if written is None or texts.denial is not None:
+        return texts.denial or MALFORMED
+    if not any(finding.action in (Action.REDACT, Action.BLOCK) for finding in texts.findings):
+        return Inspected(body, tuple(texts.findings))
+    root = strict_json(written)
+    _empty_copies(endpoint, root)
+    return Inspected(dump(root[0] if bare and isinstance(root, list) else root), tuple(texts.findings))
+
+
+def _plain_text(texts: Texts, body: bytes) -> Inspected | Denial:
+    """Inspect an error that is no JSON as one text. What only looks like JSON could hide a value behind escapes."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        return MALFORMED
+    if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"'):
+        return MALFORMED
+    changed = texts.check([text], lambda _: "$")
+    return texts.denial or Inspected(changed.get(0, text).encode(), tuple(texts.findings))
+
+
+def _by_field[T: (RequestField, AnswerField)](
+    texts: Texts, leaves: Sequence[Leaf[T]], extra: Mapping[str, str]
+) -> list[Leaf[T]]:
+    """Look at every leaf and put its new text in place; return the leaves that changed."""
+    places = tuple(extra)
+    count = len(leaves)
+
+    def place(index: int) -> str:
+        return where(leaves[index].pointer) if index < count else places[index - count]
+
+    source = {index for index, leaf in enumerate(leaves) if leaf.payloads and is_source(leaf)}
+    changed = texts.check([*[leaf.text for leaf in leaves], *extra.values()], place, source)
+    edited = [(leaves[index], text) for index, text in sorted(changed.items(), reverse=True) if index < count]
+    for leaf, text in edited:
+        replace(None, leaf, text)  # type: ignore[arg-type]  # the payloads of a leaf are not looked at
+    return [leaf for leaf, _ in edited]
+
+
+def _as_text(texts: Texts, value: object, exempt: Sequence[Place]) -> bytes | None:
+    """Look at the body as one JSON text without its exempt values; return it with them, ``None`` if that breaks it."""
+    for pointer, _ in exempt:
+        _put(value, pointer, "")
+    body = dump(value)
+    text = body.decode()
+    said = texts.check_spanning(text)
+    masked = value if said == text else strict_json(said.encode())
+    if isinstance(masked, Denial) or not all(_put(masked, pointer, old) for pointer, old in exempt):
+        return None
+    return body if masked is value and not exempt else dump(masked)
+
+
+def _may_exempt(leaf: Leaf[RequestField]) -> bool:
+    """Ask cheaply whether a path exempts the leaf or something around it; ``is_exempt`` then looks at the text."""
+    if leaf.kind is LeafKind.KEY:
+        return False
+    for payload in leaf.payloads:
+        if payload.exempt is not None:
+            return True
+    for payload in leaf.around:  # noqa: SIM110 - any() with a generator costs three times as much, for every leaf
+        if payload.exempt is not None:
+            return True
+    return False
+
+
+def _sign(edited: Iterable[Leaf[AnswerField]], selected: Iterable[Selected[AnswerField]]) -> None:
+    """Take away the signature of a text that was masked: it stands in the same object and belongs to the old text."""
+    holders = {id(leaf.parent) for leaf in edited}
+    for one in selected:
+        if one.pointer[-1:] == ("signature",) and id(one.parent) in holders and isinstance(one.parent, dict):
+            one.parent["signature"] = ""
+
+
+def _empty_copies(endpoint: Endpoint, value: object) -> None:
+    """Empty the second copies of a text that was masked; a list stays a list, so that readers find what they expect."""
+    for one in list(endpoint.answer.select(value)):
+        if one.value and any(payload.drop for payload in one.payloads):
+            _put(value, one.pointer, [] if isinstance(one.value, list) else None)
+
+
+def _at(value: object, pointer: Pointer) -> object:
+    """Follow a pointer; ``None`` where it leads nowhere, as in a body whose keys were masked."""
+    for part in pointer:
+        try:
+            value = value[part]  # type: ignore[index]  # what cannot be indexed is caught
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _put(value: object, pointer: Pointer, new: object) -> bool:
+    """Write to the place of a pointer; say whether there is such a place."""
+    holder = _at(value, pointer[:-1])
+    if not isinstance(holder, dict | list):
+        return False
+    holder[pointer[-1]] = new  # type: ignore[index]  # the part came from a value of the same form
+    return True

@@ -1,0 +1,133 @@
+"""Look at texts that are whole or come in pieces, by one policy: what they become, and what was found in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from tidegate.inspection.engine import Engine
+from tidegate.inspection.rules import Rule
+from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
+from tidegate.streams.source import JsonSource
+
+MAX_CLEAN = 1024
+"""Texts remembered as clean. The names and constants that the events of a stream repeat are about forty."""
+CLEAN_LENGTH = 128
+"""Characters of a text worth remembering: the longest names and ids have fewer than a hundred."""
+
+MAX_FLAGGED = 1000
+"""Findings that are only flagged, per body or stream; those that act are never left out. A log of more tells no more."""
+
+_ESCAPES = (("\\n", "\n"), ('\\"', '"'), ("\\t", "\t"), ("\\r", "\r"), ("\\b", "\b"), ("\\f", "\f"))
+_ACTING = (Action.REDACT, Action.BLOCK)
+
+
+class Texts:
+    """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
+
+    __slots__ = ("_decide", "_engine", "_flagged", "clean", "denial", "findings")
+
+    def __init__(self, engine: Engine, decide: Callable[[Rule], Action]) -> None:
+        self.findings: list[Finding] = []
+        self.denial: Denial | None = None
+        self.clean: set[str] = set()
+        self._engine = engine
+        self._flagged = 0
+        self._decide = decide
+
+    def redactor(self) -> Redactor:
+        """Begin a text that comes in pieces."""
+        return Redactor(self._engine, self._decide, short_name)
+
+    def source(self) -> JsonSource:
+        """Begin a text that comes in pieces and is JSON source."""
+        return JsonSource(self.redactor())
+
+    def say(self, pieces: Iterable[Piece], place: str) -> tuple[str, bool]:
+        """Join pieces as they may leave, noting what was found at ``place``; say whether anything was masked."""
+        text: list[str] = []
+        masked = False
+        for piece in pieces:
+            text.append(piece.text)
+            if isinstance(piece, Masked | Noted):
+                masked |= isinstance(piece, Masked)
+                self._note(piece.rule, place, piece.start, piece.start + piece.length)
+        return "".join(text), masked
+
+    def check(
+        self, texts: Sequence[str], place: Callable[[int], str], source: Collection[int] = frozenset()
+    ) -> dict[int, str]:
+        """Look at whole texts; return those that change, by index. ``source`` holds the indexes of JSON source."""
+        changed: dict[int, str] = {}
+        found = self._engine.find_many(texts) if texts else {}
+        if not found and not source:
+            self._remember(texts)
+            return changed
+        for index, text in enumerate(texts):
+            escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
+            if escaped or index in found:
+                said = self._whole(text, place(index), source=index in source)
+                if said != text:
+                    changed[index] = said
+        return changed
+
+    def check_source(self, text: str, place: str) -> str:
+        """Look at a whole text that is JSON source; return it as it may leave."""
+        return self.check([text], lambda _: place, (0,)).get(0, text)
+
+    def check_spanning(self, text: str) -> str:
+        """Look at a JSON text whose every value has been looked at, for what spans values; return it masked.
+
+        What such a rule only flags is noted once, unless the values have shown it.
+        """
+        spans = self._engine.find_text(_unescaped(text))
+        if not spans:
+            return text
+        known = {finding.rule for finding in self.findings}
+        if any(self._decide(span.rule) in _ACTING for span in spans):
+            before = len(self.findings)
+            said = self._whole(text, "$", source=True)
+            self.findings[before:] = [
+                one for one in self.findings[before:] if one.action in _ACTING or one.rule not in known
+            ]
+            return said
+        for span in spans:
+            if span.rule.id not in known and self._decide(span.rule) is Action.FLAG:
+                self._note(span.rule, "$", span.start, span.end)
+        return text
+
+    def _whole(self, text: str, place: str, *, source: bool) -> str:
+        channel = self.source() if source else self.redactor()
+        return self.say([*channel.feed(text), *channel.end()], place)[0]
+
+    def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
+        action = self._decide(rule)
+        if action not in _ACTING:
+            self._flagged += 1
+            if self._flagged > MAX_FLAGGED:
+                return
+        self.findings.append(Finding(rule.id, rule.cls, place, start, end, action))
+        if action is Action.BLOCK and self.denial is None:
+            self.denial = Denial(
+                Reason.ANSWER_FINDING,
+                403,
+                f"Blocked by policy: the answer contains something of the class {rule.cls} (rule {rule.id}).",
+            )
+
+    def _remember(self, texts: Sequence[str]) -> None:
+        if len(texts) + len(self.clean) <= MAX_CLEAN:
+            self.clean.update(text for text in texts if len(text) <= CLEAN_LENGTH)
+
+
+def _unescaped(text: str) -> str:
+    """Undo the escapes that ``dialects.body.dump`` writes, all but those of rare control characters."""
+    if "\\" not in text:
+        return text
+    return "\\".join(map(_plain, text.split("\\\\")))
+
+
+def _plain(part: str) -> str:
+    if "\\" in part:
+        for escape, plain in _ESCAPES:
+            part = part.replace(escape, plain)
+    return part

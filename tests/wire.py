@@ -1,0 +1,283 @@
+"""What the stream tests share: a few rules, the shipped dialects, and both ends of a made-up wire.
+
+``chat``, ``completions``, ``responses`` and ``messages`` are the upstream: an answer becomes events, its texts cut as
+told. ``read`` is a client: it knows the standard and the channels, and nothing of the code under test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+from tidegate.dialects.load import parse_dialect
+from tidegate.dialects.spec import Dialect, Endpoint
+from tidegate.inspection.engine import Engine, build
+from tidegate.inspection.rules import Rule, parse_pack
+from tidegate.model import Action
+from tidegate.streams.answers import SseAnswer
+from tidegate.streams.channels import HeldCaps
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = ROOT.parent / "shared" / "corpora" / "wire-dev.jsonl.gz"
+
+KEY = "sk-AbCd1234EfGh5678"
+MAIL = "jane.doe@example.co"
+CARD = "4111111111111111"
+PEM = "-----BEGIN KEY-----\nMIIB\nxyz\n-----END KEY-----"
+
+PACK = r"""
+pack: t
+class: secrets
+version: 1
+rules:
+  - {id: key, description: a, severity: low, pattern: '\bsk-[A-Za-z0-9]{8,20}\b', match: [a, b], pass: [a, b], references: ["https://example.com/"]}
+  - {id: mail, description: a, severity: low, pattern: '[a-z0-9.]{1,20}@[a-z0-9]{1,20}\.[a-z]{2,6}', match: [a, b], pass: [a, b], references: ["https://example.com/"]}
+  - {id: card, description: a, severity: low, pattern: '\b[0-9]{16}\b', match: [a, b], pass: [a, b], references: ["https://example.com/"]}
+  - {id: password, description: a, severity: low, pattern: '"password": ?"(?P<value>[^"]{3,40})"', match: [a, b], pass: [a, b], references: ["https://example.com/"]}
+  - {id: pem, description: a, severity: low, pattern: '-----BEGIN KEY-----', end: '-----END KEY-----', max: 400, match: [a, b], pass: [a, b], references: ["https://example.com/"]}
+"""  # noqa: E501 - one rule a line
+
+
+@cache
+def engine() -> Engine:
+    rules, faults = parse_pack(PACK, "t.yaml")
+    assert not faults
+    return build(rules, None)
+
+
+@cache
+def dialect(name: str) -> Dialect:
+    found, faults = parse_dialect((ROOT / "rules" / "dialects" / f"{name}.yaml").read_text(), name)
+    assert found is not None, faults
+    return found
+
+
+def endpoint(name: str) -> Endpoint:
+    return dialect("anthropic" if name == "messages" else "openai").endpoints[name]
+
+
+def always(action: Action) -> Callable[[Rule], Action]:
+    return lambda _: action
+
+
+def answer(
+    name: str,
+    decide: Action | Callable[[Rule], Action] = Action.REDACT,
+    rules: Engine | None = None,
+    caps: HeldCaps | None = None,
+) -> SseAnswer:
+    family = dialect("anthropic" if name == "messages" else "openai")
+    chosen = always(decide) if isinstance(decide, Action) else decide
+    return SseAnswer(endpoint(name), family.error, rules or engine(), chosen, "ex-1", caps)
+
+
+def run(gate: SseAnswer, stream: bytes, cuts: Sequence[int] = ()) -> bytes:
+    """Feed a stream cut at these positions; return all that came out."""
+    at = [0, *sorted(cuts), len(stream)]
+    return b"".join(gate.feed(stream[a:b]) for a, b in pairwise(at)) + gate.end()
+
+
+# ── the upstream ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+type Event = tuple[str | None, object]
+type Cut = Callable[[str], list[str]]
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer: text, reasoning, and the JSON source of each tool call's arguments."""
+
+    text: str = ""
+    thinking: str = ""
+    tools: tuple[str, ...] = ()
+
+
+def whole(text: str) -> list[str]:
+    return [text]
+
+
+def every(size: int) -> Cut:
+    return lambda text: [text[i : i + size] for i in range(0, len(text), size)]
+
+
+def sse(events: Iterable[Event]) -> bytes:
+    out = []
+    for name, data in events:
+        text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"), ensure_ascii=True)
+        out.append((f"event: {name}\n" if name else "") + f"data: {text}\n\n")
+    return "".join(out).encode()
+
+
+def chat(said: Said, cut: Cut = whole) -> list[Event]:
+    def chunk(delta: dict, finish: str | None = None) -> Event:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return None, {
+            "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1743636562, "model": "m",
+            "choices": [choice], "obfuscation": "q7Zp",
+        }  # fmt: skip
+
+    def call(index: int, **function: str) -> dict:
+        return {"tool_calls": [{"index": index, "function": function}]}
+
+    events = [chunk({"role": "assistant", "content": ""})]
+    events += [chunk({"reasoning_content": part}) for part in cut(said.thinking)]
+    events += [chunk({"content": part}) for part in cut(said.text)]
+    for index, source in enumerate(said.tools):
+        opening = {
+            "index": index,
+            "id": f"call_{index}",
+            "type": "function",
+            "function": {"name": "f", "arguments": ""},
+        }
+        events.append(chunk({"tool_calls": [opening]}))
+        events += [chunk(call(index, arguments=part)) for part in cut(source)]
+    return [*events, chunk({}, "stop"), (None, "[DONE]")]
+
+
+def completions(said: Said, cut: Cut = whole) -> list[Event]:
+    def chunk(text: str, finish: str | None = None) -> Event:
+        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+        return None, {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "created": 1729072361,
+            "model": "m",
+            "choices": [choice],
+        }
+
+    return [*[chunk(part) for part in cut(said.text)], chunk("", "stop"), (None, "[DONE]")]
+
+
+def responses(said: Said, cut: Cut = whole) -> list[Event]:
+    events: list[dict] = []
+
+    def add(kind: str, **fields: object) -> None:
+        events.append({"type": kind, **fields, "sequence_number": len(events)})
+
+    base = {"id": "resp_1", "object": "response", "created_at": 1776481268, "model": "m", "status": "in_progress"}
+    add("response.created", response={**base, "output": []})
+    output: list[dict] = []
+    if said.thinking:
+        at = {"item_id": "rs_1", "output_index": 0, "summary_index": 0}
+        add("response.output_item.added", output_index=0, item={"id": "rs_1", "type": "reasoning", "summary": []})
+        for part in cut(said.thinking):
+            add("response.reasoning_summary_text.delta", **at, delta=part, obfuscation="q7Zp")
+        add("response.reasoning_summary_text.done", **at, text=said.thinking)
+        output.append({"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": said.thinking}]})
+        add("response.output_item.done", output_index=0, item=output[-1])
+    if said.text:
+        index = len(output)
+        at = {"item_id": "msg_1", "output_index": index, "content_index": 0}
+        add("response.output_item.added", output_index=index, item={"id": "msg_1", "type": "message", "content": []})
+        add("response.content_part.added", **at, part={"type": "output_text", "annotations": [], "text": ""})
+        for part in cut(said.text):
+            add("response.output_text.delta", **at, delta=part, logprobs=[], obfuscation="q7Zp")
+        add("response.output_text.done", **at, text=said.text, logprobs=[])
+        part = {"type": "output_text", "annotations": [], "text": said.text}
+        add("response.content_part.done", **at, part=part)
+        output.append({"id": "msg_1", "type": "message", "role": "assistant", "content": [part]})
+        add("response.output_item.done", output_index=index, item=output[-1])
+    for source in said.tools:
+        index = len(output)
+        item = {"id": f"fc_{index}", "type": "function_call", "call_id": f"call_{index}", "name": "f"}
+        at = {"item_id": f"fc_{index}", "output_index": index}
+        add("response.output_item.added", output_index=index, item={**item, "arguments": ""})
+        for piece in cut(source):
+            add("response.function_call_arguments.delta", **at, delta=piece, obfuscation="q7Zp")
+        add("response.function_call_arguments.done", **at, arguments=source)
+        output.append({**item, "arguments": source})
+        add("response.output_item.done", output_index=index, item=output[-1])
+    add("response.completed", response={**base, "status": "completed", "output": output})
+    return [(event["type"], event) for event in events]
+
+
+def messages(said: Said, cut: Cut = whole) -> list[Event]:
+    events: list[dict] = [
+        {
+            "type": "message_start",
+            "message": {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": []},
+        }
+    ]
+    blocks: list[tuple[dict, list[dict]]] = []
+    if said.thinking:
+        deltas = [{"type": "thinking_delta", "thinking": part} for part in cut(said.thinking)]
+        sign = {"type": "signature_delta", "signature": "c2lnbmF0dXJl" * 8}
+        blocks.append(({"type": "thinking", "thinking": "", "signature": ""}, [*deltas, sign]))
+    if said.text:
+        blocks.append(({"type": "text", "text": ""}, [{"type": "text_delta", "text": part} for part in cut(said.text)]))
+    for index, source in enumerate(said.tools):
+        start = {"type": "tool_use", "id": f"toolu_{index}", "name": "f", "input": {}}
+        blocks.append((start, [{"type": "input_json_delta", "partial_json": part} for part in cut(source)]))
+    for index, (start, deltas) in enumerate(blocks):
+        events.append({"type": "content_block_start", "index": index, "content_block": start})
+        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+        events.append({"type": "content_block_stop", "index": index})
+    events.append({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}})
+    events.append({"type": "message_stop"})
+    return [(event["type"], event) for event in events]
+
+
+FAMILIES: dict[str, Callable[[Said, Cut], list[Event]]] = {
+    "chat": chat, "completions": completions, "responses": responses, "messages": messages,
+}  # fmt: skip
+
+
+# ── the client ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def events_of(stream: bytes) -> list[Event]:
+    """Split a stream whose lines end in LF; the last event must be complete."""
+    assert stream.endswith(b"\n\n") or not stream
+    events: list[Event] = []
+    for block in stream.decode().split("\n\n")[:-1]:
+        lines = block.split("\n")
+        name = next((line[7:] for line in lines if line.startswith("event: ")), None)
+        data = next(line[6:] for line in lines if line.startswith("data: "))
+        events.append((name, data if data == "[DONE]" else json.loads(data)))
+    return events
+
+
+def read(name: str, stream: bytes) -> Said:
+    """Read an answer as a client does: the deltas of each channel, joined."""
+    texts: dict[str, str] = {}
+    tools: dict[int, str] = {}
+    for _, event in events_of(stream):
+        if not isinstance(event, dict):
+            continue
+        for channel, part in _deltas(name, event):
+            if isinstance(channel, int):
+                tools[channel] = tools.get(channel, "") + part
+            else:
+                texts[channel] = texts.get(channel, "") + part
+    return Said(texts.get("text", ""), texts.get("thinking", ""), tuple(tools[index] for index in sorted(tools)))
+
+
+def _deltas(name: str, event: dict) -> list[tuple[str | int, str]]:
+    match name:
+        case "completions":
+            return [("text", choice["text"]) for choice in event["choices"]]
+        case "chat":
+            found: list[tuple[str | int, str]] = []
+            for choice in event["choices"]:
+                delta = choice["delta"]
+                found += [("thinking", delta.get("reasoning_content") or ""), ("text", delta.get("content") or "")]
+                found += [
+                    (call["index"], call["function"].get("arguments", "")) for call in delta.get("tool_calls", ())
+                ]
+            return found
+        case "responses":
+            channel = {
+                "response.reasoning_summary_text.delta": "thinking", "response.output_text.delta": "text",
+                "response.function_call_arguments.delta": event.get("output_index"),
+            }.get(event["type"])  # fmt: skip
+            return [] if channel is None else [(channel, event["delta"])]
+        case _:
+            delta = event.get("delta", {})
+            channel = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": event.get("index")}
+            channel = channel.get(delta.get("type"))
+            part = delta.get("text") or delta.get("thinking") or delta.get("partial_json") or ""
+            return [] if channel is None else [(channel, part)]
