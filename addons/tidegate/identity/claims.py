@@ -15,16 +15,20 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from joserfc import jws
 from joserfc.errors import JoseError
-from joserfc.jws import JWSAlgModel, JWSRegistry
+from joserfc.jws import JWSRegistry
 
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.fields import ExpressionError, Trie
 from tidegate.identity.jwks import ALGORITHMS, KeySet
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.policy import OidcIdentity
+
+if TYPE_CHECKING:
+    from joserfc._rfc7515.model import JWSAlgModel
 
 TOKEN_BYTES = 16 * 1024  # an RS256 token with 200 Entra group ids is 11.2 KB
 GROUPS = 1000  # more than any provider lists before it says "too many"
