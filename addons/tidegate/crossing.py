@@ -244,6 +244,8 @@ class Crossing:
         self.status: int | None = None
         self.decisions: list[Decision] = []
         self.answer_findings: tuple[Finding, ...] = ()
+        self.streamed = False
+        self.passing = False
         self._stream: SseAnswer | None = None
         self._encodings: list[str] = []
 
@@ -274,6 +276,7 @@ class Crossing:
         if isinstance(found, Pass):
             self._decide("route", "pass")
             self.stage = Stage.PASSING
+            self.passing = True
             return Forward()
         self.route = found
         self._decide("route", "allow", f"{found.connection.name}/{found.endpoint}")
@@ -303,7 +306,8 @@ class Crossing:
         return ReadBody(grant.request_bytes)
 
     def _body(self, event: BodyArrived) -> Step:
-        assert self.grant is not None and self.head is not None
+        assert self.grant is not None
+        assert self.head is not None
         judged = self._judge(self.grant, self.head, event.data)
         if isinstance(judged, tuple):
             return self._refuse(*judged)
@@ -357,7 +361,8 @@ class Crossing:
         return Verdict(grant, what, found.body, found.findings) if denial is None else ("inspect", denial)
 
     def _intent(self, event: IntentKept) -> Step:
-        assert self.verdict is not None and self.head is not None
+        assert self.verdict is not None
+        assert self.head is not None
         if not event.kept:
             return self._refuse(
                 "record", Denial(Reason.RECORDING_FAILED, 503, "The gateway cannot record, so it does not send.")
@@ -394,6 +399,7 @@ class Crossing:
             endpoint, self.shape, self.policy.engine, self.policy.decide(Direction.RESPONSE), self.exchange
         )
         self.stage = Stage.STREAM
+        self.streamed = True
         return Stream(drop)
 
     def _inspect_head(self, event: AnswerBegan) -> frozenset[str]:
@@ -436,7 +442,8 @@ class Crossing:
         return Emit(data, last=True)
 
     def _whole(self, event: AnswerWhole) -> Step:
-        assert self.route is not None and self.status is not None
+        assert self.route is not None
+        assert self.status is not None
         limit = self.route.connection.answer.bytes
         plain = bodies.decode(event.data, self._encodings, limit)
         if isinstance(plain, Denial):
@@ -465,7 +472,8 @@ class Crossing:
         if self.stage is Stage.OVER:
             return first
         last = self.receive(AnswerEnded())
-        assert isinstance(first, Emit) and isinstance(last, Emit)
+        assert isinstance(first, Emit)
+        assert isinstance(last, Emit)
         return Emit(first.data + last.data, last=True)
 
     def _stopped(self, event: Stopped) -> Step:

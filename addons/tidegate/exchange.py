@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
 from mitmproxy import http
 
 from tidegate import edits
-from tidegate.crossing import Crossing
+from tidegate.crossing import Crossing, Stage
 from tidegate.dialects.errors import render
+from tidegate.evidence.records import ExchangeRecord
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import AnswerLimits, Clearance
-from tidegate.policy.policy import Policy
+from tidegate.policy.policy import Keep, Policy
+from tidegate.replay.flows import safe_state
 
 _cuts: set[asyncio.Task[Any]] = set()
 
@@ -35,6 +39,7 @@ class Exchange:
         self.started = time.time_ns()
         self.clock = time.perf_counter()
         self.first_byte: float | None = None
+        self.method = flow.request.method
         self.path = flow.request.path
         self.target = (flow.request.scheme, flow.request.host, flow.request.port)
         self.request_bytes = 0
@@ -110,3 +115,71 @@ class Exchange:
         task.add_done_callback(_cuts.discard)
 
     # evidence ────────────────────────────────────────────────────────────────
+
+    def record(self) -> ExchangeRecord:
+        """Say what is known of the exchange so far, as it is recorded."""
+        crossing, now = self.crossing, time.perf_counter()
+        route, caller, asked = crossing.route, crossing.caller, crossing.asked
+        over = crossing.stage is Stage.OVER
+        return ExchangeRecord(
+            id=self.id,
+            started_us=self.started // 1000,
+            method=self.method,
+            path=self.path,
+            ended_us=time.time_ns() // 1000 if over else None,
+            first_byte_us=None if self.first_byte is None else int((self.first_byte - self.clock) * 1e6),
+            duration_us=int((now - self.clock) * 1e6) if over else None,
+            identity=caller.identity if caller else None,
+            caller=caller.subject if caller else None,
+            connection=route.connection.name if route else None,
+            endpoint=route.endpoint if route else None,
+            model=asked.model if asked else None,
+            outcome=crossing.outcome,
+            reason=crossing.denial.reason if crossing.denial else None,
+            status=crossing.status,
+            mode=crossing.policy.mode,
+            policy_sha=crossing.policy.sha256,
+            request_bytes=self.request_bytes,
+            response_bytes=self.response_bytes,
+            streamed=crossing.streamed,
+            prompt_findings=crossing.prompt_findings,
+            answer_findings=crossing.answer_findings,
+            decisions=tuple(crossing.decisions),
+        )
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the flow as the recording keeps it: what was sent and what was emitted, both masked."""
+        response, crossing = self.flow.response, self.crossing
+        if response is not None and crossing.streamed:
+            response.data.content = b"".join(self.kept)
+        keep = Keep.NONE if crossing.passing else crossing.policy.recording.keep  # what nobody inspected is not kept
+        return safe_state(self.flow, keep, self.id, self.path, self.target)
+
+    def line(self) -> str:
+        """Write the one canonical log line of the exchange: a JSON object without any text that was inspected."""
+        crossing, record = self.crossing, self.record()
+        rules = Counter(each.rule for each in (*crossing.prompt_findings, *crossing.answer_findings))
+        return json.dumps(
+            {
+                "event": "exchange",
+                "exchange": self.id,
+                "caller": f"{record.identity}:{record.caller}" if record.caller else None,
+                "connection": record.connection,
+                "endpoint": record.endpoint,
+                "model": record.model,
+                "outcome": record.outcome,
+                "reason": record.reason,
+                "status": record.status,
+                "mode": record.mode,
+                "rules": dict(rules),
+                "request_bytes": record.request_bytes,
+                "response_bytes": record.response_bytes,
+                "streamed": record.streamed,
+                "duration_ms": round((record.duration_us or 0) / 1000, 2),
+            }
+        )
+
+
+def _line(request: http.Request) -> tuple[object, ...]:
+    data = request.data
+    return data.scheme, data.host, data.port, data.method, data.path, data.authority, data.headers.fields

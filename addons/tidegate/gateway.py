@@ -60,7 +60,8 @@ def guarded(hook: Callable[..., Any]) -> Callable[..., Any]:
         try:
             result = hook(self, data)
         except Exception as bug:
-            return self.deny_bug(hook.__name__, data, bug)
+            self.deny_bug(hook.__name__, data, bug)
+            return None
         return rest(self, data, result) if inspect.isawaitable(result) else None
 
     async def rest(self: Gateway, data: Any, result: Awaitable[None]) -> None:
@@ -270,7 +271,7 @@ class Gateway:
             log.error("tidegate failed in a stream: %s", type(bug).__name__)
             step = crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
         data = step.data if isinstance(step, steps.Emit) else b""
-        if crossing.stage is Stage.OVER and chunk:
+        if crossing.outcome is not None and chunk:
             self._cut(exchange)
         return exchange.emitted(data)
 
@@ -422,9 +423,8 @@ class Gateway:
             return
         exchange.sealed = True
         exchange.stop_watching()
-        state = exchange.state()
-        self.recorder.seal(exchange.record(), state)
-        exchange.log(log)
+        self.recorder.seal(exchange.record(), exchange.state())
+        log.info(exchange.line())
 
 
 def _limit(reason: Reason) -> Denial:

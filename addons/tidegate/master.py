@@ -77,7 +77,7 @@ def quicken(dispatch: Dispatch) -> None:
 
     async def server_event(self: server.ConnectionHandler, event: events.Event) -> None:
         async with self._server_event_lock:
-            self.timeout_watchdog.register_activity()  # type: ignore[no-untyped-call]
+            self.timeout_watchdog.register_activity()
             pending = collections.deque((event,))
             try:
                 while pending:
@@ -106,7 +106,7 @@ def _at_once(handler: server.ConnectionHandler, dispatch: Dispatch, hook: comman
             if waiting is not None:
                 await waiting
             if isinstance(data, Flow):
-                await data.wait_for_resume()  # type: ignore[no-untyped-call]
+                await data.wait_for_resume()
         if hook.blocking:
             await handler.server_event(events.HookCompleted(hook))
 
@@ -154,7 +154,7 @@ def build(settings: dict[str, Any], *addons: object) -> master.Master:
     """
     logging.getLogger("mitmproxy").setLevel(logging.WARNING)  # below it, mitmproxy logs raw bytes
     slim = master.Master(options.Options())
-    slim.addons.add(  # type: ignore[no-untyped-call]
+    slim.addons.add(
         core.Core(),
         proxyserver.Proxyserver(),
         *addons,
@@ -173,5 +173,5 @@ async def serve(slim: master.Master) -> None:
     """Run until SIGINT or SIGTERM."""
     loop = asyncio.get_running_loop()
     for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, slim.shutdown)  # type: ignore[no-untyped-call]
+        loop.add_signal_handler(each, slim.shutdown)
     await slim.run()

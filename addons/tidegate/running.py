@@ -19,7 +19,7 @@ from mitmproxy.addons import upstream_auth
 from rich.console import Console
 
 from tidegate import master
-from tidegate.building import Gate, build_gate
+from tidegate.building import build_gate
 from tidegate.identity.static import create
 from tidegate.panel import announce
 from tidegate.policy.policy import Policy, StaticIdentity
@@ -208,6 +208,3 @@ def _log_to_stderr() -> None:
 
 def _text(error: Exception) -> str:
     return str(error.args[0]) if error.args else type(error).__name__
-
-
-assert Gate

@@ -107,12 +107,30 @@ def refused(pattern: str) -> str | None:
 
 
 def _compile(patterns: Sequence[str]) -> Any:
+    """Compile all patterns; one that is too large by itself is approximated by a superset, which RE2 then decides."""
+    plain = hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_DOTALL
+    try:
+        return _database(patterns, [plain] * len(patterns))
+    except hyperscan.error:
+        flags = [plain | hyperscan.HS_FLAG_PREFILTER if _too_large(each, plain) else plain for each in patterns]
+        return _database(patterns, flags)
+
+
+def _too_large(pattern: str, flags: int) -> bool:
+    try:
+        _database([pattern], [flags])
+    except hyperscan.error:
+        return True
+    return False
+
+
+def _database(patterns: Sequence[str], flags: Sequence[int]) -> Any:
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
     database.compile(
         expressions=[pattern.encode("ascii") for pattern in patterns],
         ids=list(range(len(patterns))),
         elements=len(patterns),
-        flags=[hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_DOTALL] * len(patterns),
+        flags=list(flags),
     )
     return database
 

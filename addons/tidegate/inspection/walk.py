@@ -159,7 +159,7 @@ class Walk:
             start, end = hit.span()
             if start + self.base >= limit:
                 return None
-            first, last = hit.span("value") if compiled.value else (start, end)
+            first, last = hit.span(1) if compiled.value else (start, end)
             if first == last:  # the group took no part in the match
                 first, last = start, end
             if compiled.accepts(self.buffer[first:last]):
