@@ -1,8 +1,8 @@
 """Second looks at a matched span: pure functions of the matched bytes alone, named in a rule's ``validators``.
 
-A span is what the rule would redact: the group ``value`` where the pattern has one, else the whole match. A validator sees
-nothing around it, so that a stream and a whole text agree (docs/rules.md lists them all). Every one answers ``False``
-instead of raising, whatever the bytes are.
+A span is what the rule would redact: the group ``value`` where the pattern has one, else the whole match. A validator
+sees nothing around it, so that a stream and a whole text agree (docs/rules.md lists them all). Every one answers
+``False`` instead of raising, whatever the bytes are.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ STOP_VALUES = frozenset(
 _REFERENCE = re.compile(
     rb"[$%#@]\{|\$[A-Za-z_(]|\{\{|\{[A-Za-z_]|%[A-Za-z_]{2,64}%|<[A-Za-z]|(?:os\.|process\.|env\.|ENV\[)"
 )
+# How addresses, paths and templates begin: not what a person or a generator makes up as a password.
+_NOT_TYPED = (b"/", b"./", b"http", b"arn:", b"$", b"{", b"(")
 _RUN = re.compile(rb"(.)\1{5}", re.DOTALL)
 
 # Regions whose national (undialled) numbers are recognised. Where two regions share a shape, one of them suffices.
@@ -73,7 +75,7 @@ def is_password(span: bytes) -> bool:
     """Accept what looks like a chosen secret rather than code: two kinds of characters, no name, call or path."""
     if re.fullmatch(rb"[A-Za-z_][A-Za-z_]{0,200}(?:[.:/-][A-Za-z_]{1,200}){0,20}[();]{0,3}", span):
         return False
-    if re.search(rb"[A-Za-z_]\(|\)\.|->|::|==|\]\.", span) or span.startswith((b"/", b"./", b"http", b"$", b"{", b"(")):
+    if re.search(rb"[A-Za-z_]\(|\)\.|->|::|==|\]\.", span) or span.startswith(_NOT_TYPED):
         return False
     if re.fullmatch(rb"[\W_]{1,200}|[0-9.,:]{1,200}", span):
         return False
@@ -92,7 +94,7 @@ def is_jwt(span: bytes) -> bool:
 
 
 def is_luhn(span: bytes) -> bool:
-    """Accept digits, separators aside, whose Luhn check digit (ISO/IEC 7812-1) is right and that are not all one digit."""
+    """Accept digits, separators aside, with a right Luhn check digit (ISO/IEC 7812-1) and not all the same."""
     digits = _digits(span)
     return len(set(digits)) > 1 and bool(luhn.is_valid(digits))
 
@@ -130,13 +132,26 @@ def is_mac(span: bytes) -> bool:
 
 
 def is_date(span: bytes) -> bool:
-    """Accept numeric dates, in any order of day, month and year, whose year is 1900 to 2099."""
+    """Accept dates, in any order of day, month and year, whose year is 1900 to 2099 or has two digits."""
     parts = [int(part) for part in re.findall(rb"[0-9]{1,4}", span)]
+    if re.search(rb"[A-Za-z]{3}", span):
+        return len(parts) == 2 and 1 <= parts[0] <= 31 and 1900 <= parts[1] <= 2099
     years = [part for part in parts if part > 31]
     rest = sorted(part for part in parts if part <= 31)
     if len(parts) != 3 or len(years) > 1 or (years and not (1900 <= years[0] <= 2099 or years[0] < 100)):
         return False
     return rest[0] >= 1 and any(1 <= part <= 12 for part in rest)
+
+
+def is_ssn(span: bytes) -> bool:
+    """Accept US Social Security numbers however they are separated, without the areas and numbers never assigned."""
+    digits = _digits(span)
+    return len(digits) == 9 and is_number(f"{digits[:3]}-{digits[3:5]}-{digits[5:]}".encode(), "us.ssn")
+
+
+def is_nino(span: bytes) -> bool:
+    """Accept UK National Insurance numbers whose prefix is in use (HMRC manual NIM39110)."""
+    return span[:2].upper() not in {b"BG", b"GB", b"KN", b"NK", b"NT", b"TN", b"ZZ", b"QQ"}
 
 
 def _phone(span: bytes, region: str | None) -> bool:
@@ -151,7 +166,7 @@ def _digits(span: bytes) -> str:
     return re.sub(rb"[^0-9]", b"", span).decode("ascii")
 
 
-# python-stdnum modules by the name a rule gives them; each checks length, structure and, where there is one, the check digit.
+# python-stdnum modules by the name a rule gives them: length, structure and, where there is one, the check digit.
 _STDNUM_NAMES = {
     "au-tfn": "au.tfn", "be-nn": "be.nn", "bic": "bic", "br-cpf": "br.cpf", "ca-sin": "ca.sin", "ch-ahv": "ch.ssn",
     "crypto-btc": "bitcoin", "de-idnr": "de.idnr", "dk-cpr": "dk.cpr", "es-dni": "es.dni", "es-nie": "es.nie",
@@ -178,5 +193,7 @@ VALIDATORS: Mapping[str, Validator] = {
     "phone": is_phone,
     "phone-national": is_national_phone,
     "placeholder": not_placeholder,
+    "uk-nino": is_nino,
+    "us-ssn-digits": is_ssn,
     **{name: partial(is_number, module=module) for name, module in _STDNUM_NAMES.items()},
 }
