@@ -96,32 +96,29 @@ def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
 
 
 def refused(pattern: str) -> str | None:
-    """Say why Hyperscan refuses ``pattern``, without quoting it, or return ``None``."""
-    if hyperscan is None:
-        return None
-    try:
-        _compile([pattern])
-    except hyperscan.error as error:
-        return str(error).split(":", maxsplit=1)[0]
-    return None
+    """Say why Hyperscan refuses ``pattern`` even as a coarse filter, without quoting it; ``None`` when it does not."""
+    return _trial(pattern, hyperscan.HS_FLAG_PREFILTER) if hyperscan is not None else None
 
 
 def _compile(patterns: Sequence[str]) -> Any:
-    """Compile all patterns; one that is too large by itself is approximated by a superset, which RE2 then decides."""
-    plain = hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_DOTALL
+    """Compile all patterns into one database.
+
+    A pattern that is too large as it stands (long bounded repeats) is compiled as Hyperscan's prefilter of itself,
+    which matches wherever the pattern does and sometimes elsewhere; RE2 decides in either case.
+    """
     try:
-        return _database(patterns, [plain] * len(patterns))
+        return _database(patterns, [0] * len(patterns))
     except hyperscan.error:
-        flags = [plain | hyperscan.HS_FLAG_PREFILTER if _too_large(each, plain) else plain for each in patterns]
-        return _database(patterns, flags)
+        coarse = [hyperscan.HS_FLAG_PREFILTER if _trial(each, 0) else 0 for each in patterns]
+        return _database(patterns, coarse)
 
 
-def _too_large(pattern: str, flags: int) -> bool:
+def _trial(pattern: str, flag: int) -> str | None:
     try:
-        _database([pattern], [flags])
-    except hyperscan.error:
-        return True
-    return False
+        _database([pattern], [flag])
+    except hyperscan.error as error:
+        return str(error).split(":", maxsplit=1)[0]
+    return None
 
 
 def _database(patterns: Sequence[str], flags: Sequence[int]) -> Any:
@@ -130,7 +127,7 @@ def _database(patterns: Sequence[str], flags: Sequence[int]) -> Any:
         expressions=[pattern.encode("ascii") for pattern in patterns],
         ids=list(range(len(patterns))),
         elements=len(patterns),
-        flags=list(flags),
+        flags=[hyperscan.HS_FLAG_SINGLEMATCH | flag for flag in flags],
     )
     return database
 
