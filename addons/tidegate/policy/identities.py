@@ -129,11 +129,11 @@ def _address(reader: Reader, node: Node | None, insecure: bool) -> str:
     except ValueError:
         reader.fault(node, accepted)
         return ""
-    if parts.username is not None or parts.password is not None:
-        reader.fault(node, accepted, found="an address with a user or password (not shown)")
+    if parts.username is not None or parts.password is not None or "?" in address or "#" in address:
+        reader.fault(node, accepted, found="an address with a user, query or fragment (not shown)")
         return ""
     secure = parts.scheme == "https" or (insecure and parts.scheme == "http" and host in LOOPBACK)
-    if not secure or not host or parts.query or parts.fragment or not address.isprintable() or " " in address:
+    if not secure or not host or not address.isprintable() or " " in address:
         reader.fault(node, accepted)
         return ""
     return address

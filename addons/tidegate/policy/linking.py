@@ -63,11 +63,12 @@ def _connections(reader: Reader, document: Document, parts: Parts) -> dict[str, 
     found: dict[str, Connection] = {}
     for each in document.connections:
         request_bytes, answer = merge(reader, document.limits, each.limits)
-        dialect = "" if each.dialect is None else str(each.dialect.value)
-        if each.dialect is not None and dialect not in parts.dialects and parts.whole:
+        dialect = each.dialect.value if each.dialect is not None and isinstance(each.dialect.value, str) else ""
+        if each.dialect is not None and dialect and dialect not in parts.dialects and parts.whole:
             reader.fault(each.dialect, _one_of(parts.dialects, "a dialect that is loaded"))
         if each.name in found:
             reader.fault(each.node, "each name once", found=f"a second connection named {each.name}")
+            continue
         if not each.name or each.upstream is None:
             continue
         found[each.name] = Connection(
@@ -123,91 +124,90 @@ def _chosen(reader: Reader, nodes: Sequence[Node] | None, known: Iterable[str], 
     return tuple(str(node.value) for node in nodes if node.value in names)
 
 
-def _places(
-    reader: Reader,
-    rule: AllowDoc | DenyDoc,
-    connections: Mapping[str, Connection],
-    dialects: Mapping[str, Dialect],
-) -> tuple[tuple[str, str], ...]:
-    """List every connection and endpoint a rule covers. An endpoint that none of its connections has is a fault."""
-    chosen = _chosen(reader, rule.connections, connections, "a connection")
-    has = {
-        name: set(dialects[connections[name].dialect].endpoints) if connections[name].dialect in dialects else set()
-        for name in chosen
-    }
-    known = set().union(*has.values())
-    if not known:
-        return ()  # the connection or its dialect is at fault already
-    endpoints = _chosen(reader, rule.endpoints, known, "an endpoint")
-    return tuple((name, endpoint) for name in chosen for endpoint in endpoints if endpoint in has[name])
+Covered = tuple[tuple[str, str], ...]
+"""Connection and endpoint, each pair that a rule covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Roles:
+    """What the rules of roles are resolved against. ``names`` also holds connections that are at fault."""
+
+    reader: Reader
+    connections: Mapping[str, Connection]
+    dialects: Mapping[str, Dialect]
+    names: frozenset[str]
+
+    def places(self, rule: AllowDoc | DenyDoc) -> Covered:
+        """List every connection and endpoint a rule covers. An endpoint that none of its connections has is a fault."""
+        chosen = _chosen(self.reader, rule.connections, self.names, "a connection")
+        has = {
+            name: set(self.dialects[found.dialect].endpoints)
+            for name in chosen
+            if (found := self.connections.get(name)) is not None and found.dialect in self.dialects
+        }
+        if not has or len(has) < len(chosen):
+            return ()  # a connection or its dialect is at fault, and that was said
+        endpoints = _chosen(self.reader, rule.endpoints, set().union(*has.values()), "an endpoint")
+        return tuple((name, endpoint) for name in chosen for endpoint in endpoints if endpoint in has[name])
+
+    def place(
+        self,
+        role: str,
+        at: tuple[str, str],
+        allowed: Sequence[tuple[AllowDoc, Covered]],
+        denied: Sequence[tuple[DenyDoc, Covered]],
+    ) -> Place:
+        """Collect a role's rules on one endpoint. A token limit means nothing where the dialect counts no tokens."""
+        counts = bool(self.dialects[self.connections[at[0]].dialect].endpoints[at[1]].asked.max_output.paths)
+        here = [rule for rule, covered in denied if at in covered]
+        return Place(
+            allows=tuple(
+                AllowRule(role, rule.models, rule.tools, rule.max_output_tokens if counts else None, rule.body)
+                for rule, covered in allowed
+                if at in covered
+            ),
+            denies=tuple(DenyRule(role, rule.models, rule.tools) for rule in here),
+            refused=any(rule.models is None and rule.tools is None for rule in here),
+        )
+
+    def check(self, rule: AllowDoc, covered: Covered, denied: Sequence[tuple[DenyDoc, Covered]]) -> None:
+        """Refuse an allow rule that can have no effect, and a body limit that its connections make pointless."""
+        for deny, places in denied:
+            models = deny.models is None or (rule.models is not None and _within(rule.models, deny.models))
+            if covered and deny.tools is None and models and set(covered) <= set(places):
+                self.reader.fault(
+                    rule.node,
+                    "an allow rule of which the role's deny rules leave something",
+                    found=f"a rule that {deny.node.key} denies",
+                )
+                break
+        most = max((self.connections[name].request_bytes for name, _ in covered), default=0)
+        if rule.body is not None and rule.body_node is not None and most and rule.body > most:
+            self.reader.fault(rule.body_node, f"at most the connection's limit of {most} bytes")
 
 
 def _permissions(
     reader: Reader, document: Document, connections: Mapping[str, Connection], dialects: Mapping[str, Dialect]
 ) -> Permissions:
+    resolve = _Roles(reader, connections, dialects, frozenset(each.name for each in document.connections if each.name))
     places: dict[tuple[str, str], dict[str, Place]] = {}
     for name, role in document.roles.items():
-        denied = [(rule, _places(reader, rule, connections, dialects)) for rule in role.deny]
-        allowed = [(rule, _places(reader, rule, connections, dialects)) for rule in role.allow]
+        denied = [(rule, resolve.places(rule)) for rule in role.deny]
+        allowed = [(rule, resolve.places(rule)) for rule in role.allow]
         for allow, covered in allowed:
-            _check_allow(reader, allow, covered, denied, connections)
+            resolve.check(allow, covered, denied)
         for at in {at for _, covered in (*denied, *allowed) for at in covered}:
-            places.setdefault(at, {})[name] = _place(name, at, allowed, denied, connections, dialects)
+            places.setdefault(at, {})[name] = resolve.place(name, at, allowed, denied)
     groups: dict[str, tuple[str, ...]] = {}
     subjects: dict[str, tuple[str, ...]] = {}
     for binding in document.bindings:
         roles = _chosen(reader, binding.roles, document.roles, "a role")
-        for node in binding.groups:
-            if _qualified(reader, document, node, "group"):
-                groups[str(node.value)] = tuple(dict.fromkeys((*groups.get(str(node.value), ()), *roles)))
-        for node in binding.subjects:
-            if _qualified(reader, document, node, "subject"):
-                subjects[str(node.value)] = tuple(dict.fromkeys((*subjects.get(str(node.value), ()), *roles)))
+        for kind, nodes, table in (("group", binding.groups, groups), ("subject", binding.subjects, subjects)):
+            for node in nodes:
+                if _qualified(reader, document, node, kind):
+                    name = str(node.value)
+                    table[name] = tuple(dict.fromkeys((*table.get(name, ()), *roles)))
     return Permissions(groups, subjects, places)
-
-
-def _place(
-    role: str,
-    at: tuple[str, str],
-    allowed: Sequence[tuple[AllowDoc, tuple[tuple[str, str], ...]]],
-    denied: Sequence[tuple[DenyDoc, tuple[tuple[str, str], ...]]],
-    connections: Mapping[str, Connection],
-    dialects: Mapping[str, Dialect],
-) -> Place:
-    """Collect a role's rules on one endpoint. A token limit means nothing where the dialect counts no tokens."""
-    counts = bool(dialects[connections[at[0]].dialect].endpoints[at[1]].asked.max_output.paths)
-    here = [rule for rule, covered in denied if at in covered]
-    return Place(
-        allows=tuple(
-            AllowRule(role, rule.models, rule.tools, rule.max_output_tokens if counts else None, rule.body)
-            for rule, covered in allowed
-            if at in covered
-        ),
-        denies=tuple(DenyRule(role, rule.models, rule.tools) for rule in here),
-        refused=any(rule.models is None and rule.tools is None for rule in here),
-    )
-
-
-def _check_allow(
-    reader: Reader,
-    rule: AllowDoc,
-    covered: tuple[tuple[str, str], ...],
-    denied: Sequence[tuple[DenyDoc, tuple[tuple[str, str], ...]]],
-    connections: Mapping[str, Connection],
-) -> None:
-    """Refuse an allow rule that can have no effect, and a body limit that its connections make pointless."""
-    for deny, places in denied:
-        models = deny.models is None or (rule.models is not None and _within(rule.models, deny.models))
-        if covered and deny.tools is None and models and set(covered) <= set(places):
-            reader.fault(
-                rule.node,
-                "an allow rule that the role's deny rules leave something of",
-                found=f"a rule that {deny.node.key} denies",
-            )
-            break
-    most = max((connections[name].request_bytes for name, _ in covered), default=0)
-    if rule.body is not None and rule.body_node is not None and most and rule.body > most:
-        reader.fault(rule.body_node, f"at most the connection's limit of {most} bytes")
 
 
 def _within(inner: Sequence[str], outer: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tidegate.dialects.load import parse_dialect
 from tidegate.dialects.spec import Dialect
-from tidegate.inspection.engine import CompiledCache, Engine, build
+from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Fault
 from tidegate.policy.linking import Parts, link
@@ -55,7 +55,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     below: list[Fault] = []
     dialects = _dialects(dialect_texts, below)
     rules, engine = _rules(packs, below, engine_cache)
-    linked = link(reader, document, Parts(dialects, rules, whole=not below))
+    linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
         raise PolicyError(tuple(faults))
@@ -144,7 +144,12 @@ def _rules(
     faults.extend(problems)
     if problems:
         return tuple(rules), None
-    engine = build(tuple(rules), cache)
+    try:
+        engine = build(tuple(rules), cache)
+    except RuleError as error:
+        name = error.rule.partition(".")[2]
+        faults.append(Fault(known[error.rule], f"rules[{name}].pattern", error.why, "a pattern that can be compiled"))
+        return tuple(rules), None
     faults.extend(check_examples(rules, engine))
     return tuple(rules), engine
 

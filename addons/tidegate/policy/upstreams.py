@@ -31,6 +31,7 @@ _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _NOT_A_CREDENTIAL = frozenset(  # framing and routing: whoever sets these moves the request, not its authority
     {"host", "content-length", "transfer-encoding", "content-encoding", "content-type", "connection", "upgrade", "te"}
 )
+_HEADER_NAME = "the name of a header such as authorization or x-api-key"
 _UPSTREAM = "an http or https address without user, query or fragment, such as https://api.openai.com"
 
 
@@ -122,7 +123,7 @@ def merge(reader: Reader, general: LimitsDoc, own: LimitsDoc) -> tuple[int, Answ
         if written[name] is not None and written[name] > limits.duration and at is not None:
             reader.fault(
                 at,
-                f"a {name} of at most the duration",
+                "a time of at most the duration",
                 found=f"{name} {written[name]:g}s with a duration of {limits.duration:g}s",
             )
     limits = replace(limits, first_byte=min(limits.first_byte, limits.duration), idle=min(limits.idle, limits.duration))
@@ -140,12 +141,12 @@ def _upstream(reader: Reader, node: Node | None) -> tuple[Origin | None, str]:
     except ValueError:
         reader.fault(node, _UPSTREAM)
         return None, ""
-    if parts.username is not None or parts.password is not None:
-        reader.fault(node, _UPSTREAM, found="an address with a user or password (not shown)")
+    if parts.username is not None or parts.password is not None or "?" in address or "#" in address:
+        reader.fault(node, _UPSTREAM, found="an address with a user, query or fragment (not shown)")
         return None, ""
     host = (parts.hostname or "").rstrip(".")
     plain = _HOST.fullmatch(host) and _PATH.fullmatch(parts.path) and not {".", ".."} & set(parts.path.split("/"))
-    if parts.scheme not in _PORTS or not plain or "?" in address or "#" in address:
+    if parts.scheme not in _PORTS or not plain:
         reader.fault(node, _UPSTREAM)
         return None, ""
     return Origin(parts.scheme, host, port or _PORTS[parts.scheme]), parts.path.rstrip("/")
@@ -164,14 +165,18 @@ def _prefix(reader: Reader, node: Node) -> str | None:
 
 
 def _credential(reader: Reader, node: Node) -> CredentialRef | None:
+    """Read a credential. Whatever is written in its place may be the secret itself, so none of it is ever shown."""
+    if not isinstance(node.value, Mapping):
+        reader.fault(node, "a mapping with the keys header, value", found="something else (not shown)")
+        return None
     section = reader.section(
         node,
         CONNECTION_SECTIONS["connections[].credential"],
-        {"header": "the name of a header such as authorization or x-api-key", "value": reference.ACCEPTED},
+        {"header": _HEADER_NAME, "value": reference.ACCEPTED},
     )
-    header = reader.text(section.get("header"), "the name of a header such as authorization or x-api-key").lower()
+    header = reader.text(section.get("header"), _HEADER_NAME).lower()
     if header and (not _HEADER.fullmatch(header) or header in _NOT_A_CREDENTIAL):
-        reader.fault(section["header"], "the name of a header such as authorization or x-api-key")
+        reader.fault(section["header"], _HEADER_NAME, found="something else (not shown)")
     value = section.get("value")
     if value is None:
         return None

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.policy_faults import FAULTS
+from tidegate.model import Action, AnswerLimits, Direction, Mode, Origin
+from tidegate.policy.loading import load
+from tidegate.policy.policy import Keep, OidcIdentity, Policy, PolicyError, RecordingMode, StaticIdentity, Unlisted
+from tidegate.policy.reader import Reader
+from tidegate.policy.schema import SECTIONS, read
+from tidegate.policy.source import Node, parse
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "tests" / "data"
+BROKEN = sorted(path.stem.removeprefix("policy-") for path in (DATA / "broken").glob("policy-*.yaml"))
+
+
+def faults(path: Path) -> list[str]:
+    with pytest.raises(PolicyError) as caught:
+        load(path)
+    return [str(fault) for fault in caught.value.faults]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the sound policy with its pack and dialects, to be changed."""
+    shutil.copytree(DATA / "packs", tmp_path / "packs")
+    shutil.copytree(ROOT / "rules" / "dialects", tmp_path / "dialects")
+    text = (DATA / "policy.yaml").read_text().replace("../../rules/dialects", "dialects")
+    (tmp_path / "policy.yaml").write_text(text)
+    return tmp_path
+
+
+def change(folder: Path, *pairs: tuple[str, str], more: str = "") -> Policy:
+    path = folder / "policy.yaml"
+    text = path.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text + more)
+    return load(path)
+
+
+# ── broken policies ──────────────────────────────────────────────────────────
+
+
+def test_every_broken_policy_has_its_messages() -> None:
+    assert sorted(FAULTS) == BROKEN
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_policy(name: str) -> None:
+    path = DATA / "broken" / f"policy-{name}.yaml"
+    expected = [each.replace("FILE", str(path), 1) for each in FAULTS[name]]
+    assert faults(path) == expected
+
+
+def test_a_literal_never_shows() -> None:
+    for path in (DATA / "broken").glob("policy-*.yaml"):
+        assert "verysecret" not in "\n".join(faults(path)), path.name
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "credential: sk-verysecret",
+        "credential: [sk-verysecret]",
+        "credential: {header: Bearer sk-verysecret, value: '${env:X}'}",
+        "credential: {header: x-api-key, value: [sk-verysecret]}",
+        "credential: {header: x-api-key, value: '${env:X}sk-verysecret'}",
+        "credential: {header: x-api-key, value: 'sk-verysecret${env:X}'}",
+        "credential: {header: x-api-key, value: '${sk-verysecret}'}",
+        "credential: {header: x-api-key, value: '${exec:sk-verysecret}'}",
+        "credential: {header: x-api-key, value: '${file:sk-verysecret}'}",
+        "credential: {header: x-api-key, value: '${env:sk-verysecret}'}",
+    ],
+)
+def test_a_misplaced_literal_never_shows(folder: Path, written: str) -> None:
+    path = folder / "policy.yaml"
+    path.write_text(re.sub("credential: .*", lambda _: written, path.read_text()))
+    found = faults(path)
+    assert found
+    assert "verysecret" not in "\n".join(found)
+
+
+def test_faults_of_all_files_come_at_once(folder: Path) -> None:
+    (folder / "packs" / "bad.yaml").write_text("pack: bad\nclass: secrets\nversion: 1\nrules: []\n")
+    (folder / "dialects" / "bad.yaml").write_text("dialect: bad\n")
+    (folder / "policy.yaml").write_text((folder / "policy.yaml").read_text() + "bad: 1\n")
+    named = {message.partition(": ")[0].rpartition("/")[2].partition(":")[0] for message in faults(folder / "policy.yaml")}
+    assert named == {"policy.yaml", "bad.yaml"}
+    assert len([message for message in faults(folder / "policy.yaml") if "dialects/bad.yaml" in message]) > 0
+    assert len([message for message in faults(folder / "policy.yaml") if "packs/bad.yaml" in message]) > 0
+
+
+def test_a_rule_twice_in_two_packs(folder: Path) -> None:
+    shutil.copy(folder / "packs" / "small.yaml", folder / "packs" / "zmall.yaml")
+    here = folder / "packs"
+    assert faults(folder / "policy.yaml") == [
+        f"{here / 'zmall.yaml'}: rules[small.token]: found an id that {here / 'small.yaml'} has; accepted: each id once",
+        f"{here / 'zmall.yaml'}: rules[small.name]: found an id that {here / 'small.yaml'} has; accepted: each id once",
+    ]
+
+
+def test_a_dialect_twice(folder: Path) -> None:
+    shutil.copy(folder / "dialects" / "openai.yaml", folder / "dialects" / "zopenai.yaml")
+    assert faults(folder / "policy.yaml") == [
+        f"{folder / 'dialects' / 'zopenai.yaml'}: dialect: found a second dialect named openai; accepted: each name once"
+    ]
+
+
+def test_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    assert faults(path) == [f"{path}: the file: found No such file or directory; accepted: a file that can be read"]
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(b"version: \xff")
+    assert faults(path) == [
+        f"{path}: the file: found bytes that are not UTF-8, or too many; accepted: UTF-8 text up to 4 MiB"
+    ]
+
+
+@given(st.text(alphabet="ab:-[]{}\"'#&*!| \n\t0.", max_size=60))
+def test_any_text_is_read_without_an_exception(text: str) -> None:
+    root, found = parse(text, "f")
+    if root is None:
+        assert found
+        return
+    read(Reader("f"), root)
+
+
+def test_too_deep() -> None:
+    root, found = parse("[" * 30 + "]" * 30, "f")
+    assert root is not None
+    assert "at most 20 levels" in str(found[0])
+
+
+# ── sound policies ───────────────────────────────────────────────────────────
+
+
+def test_sound_policy(folder: Path) -> None:
+    policy = load(folder / "policy.yaml")
+    assert (policy.mode, policy.unlisted) == (Mode.ENFORCE, Unlisted.DENY)
+    assert isinstance(policy.identities[0], OidcIdentity)
+    assert policy.identities[0].discovery_url == "https://login.example.com/.well-known/openid-configuration"
+    connection = policy.connections["openai"]
+    assert (connection.upstream, connection.upstream_path) == (Origin("https", "api.openai.com", 443), "")
+    assert connection.credential is not None
+    assert "OPENAI_KEY" not in repr(connection)
+    assert (connection.request_bytes, connection.answer) == (8 * 2**20, AnswerLimits())
+    assert (policy.recording.mode, policy.recording.keep) == (RecordingMode.STRICT, Keep.REDACTED)
+    assert policy.recording.path == str(folder / "recordings" / "tidegate.db")
+    assert policy.warnings == (
+        "these rules only observe: small.name",
+        "connection openai: an env: credential can be read by every process of this user",
+    )
+
+
+def test_actions(folder: Path) -> None:
+    policy = load(folder / "policy.yaml")
+    token, name = policy.engine.rules
+    assert policy.actions["pii", Direction.PROMPT] is Action.REDACT
+    assert policy.decide(Direction.PROMPT)(token) is Action.BLOCK
+    assert policy.decide(Direction.RESPONSE)(token) is Action.REDACT
+    assert policy.decide(Direction.PROMPT)(name) is Action.FLAG, "the rule only observes"
+
+
+def test_observe(folder: Path) -> None:
+    policy = change(folder, ("version: 1", "version: 1\nmode: observe"), ("pii: flag", "pii: allow"))
+    token, name = policy.engine.rules
+    assert policy.decide(Direction.PROMPT)(token) is Action.FLAG
+    assert policy.decide(Direction.RESPONSE)(name) is Action.ALLOW
+    assert policy.warnings[0] == "mode: observe: findings are recorded, nothing is redacted or blocked"
+
+
+def test_identity_none(folder: Path) -> None:
+    text = re.sub(r"identity:\n.*\n.*\n", "identity: none\n", (folder / "policy.yaml").read_text())
+    (folder / "policy.yaml").write_text(text.replace('groups: ["corp:ml-eng"]', 'subjects: ["none:anyone"]'))
+    policy = load(folder / "policy.yaml")
+    assert policy.identities is None
+    assert "identity: none: every client is let in as one anonymous caller" in policy.warnings
+
+
+def test_limits_of_a_connection_go_over_the_general_ones(folder: Path) -> None:
+    policy = change(
+        folder,
+        ("serve: {path: /openai}", "serve: {path: /openai}\n    limits: {request: {bytes: 1MiB}, response: {idle: 500ms}}"),
+        more="limits: {request: {bytes: 2MB}, response: {bytes: 64KiB, duration: 1m, idle: 30s}}\n",
+    )
+    connection = policy.connections["openai"]
+    assert connection.request_bytes == 2**20
+    assert connection.answer == AnswerLimits(bytes=65536, first_byte=60.0, idle=0.5, duration=60.0)
+
+
+def test_static_paths_are_absolute(folder: Path) -> None:
+    text = re.sub(r"    oidc: .*", "    static: {tokens: tokens.yaml}", (folder / "policy.yaml").read_text())
+    (folder / "policy.yaml").write_text(text)
+    assert load(folder / "policy.yaml").identities == (StaticIdentity("corp", str(folder / "tokens.yaml")),)
+
+
+def test_sha256_covers_every_file_and_no_place(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    first = load(folder / "policy.yaml").sha256
+    moved = tmp_path_factory.mktemp("moved") / "copy"
+    shutil.copytree(folder, moved)
+    assert load(moved / "policy.yaml").sha256 == first
+    for name in ("policy.yaml", "packs/small.yaml", "dialects/openai.yaml"):
+        path = moved / name
+        path.write_text(path.read_text() + "\n# changed\n")
+        changed = load(moved / "policy.yaml").sha256
+        assert changed != first, name
+        first = changed
+
+
+@pytest.mark.parametrize(
+    ("written", "bytes_", "seconds"),
+    [
+        ("1", 1, None),
+        ("512KiB", 524288, None),
+        ("4 MiB", 4194304, None),
+        ("1GB", 10**9, None),
+        ("250ms", None, 0.25),
+        ("1.5s", None, 1.5),
+        ("10m", None, 600.0),
+        ("2h", None, 7200.0),
+        ("1d", None, 86400.0),
+        ("-1s", None, None),
+        ("1e3", None, None),
+        ("４MiB", None, None),
+        ("0B", None, None),
+    ],
+)
+def test_units(written: str, bytes_: int | None, seconds: float | None) -> None:
+    reader = Reader("f")
+    assert reader.bytes(Node("k", 1, written)) == bytes_
+    assert reader.seconds(Node("k", 1, written)) == seconds
+
+
+# ── what is shipped ──────────────────────────────────────────────────────────
+
+
+def test_default_policy_needs_nothing_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {})
+    policy = load(ROOT / "rules" / "policy.yaml")
+    assert policy.mode is Mode.ENFORCE
+    assert {connection.upstream for connection in policy.connections.values()} == {Origin("http", "127.0.0.1", 8091)}
+    assert all(connection.credential is None for connection in policy.connections.values())
+    assert policy.identities == (StaticIdentity("local", str(ROOT / "rules" / "tokens.yaml")),)
+    assert policy.permissions.groups == {"local:dev": ("developer",)}
+    assert policy.warnings == () or policy.warnings[0].startswith("these rules only observe: ")
+
+
+def documented() -> set[str]:
+    """Read the keys that docs/policy.md lists: the first column of its tables."""
+    text = (ROOT / "docs" / "policy.md").read_text()
+    return set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
+
+
+def keys(sections: Mapping[str, tuple[str, ...]]) -> set[str]:
+    return {f"{section}.{key}".removeprefix(".") for section, names in sections.items() for key in names}
+
+
+def test_every_key_is_documented() -> None:
+    expected = keys(SECTIONS)
+    for section in ("connections[].limits.request", "connections[].limits.response"):
+        expected -= {key for key in expected if key.startswith(section + ".")}
+    assert documented() == expected
+
+
+def test_the_document_s_example_loads(folder: Path) -> None:
+    text = (ROOT / "docs" / "policy.md").read_text()
+    example = re.search(r"```yaml\n(version: 1\n.*?)```", text, re.DOTALL)
+    assert example is not None
+    (folder / "policy.yaml").write_text(example[1])
+    load(folder / "policy.yaml")
