@@ -94,6 +94,8 @@ class _Plan:
     def __init__(self, spec: StreamSpec) -> None:
         self.drops: Trie[Drop] | None = Trie((one.path, one) for one in spec.drop) if spec.drop else None
         self.numbers = {id(delta): number for number, delta in enumerate(spec.deltas)}
+        # A tool's name is there in one piece, and clients act on it at once: it does not wait, and may not go on.
+        self.once = {number for number, delta in enumerate(spec.deltas) if delta.path.endswith(".name")}
         paths = [*(delta.path for delta in spec.deltas), *(flush.path or "" for flush in spec.flushes)]
         self.blank = {path[2:] for path in paths if path.count(".") == 1}
         self._flushes: dict[str | None, tuple[Flush, ...]] = {}
@@ -153,7 +155,7 @@ class EventRedactor:
         self._plan = _plan(spec)
         self._caps = caps or HeldCaps()
         self._channels: dict[tuple[int, Key], _Channel] = {}
-        self._ended: dict[tuple[int, Key], bool] = {}
+        self._ended: dict[tuple[int, Key], str | None] = {}
         self._masked: set[tuple[str, Key]] = set()
         self._held = 0
         self._shift = 0
@@ -227,7 +229,7 @@ class EventRedactor:
         for delta, leaf in work.deltas:
             key = _key(work.value, leaf.pointer, delta.key)
             at = (self._plan.numbers[id(delta)], key)
-            if leaf.text and self._ended.get(at):
+            if leaf.text and at in self._ended and self._ended[at] != leaf.text:
                 return RESUMED
             channel = self._channels.get(at)
             if channel is None:
@@ -238,6 +240,9 @@ class EventRedactor:
             place = f"stream:{where(leaf.pointer)}"
             text = self._say(channel, channel.redactor.feed(leaf.text), place)
             channel.at, channel.last, channel.like = leaf.pointer, work.value, work.like
+            if at[0] in self._plan.once and leaf.text:
+                text += self._close(at)
+                self._ended[at] = leaf.text
             work.texts.setdefault(at, []).append((channel, leaf, text))
         return None
 
@@ -285,7 +290,7 @@ class EventRedactor:
         text = self._say(channel, channel.redactor.end(), f"stream:{where(channel.at)}")
         self._held -= channel.held
         if held:
-            self._ended[at] = True
+            self._ended[at] = None
         return text
 
     def _late(self, channel: _Channel, text: str) -> list[Outgoing]:

@@ -16,7 +16,7 @@ CLEAN_LENGTH = 128
 """Characters of a text worth remembering: the longest names and ids have fewer than a hundred."""
 
 MAX_FLAGGED = 1000
-"""Findings that are only flagged, per body or stream; those that act are never left out. A log of more tells no more."""
+"""Findings that are only flagged, per body or stream; those that act are never left out. More would tell no more."""
 
 _ESCAPES = (("\\n", "\n"), ('\\"', '"'), ("\\t", "\t"), ("\\r", "\r"), ("\\b", "\b"), ("\\f", "\f"))
 _ACTING = (Action.REDACT, Action.BLOCK)

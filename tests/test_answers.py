@@ -1,0 +1,157 @@
+"""A whole streamed answer: bytes in, bytes out, and how it is cut short."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.wire import CARD, FAMILIES, KEY, MAIL, Said, answer, events_of, every, read, run, sse
+from tidegate.model import Action, Denial, Reason
+from tidegate.streams import sse as framing
+from tidegate.streams.channels import HeldCaps
+
+STOPPED = Denial(Reason.ANSWER_IDLE, 504, "The upstream was silent for too long.")
+
+
+def delta(text: str, finish: str | None = None) -> bytes:
+    return sse([(None, {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]})])
+
+
+def texts(stream: bytes) -> str:
+    return read("chat", stream).text
+
+
+UNTOUCHED = {
+    "spaces in the JSON": b'data: { "choices" : [ ] }\n\n',
+    "escapes": b'data: {"choices":[{"index":0,"delta":{"content":"\\u0041 \\/ "}}]}\n\n',
+    "number forms": b'data: {"created":1e3,"choices":[]}\n\n',
+    "line ends": b": hello\r\n\r\nevent: x\r\nid: 7\r\nretry: 5\r\ndata:{}\r\n\r\n",
+    "several data lines": b'data: {"choices":\ndata: []}\n\n',
+    "an event without data": b"event: x\n\n",
+    "empty data": b"data:\n\ndata: \n\n",
+    "the terminator": b"data: [DONE]\n\n",
+    "a byte order mark": b"\xef\xbb\xbfdata: {}\n\n",
+    "no last empty line": b"data: {}",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("stream", UNTOUCHED.values(), ids=UNTOUCHED.keys())
+def test_clean_bytes_pass_as_they_came(stream: bytes) -> None:
+    gate = answer("chat")
+    assert (run(gate, stream), gate.denial) == (stream, None)
+
+
+def test_a_changed_event_keeps_its_other_lines() -> None:
+    stream = b'id: 7\r\ndata: {"note": "' + CARD.encode() + b'"}\r\n\r\n'
+    assert run(answer("chat"), stream) == b'id: 7\r\ndata: {"note":"[REDACTED:card]"}\r\n\r\n'
+
+
+@pytest.mark.parametrize("line", [f": {KEY}", f"event: {KEY}", f"id: {KEY}", f"x: {KEY}", KEY])
+def test_a_line_that_holds_a_finding_does_not_leave(line: str) -> None:
+    gate = answer("chat")
+    out = run(gate, f'{line}\ndata: {{"choices":[]}}\n\n{line}\n\n'.encode())
+    assert out == b'data: {"choices":[]}\n\n\n'
+    assert {finding.where for finding in gate.findings} == {"stream:line"}
+
+
+ENDS = {
+    "[DONE]": b"data: [DONE]\n\n",
+    "the end of the stream": b"",
+    "a cut inside an event": b'data: {"choices":[{"index":0,"delta":{"content":"sk-AbC',
+    "a cut inside a character": b'data: {"choices":[{"index":0,"delta":{"content":"\xc3',
+}
+
+
+@pytest.mark.parametrize("tail", ENDS.values(), ids=ENDS.keys())
+@pytest.mark.parametrize(("text", "left"), [(KEY, "[REDACTED:key]"), ("sk-AbC", "sk-AbC")], ids=["masked", "safe"])
+def test_held_text_leaves_at_every_end(text: str, left: str, tail: bytes) -> None:
+    gate = answer("chat")
+    out = run(gate, delta(f"a {text}") + tail)
+    assert gate.denial is None
+    assert texts(out) == f"a {left}"
+    assert out.endswith(b"data: [DONE]\n\n") == (tail == ENDS["[DONE]"])
+
+
+def test_an_event_without_its_empty_line_is_closed_before_more_is_said() -> None:
+    out = run(answer("chat"), delta("a sk-AbC").removesuffix(b"\n\n"))
+    assert out.count(b"\n\n") == 2
+    assert texts(out) == "a sk-AbC"
+
+
+MALFORMED = {
+    "no JSON": b"data: {\n\n",
+    "a key twice": b'data: {"choices":[],"choices":[]}\n\n',
+    "no object": b"data: []\n\n",
+    "NaN": b'data: {"a":NaN}\n\n',
+    "not UTF-8": b"data: \xff\n\n",
+    "another event inside": b"event: error\ndata: {} {}\n\n",
+    "plain text": b"data: " + KEY.encode() + b"\n\n",
+}
+
+
+@pytest.mark.parametrize("bad", MALFORMED.values(), ids=MALFORMED.keys())
+@pytest.mark.parametrize("name", ["chat", "messages"])
+def test_what_cannot_be_read_ends_the_answer(name: str, bad: bytes) -> None:
+    gate = answer(name)
+    before = sse(FAMILIES[name](Said("Hi! "), every(9)))[:-30].rpartition(b"\n\n")[0] + b"\n\n"
+    out = run(gate, before + bad + delta("later"))
+    assert gate.denial is not None
+    assert gate.denial.reason is Reason.ANSWER_MALFORMED
+    assert out.startswith(before)
+    _, error = events_of(out[len(before) :])[0]
+    assert "ex-1" in json.dumps(error)
+    assert len(events_of(out[len(before) :])) == 1
+    assert KEY not in out.decode()
+
+
+def test_an_event_too_large_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = answer("chat")
+    gate._parser = framing.SseParser(100)
+    out = gate.feed(delta("a! ")) + gate.feed(b"data: " + b"x" * 200)
+    assert gate.denial is not None
+    assert gate.denial.reason is Reason.ANSWER_TOO_LARGE
+    assert out.startswith(delta("a! "))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_a_blocked_finding_cuts_the_answer(name: str, size: int) -> None:
+    stream = sse(FAMILIES[name](Said(f"The key is {KEY}, and so on"), every(size)))
+    gate = answer(name, Action.BLOCK)
+    out = run(gate, stream, range(0, len(stream), 11))
+    assert gate.denial is not None
+    assert gate.denial.reason is Reason.ANSWER_FINDING
+    *before, (_, error) = events_of(out)
+    assert b"[DONE]" not in out
+    assert not any(isinstance(e, dict) and e.get("type") in ("message_stop", "response.completed") for _, e in before)
+    assert "Blocked by policy" in json.dumps(error)
+    assert "sk-A" not in out.decode()
+    assert "The key is ".startswith(read(name, sse(before)).text)
+    assert gate.feed(stream) == gate.end() == b""
+
+
+def test_stopping_says_why_and_keeps_what_was_held() -> None:
+    gate = answer("messages")
+    stream = sse(FAMILIES["messages"](Said(f"a {MAIL}"), every(50)))
+    out = gate.feed(stream[: stream.index(b"event: content_block_stop")])
+    last = gate.stop(STOPPED)
+    assert events_of(last)[0][0] == "error"
+    assert STOPPED.message in last.decode()
+    assert "jane" not in (out + last).decode()
+    assert (gate.denial, gate.feed(stream), gate.end(), gate.stop(STOPPED)) == (STOPPED, b"", b"", b"")
+
+
+def test_beyond_the_caps_the_answer_ends_and_nothing_held_leaves() -> None:
+    gate = answer("chat", caps=HeldCaps(channel=5))
+    out = gate.feed(delta("a! sk-AbCd"))
+    assert gate.denial is not None
+    assert "sk-" not in out.decode()
+
+
+def test_findings_name_channel_and_span() -> None:
+    gate = answer("chat")
+    run(gate, delta(f"ab {KEY[:6]}") + delta(f"{KEY[6:]}. "))
+    (finding,) = gate.findings
+    assert (finding.where, finding.start, finding.end) == ("stream:$.choices[0].delta.content", 3, 3 + len(KEY))
