@@ -94,7 +94,9 @@ def test_faults_of_all_files_come_at_once(folder: Path) -> None:
     (folder / "packs" / "bad.yaml").write_text("pack: bad\nclass: secrets\nversion: 1\nrules: []\n")
     (folder / "dialects" / "bad.yaml").write_text("dialect: bad\n")
     (folder / "policy.yaml").write_text((folder / "policy.yaml").read_text() + "bad: 1\n")
-    named = {message.partition(": ")[0].rpartition("/")[2].partition(":")[0] for message in faults(folder / "policy.yaml")}
+    named = {
+        message.partition(": ")[0].rpartition("/")[2].partition(":")[0] for message in faults(folder / "policy.yaml")
+    }
     assert named == {"policy.yaml", "bad.yaml"}
     assert len([message for message in faults(folder / "policy.yaml") if "dialects/bad.yaml" in message]) > 0
     assert len([message for message in faults(folder / "policy.yaml") if "packs/bad.yaml" in message]) > 0
@@ -193,7 +195,10 @@ def test_identity_none(folder: Path) -> None:
 def test_limits_of_a_connection_go_over_the_general_ones(folder: Path) -> None:
     policy = change(
         folder,
-        ("serve: {path: /openai}", "serve: {path: /openai}\n    limits: {request: {bytes: 1MiB}, response: {idle: 500ms}}"),
+        (
+            "serve: {path: /openai}",
+            "serve: {path: /openai}\n    limits: {request: {bytes: 1MiB}, response: {idle: 500ms}}",
+        ),
         more="limits: {request: {bytes: 2MB}, response: {bytes: 64KiB, duration: 1m, idle: 30s}}\n",
     )
     connection = policy.connections["openai"]

@@ -96,5 +96,7 @@ def sign(
     fields = {name: value for name, value in fields.items() if value is not ...}
     head = header if isinstance(header, bytes) else json.dumps(fields).encode()
     signing = f"{segment(head)}.{segment(body)}"
-    algorithm = jws.JWSRegistry.algorithms[{"RSA": "RS256", "EC": "ES256", "OKP": "Ed25519", "oct": "HS256"}[key.key_type]]
+    algorithm = jws.JWSRegistry.algorithms[
+        {"RSA": "RS256", "EC": "ES256", "OKP": "Ed25519", "oct": "HS256"}[key.key_type]
+    ]
     return f"{signing}.{segment(algorithm.sign(signing.encode(), key))}"

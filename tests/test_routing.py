@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.model import AnswerLimits, Connection, Denial, Head, Origin, Reason, Route
+from tidegate.policy.loading import load
+from tidegate.policy.policy import Policy, Unlisted
+from tidegate.policy.routing import PATH_BYTES, QUERY_BYTES, Pass, route, routes
+
+DATA = Path(__file__).resolve().parent / "data"
+OPENAI = Origin("https", "api.openai.com", 443)
+SHARED = Origin("http", "127.0.0.1", 8091)
+
+
+def connection(name: str, dialect: str, upstream: Origin, prefix: str | None, path: str = "") -> Connection:
+    return Connection(name, dialect, upstream, path, prefix, None, 1000, AnswerLimits())
+
+
+CONNECTIONS = (
+    connection("openai", "openai", OPENAI, "/openai"),
+    connection("europe", "openai", Origin("https", "eu.example.com", 8443), "/openai/eu", "/base"),
+    connection("local", "openai", SHARED, "/local"),
+    connection("claude", "anthropic", SHARED, "/claude"),
+    connection("deep", "anthropic", SHARED, None, "/deep"),
+)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    loaded = load(DATA / "policy.yaml")
+    return replace(loaded, connections={each.name: each for each in CONNECTIONS}, routes=routes(CONNECTIONS))
+
+
+def go(policy: Policy, path: str, origin: Origin | None = None, method: str = "POST") -> Route | Pass | Denial:
+    return route(policy, Head(method, path, (), origin))
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "name", "endpoint", "upstream"),
+    [
+        ("/openai/v1/chat/completions", "POST", "openai", "chat", "/v1/chat/completions"),
+        ("/openai/chat/completions", "POST", "openai", "chat", "/chat/completions"),
+        ("/openai/v1/models", "GET", "openai", "models", "/v1/models"),
+        ("/openai/eu/v1/chat/completions", "POST", "europe", "chat", "/base/v1/chat/completions"),
+        ("/claude/v1/messages?beta=true", "POST", "claude", "messages", "/v1/messages?beta=true"),
+        ("/claude/v1/messages?", "POST", "claude", "messages", "/v1/messages?"),
+    ],
+)
+def test_reverse(policy: Policy, path: str, method: str, name: str, endpoint: str, upstream: str) -> None:
+    found = go(policy, path, method=method)
+    assert isinstance(found, Route)
+    assert (found.connection.name, found.endpoint, found.path) == (name, endpoint, upstream)
+
+
+@pytest.mark.parametrize(
+    ("path", "origin", "name", "upstream"),
+    [
+        ("/v1/chat/completions", OPENAI, "openai", "/v1/chat/completions"),
+        ("/v1/chat/completions", Origin("https", "API.OpenAI.com.", 443), "openai", "/v1/chat/completions"),
+        ("/v1/chat/completions", SHARED, "local", "/v1/chat/completions"),
+        ("/v1/messages", SHARED, "claude", "/v1/messages"),
+        ("/deep/v1/messages", SHARED, "deep", "/deep/v1/messages"),
+        ("/base/v1/embeddings", Origin("https", "eu.example.com", 8443), "europe", "/base/v1/embeddings"),
+    ],
+)
+def test_by_origin(policy: Policy, path: str, origin: Origin, name: str, upstream: str) -> None:
+    found = go(policy, path, origin)
+    assert isinstance(found, Route)
+    assert (found.connection.name, found.path) == (name, upstream)
+
+
+@pytest.mark.parametrize(
+    ("path", "origin", "method", "reason", "status"),
+    [
+        pytest.param("/v1/chat/completions", None, "POST", Reason.NO_CONNECTION, 404, id="no prefix"),
+        pytest.param("/openaix/v1/chat/completions", None, "POST", Reason.NO_CONNECTION, 404, id="prefix of a word"),
+        pytest.param("/openai", None, "POST", Reason.NO_CONNECTION, 404, id="prefix alone"),
+        pytest.param("/openai/v1/files", None, "POST", Reason.NO_ENDPOINT, 404, id="unknown endpoint"),
+        pytest.param("/openai/v1/chat/completions", None, "PUT", Reason.NO_ENDPOINT, 404, id="other method"),
+        pytest.param("/openai/eu/x", None, "POST", Reason.NO_ENDPOINT, 404, id="no fall-back to a shorter prefix"),
+        pytest.param("/v1/models", SHARED, "GET", Reason.NO_CONNECTION, 404, id="two connections know it"),
+        pytest.param("/v1/messages", OPENAI, "POST", Reason.NO_ENDPOINT, 404, id="other dialect"),
+        pytest.param("/v1/x", Origin("https", "evil.example", 443), "POST", Reason.UNLISTED_HOST, 403, id="host"),
+        pytest.param("/v1/x", Origin("http", "api.openai.com", 443), "POST", Reason.UNLISTED_HOST, 403, id="scheme"),
+        pytest.param("/v1/x", Origin("https", "api.openai.com", 444), "POST", Reason.UNLISTED_HOST, 403, id="port"),
+    ],
+)
+def test_refused(policy: Policy, path: str, origin: Origin | None, method: str, reason: Reason, status: int) -> None:
+    found = go(policy, path, origin, method)
+    assert isinstance(found, Denial)
+    assert (found.reason, found.status) == (reason, status)
+
+
+TRAPS = [
+    "",
+    "*",
+    "v1/chat/completions",
+    "http://api.openai.com/v1/chat/completions",
+    "//v1/chat/completions",
+    "/v1//chat/completions",
+    "/v1/chat/../chat/completions",
+    "/v1/./chat/completions",
+    "/v1/chat/completions/..",
+    "/..",
+    "/v1/chat%2fcompletions",
+    "/v1/chat%2Fcompletions",
+    "/v1/chat%5ccompletions",
+    "/v1/chat\\completions",
+    "/v1/%2e%2e/x",
+    "/v1/chat/completions%00",
+    "/v1/chat/completions\x00",
+    "/v1/chat/completions%0d%0ax",
+    "/v1/chat/completions%252f",
+    "/v1/chat/completions;x=1",
+    "/v1/chat/completions%3bx=1",
+    "/v1/chat/completions#x",
+    "/v1/chat/completions ",
+    "/v1/chat/completions\t",
+    "/v1/chat/completions%",
+    "/v1/chat/completions%zz",
+    "/v1/chàt/completions",
+    "/v1/chat/completions?x#y",
+    "/v1/chat/completions?x\x00",
+    "/v1/chat/completions?x y",
+    "/v1/chat/completions?" + "x" * (QUERY_BYTES + 1),
+    "/" + "x" * PATH_BYTES,
+]
+
+
+@pytest.mark.parametrize("path", TRAPS)
+@pytest.mark.parametrize("prefix", ["", "/openai"], ids=["explicit", "reverse"])
+def test_a_path_with_two_readings_is_refused(policy: Policy, path: str, prefix: str) -> None:
+    found = go(policy, prefix + path, None if prefix else OPENAI)
+    if prefix and path in ("", "*", "v1/chat/completions"):
+        assert isinstance(found, Denial)
+        return
+    if prefix and path.startswith("http:"):
+        assert isinstance(found, Denial)
+        return
+    assert isinstance(found, Denial)
+    assert (found.reason, found.status) == (Reason.PROTOCOL, 400)
+
+
+@pytest.mark.parametrize(
+    "query", ["key=x", "a=1&api_key=x", "api-key=x", "access_token=x", "TOKEN=x", "apikey=x", "a;key=x"]
+)
+def test_a_credential_in_the_query_is_refused(policy: Policy, query: str) -> None:
+    found = go(policy, f"/openai/v1/chat/completions?{query}")
+    assert isinstance(found, Denial)
+    assert (found.reason, found.status) == (Reason.CALLER_MISSING, 401)
+
+
+def test_an_ambiguous_address_names_its_connections(policy: Policy) -> None:
+    found = go(policy, "/v1/models", SHARED, "GET")
+    assert isinstance(found, Denial)
+    assert found.message == "This address belongs to several connections (local, claude); use a connection's path."
+
+
+@pytest.mark.parametrize(
+    ("origin", "passes"),
+    [
+        (Origin("https", "pypi.org", 443), True),
+        (Origin("https", "api.openai.com", 8443), False),
+        (Origin("http", "api.openai.com", 80), False),
+        (Origin("https", "API.openai.com.", 8443), False),
+    ],
+)
+def test_unlisted_pass(policy: Policy, origin: Origin, passes: bool) -> None:
+    found = go(replace(policy, unlisted=Unlisted.PASS), "/simple//x;y", origin)
+    assert isinstance(found, Pass) is passes
+    if isinstance(found, Denial):
+        assert found.reason is Reason.UNLISTED_HOST
+
+
+def test_unlisted_pass_has_no_meaning_on_a_reverse_listener(policy: Policy) -> None:
+    found = go(replace(policy, unlisted=Unlisted.PASS), "/x")
+    assert isinstance(found, Denial)
+
+
+@given(st.text(alphabet="/openai.v1chat%2fF;#?\\ \x00completns", max_size=60))
+def test_what_is_routed_is_plain(policy: Policy, path: str) -> None:
+    found = go(policy, "/openai/" + path)
+    if isinstance(found, Route):
+        plain = found.path.partition("?")[0]
+        assert found.path == "/" + path
+        assert not set(plain) & set("%;#\\ \x00")
+        assert "//" not in plain
+        assert not {".", ".."} & set(plain.split("/"))
