@@ -58,10 +58,8 @@ class Secret:
     def __format__(self, _: str) -> str:
         return repr(self)
 
-    def __reduce__(self) -> NoReturn:
+    def __reduce_ex__(self, _: object) -> NoReturn:
         raise TypeError("a secret is not copied or stored")
-
-    __reduce_ex__ = __reduce__  # type: ignore[assignment]  # both are asked, by copy and by pickle
 
 
 def resolve(template: str, name: str = "credential") -> Secret:
