@@ -1,8 +1,8 @@
-"""The recording: one SQLite file, one connection, one writer thread, and commits that are on the disk when they return.
+"""The recording: one SQLite file, one connection, one writer thread; a commit is on the disk when it returns.
 
-``intent`` resolves when its row is durable; ``seal`` completes the row later and nobody waits for it. What arrives while
-a commit runs goes into the next one (group commit). After an error that may have lost pages the connection is never used
-again: sqlite's next commit would succeed although the kernel dropped what the last one wrote.
+``intent`` resolves when its row is durable; ``seal`` completes the row later and nobody waits for it. What arrives
+while a commit runs goes into the next one (group commit). After an error that may have lost pages the connection is
+never used again: sqlite's next commit would succeed although the kernel dropped what the last one wrote.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ log = logging.getLogger("tidegate")
 
 PRAGMAS = (
     "journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON", "secure_delete=ON",
-    "cell_size_check=ON", "trusted_schema=OFF", "temp_store=MEMORY", "journal_size_limit=67108864", "wal_autocheckpoint=1000",
+    "cell_size_check=ON", "trusted_schema=OFF", "temp_store=MEMORY", "journal_size_limit=67108864",
+    "wal_autocheckpoint=1000",
 )  # fmt: skip
-"""FULL: with NORMAL acknowledged rows vanish on power loss. 1,000 pages bound the WAL to 4 MB, so that a checkpoint needs
-little space on a full disk. Never ``mmap_size``."""
+"""FULL: with NORMAL acknowledged rows vanish on power loss. 1,000 pages bound the WAL to 4 MB, so that a checkpoint
+needs little space on a full disk. Never ``mmap_size``."""
 
 SAFE_SQLITE = (3, 51, 3)
 """Older versions can corrupt a WAL database when two connections write at once (the WAL-reset bug)."""
@@ -47,7 +48,7 @@ LINGER = 0.02
 
 CAPACITY_ITEMS = 20_000
 CAPACITY_BYTES = 64 * 1024 * 1024
-"""What may wait for the writer: two seconds at its full speed. Beyond it intents are refused, seals lose their bodies."""
+"""What may wait for the writer: two seconds at full speed. Beyond it intents are refused, seals lose their bodies."""
 
 PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
 """Errors after which sqlite has rolled back cleanly and the same connection may be used again."""

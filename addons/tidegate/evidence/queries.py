@@ -1,0 +1,210 @@
+"""What people ask a recording: read only, so that a look never changes it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+from sqlite_utils import Database
+from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # the one SQLite module of the process
+
+from tidegate.evidence.records import APPLICATION_ID, RecordingError
+
+Row = dict[str, Any]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_AGO = re.compile(r"(\d{1,6})([smhdw])")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
+_COLOURS = {"answered": "green", "denied": "red", "aborted": "yellow", "failed": "yellow", "open": "cyan"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """A flow state as it lies in the recording, with what belongs beside it when it is shown or replayed."""
+
+    exchange: str
+    format: int
+    state: bytes
+    row: Row
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Database]:
+    """Open a recording for reading. Raises ``RecordingError`` with one sentence when it is none or cannot be read."""
+    if not path.is_file():
+        raise RecordingError(f"{path}: found no file; accepted: a recording made by tidegate")
+    db = None
+    try:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise RecordingError(f"{path}: found a database of something else; accepted: a recording made by tidegate")
+        db.execute("PRAGMA busy_timeout=5000")
+        yield Database(db)
+    except sqlite3.Error as error:
+        raise RecordingError(f"{path}: cannot be read as a recording: {error}") from error
+    finally:
+        if db is not None:
+            db.close()
+
+
+def list_flows(
+    path: Path,
+    *,
+    limit: int = 20,
+    outcome: str | None = None,
+    caller: str | None = None,
+    connection: str | None = None,
+    rule: str | None = None,
+    since: str | None = None,
+) -> list[Row]:
+    """Return exchanges, newest first, as rows of table ``exchange`` plus ``rules``: each rule found, with its count.
+
+    ``outcome`` may be ``open``: sent, and not yet ended. ``caller`` is a subject or ``identity:subject``. ``since`` is
+    an age (``30m``, ``2h``, ``3d``) or a date or time in ISO 8601, UTC unless it says otherwise. Raises
+    ``RecordingError``.
+    """
+    where: list[str] = []
+    values: dict[str, Any] = {"limit": limit}
+    for condition, name, value in (
+        ("coalesce(outcome, 'open') = :outcome", "outcome", outcome),
+        (":caller IN (caller, coalesce(identity, '') || ':' || caller)", "caller", caller),
+        ("connection = :connection", "connection", connection),
+        ("id IN (SELECT exchange FROM finding WHERE rule = :rule)", "rule", rule),
+        ("started_us >= :since", "since", None if since is None else since_us(since)),
+    ):
+        if value is not None:
+            where.append(condition)
+            values[name] = value
+    with reading(path) as db:
+        found = db["exchange"].rows_where(
+            " AND ".join(where) or None, values, order_by="started_us DESC, id DESC", limit=limit
+        )
+        return [{**row, "rules": _rules(db, row)} for row in found]
+
+
+def find(path: Path, prefix: str) -> str:
+    """Return the id of the one exchange that begins with ``prefix``. Raises ``RecordingError`` for none or several."""
+    with reading(path) as db:
+        found = _matching(db, prefix)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise RecordingError(f"{path}: found no exchange {prefix!r}; accepted: the beginning of an id of `flows list`")
+    raise RecordingError(f"{path}: found several exchanges that begin with {prefix!r}; accepted: more of the id")
+
+
+def _matching(db: Database, prefix: str) -> list[str]:
+    condition = "substr(id, 1, length(:prefix)) = :prefix"
+    found = [row["id"] for row in db["exchange"].rows_where(condition, {"prefix": prefix}, select="id", limit=2)]
+    return [prefix] if prefix in found else found
+
+
+def show(path: Path, prefix: str) -> Row:
+    """Return one exchange: its columns, ``decisions`` and ``finding_list``; never a text that was inspected.
+
+    ``prefix`` is the beginning of its id. Raises ``RecordingError``.
+    """
+    exchange = find(path, prefix)
+    with reading(path) as db:
+        row = next(iter(db["exchange"].rows_where("id = ?", [exchange])))
+        decisions = list(db["decision"].rows_where("exchange = ?", [exchange], order_by="seq"))
+        findings = list(db["finding"].rows_where("exchange = ?", [exchange], order_by="seq"))
+    for each in (*decisions, *findings):
+        del each["exchange"], each["seq"]
+    return {**row, "decisions": decisions, "finding_list": findings}
+
+
+def states(path: Path, ids: Sequence[str] | None = None) -> list[StoredState]:
+    """Return the stored flow states in the order of their exchanges: all, or those of ``ids`` (prefixes will do).
+
+    Raises ``RecordingError``, also for an id that has no flow state.
+    """
+    wanted = None if ids is None else [find(path, each) for each in ids]
+    with reading(path) as db:
+        found = []
+        for row in db.query(
+            "SELECT e.*, s.format AS format, s.state AS state FROM exchange e JOIN flow_state s ON s.exchange = e.id "
+            "ORDER BY e.started_us, e.id"
+        ):
+            if wanted is None or row["id"] in wanted:
+                form, state = row.pop("format"), row.pop("state")
+                found.append(StoredState(row["id"], form, state, {**row, "rules": _rules(db, row)}))
+    missing = set(wanted or ()) - {each.exchange for each in found}
+    if missing:
+        raise RecordingError(
+            f"{path}: found no bodies for {', '.join(sorted(missing))}; accepted: an exchange that kept them"
+        )
+    return found
+
+
+def since_us(text: str, now: float | None = None) -> int:
+    """Return a time in microseconds since 1970 for an age (``2h``) or an ISO 8601 date or time.
+
+    Raises ``RecordingError``. ``now`` is a Unix time in seconds.
+    """
+    ago = _AGO.fullmatch(text.strip())
+    if ago:
+        return int(((time.time() if now is None else now) - int(ago[1]) * _UNITS[ago[2]]) * 1_000_000)
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise RecordingError(
+            f"--since: found {text!r}; accepted: an age such as 30m, 2h or 3d, or a date such as 2026-11-01"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1_000_000)
+
+
+def _rules(db: Database, row: Row) -> dict[str, int]:
+    if not row["findings"]:
+        return {}
+    rules = "SELECT rule, count(*) AS times FROM finding WHERE exchange = ? GROUP BY rule ORDER BY rule"
+    return {each["rule"]: each["times"] for each in db.query(rules, [row["id"]])}
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Render ``list_flows`` for a terminal. What a client could have written is shown without control characters."""
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("id", "started (UTC)", "outcome", "status", "caller", "connection", "model", "ms"):
+        view.add_column(name, no_wrap=name in ("id", "started (UTC)", "outcome"), overflow="fold")
+    view.add_column("findings", overflow="fold")
+    for row in rows:
+        outcome = row["outcome"] or "open"
+        ended = outcome if row["reason"] is None else f"{outcome}: {row['reason']}"
+        where = "/".join(each for each in (row["connection"], row["endpoint"]) if each)
+        rules = ", ".join(rule if times == 1 else f"{rule} x{times}" for rule, times in row["rules"].items())
+        took = "" if row["duration_us"] is None else f"{row['duration_us'] / 1000:.1f}"
+        view.add_row(
+            Text(row["id"]),
+            moment(row["started_us"]),
+            Text(ended, style=_COLOURS.get(outcome, "")),
+            str(row["status"] or ""),
+            *(Text(printable(each or "")) for each in (who(row), where, row["model"])),
+            took,
+            Text(rules),
+        )
+    return view
+
+
+def who(row: Row) -> str:
+    """Return ``identity:subject`` of a row, or an empty text."""
+    return ":".join(each for each in (row["identity"], row["caller"]) if each)
+
+
+def moment(at_us: int) -> str:
+    """Return a time in microseconds since 1970 as people read it, UTC."""
+    return datetime.fromtimestamp(at_us / 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def printable(text: str) -> str:
+    """Replace what would steer a terminal or turn the order of a text around: a recording holds what strangers sent."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
