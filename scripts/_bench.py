@@ -2,7 +2,8 @@
 
 Everything runs on this machine as processes of its own: a bare upstream, the three proxies, one load generator at a
 time. Rounds are interleaved (stock, slim, gate, stock, slim, gate ...), no two requests are alike, and every answer is
-checked. The full gate has an OIDC caller, every shipped rule, and strict recording. Compare ratios, not absolutes.
+checked. The full gate has an OIDC caller, every shipped rule, and strict recording. Compare ratios, not absolutes;
+processor time for each request is the figure that a busy machine disturbs least.
 """
 
 from __future__ import annotations
@@ -98,13 +99,15 @@ async def upstream(port: int) -> None:
 
 @dataclass
 class Measured:
-    """One run of the load generator; times in milliseconds."""
+    """One run of the load generator; times in milliseconds, ``cpu`` of the proxy for each request (0 if unknown)."""
 
+    sent: int
     requests: int
     seconds: float
     rate: float
     p50: float
     p99: float
+    cpu: float = 0.0
 
 
 def bodies(size: int) -> list[bytes]:
@@ -161,6 +164,7 @@ async def one_connection(options: argparse.Namespace, made: list[bytes], offset:
             break
         writer.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
         await read_answer(reader)
+        options.sent += 1
         if started >= begin:
             took.append(time.perf_counter() - started)
     writer.close()
@@ -169,13 +173,14 @@ async def one_connection(options: argparse.Namespace, made: list[bytes], offset:
 async def load(options: argparse.Namespace) -> Measured:
     """Load one proxy."""
     took: list[float] = []
+    options.sent = 0
     made = bodies(options.size)
     async with asyncio.timeout(options.seconds + WARM_UP + 30), asyncio.TaskGroup() as group:
         for offset in range(options.connections):
             group.create_task(one_connection(options, made, offset, took))
     took.sort()
     p50, p99 = (1000 * took[int(len(took) * part)] for part in (0.5, 0.99))
-    return Measured(len(took), options.seconds, len(took) / options.seconds, p50, p99)
+    return Measured(options.sent, len(took), options.seconds, len(took) / options.seconds, p50, p99)
 
 
 # ------------------------------------------------------------------------------------------------ the proxies
@@ -277,6 +282,15 @@ class Proxy:
     name: str
     port: int
     path: str
+    process: int
+
+    def cpu(self) -> float:
+        """Return the processor time used so far, in milliseconds; 0 where the system does not tell."""
+        try:
+            fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Children:
@@ -286,8 +300,8 @@ class Children:
         self.folder = folder
         self.running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
-    def start(self, name: str, port: int, *command: object) -> None:
-        """Start a process and wait until it listens."""
+    def start(self, name: str, port: int, *command: object) -> int:
+        """Start a process and wait until it listens; returns its id."""
         log = self.folder / f"{name}.log"
         with log.open("wb") as sink:
             env = os.environ | {"BENCH_UPSTREAM_KEY": "bench-upstream-key"}
@@ -301,7 +315,7 @@ class Children:
             if process.poll() is not None:
                 break
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                return
+                return process.pid
             time.sleep(0.1)
         raise SystemExit(f"bench: {name} did not start; its last words:\n{log.read_text(errors='replace')[-3000:]}")
 
@@ -336,17 +350,16 @@ def proxies(options: argparse.Namespace) -> Iterator[tuple[list[Proxy], str]]:
         try:
             children.start("upstream", target, *me, "upstream", "--port", target)
             stock = ("-q", "--listen-host", "127.0.0.1", "--listen-port", ports[0], "--set", f"confdir={folder}/ca")
-            children.start("stock", ports[0], bin_ / "mitmdump", *stock, "--mode", f"reverse:http://127.0.0.1:{target}")
-            children.start(
-                "slim", ports[1], *me, "slim", "--port", ports[1], "--target", target, "--folder", folder / "ca"
-            )
-            path = "/v1/chat/completions"
-            found = [Proxy("stock", ports[0], path), Proxy("slim", ports[1], path)]
+            path, found = "/v1/chat/completions", []
+            command: tuple[object, ...] = (bin_ / "mitmdump", *stock, "--mode", f"reverse:http://127.0.0.1:{target}")
+            found.append(Proxy("stock", ports[0], path, children.start("stock", ports[0], *command)))
+            command = (*me, "slim", "--port", ports[1], "--target", target, "--folder", folder / "ca")
+            found.append(Proxy("slim", ports[1], path, children.start("slim", ports[1], *command)))
             if not options.without_gate:
                 policy = write_policy(folder, issuer_port, target)
                 listen = ("--listen", f"127.0.0.1:{ports[2]}", "--confdir", folder / "ca")
-                children.start("gate", ports[2], bin_ / "tidegate", "run", "--policy", policy, *listen)
-                found.append(Proxy("gate", ports[2], f"/openai{path}"))
+                command = (bin_ / "tidegate", "run", "--policy", policy, *listen)
+                found.append(Proxy("gate", ports[2], f"/openai{path}", children.start("gate", ports[2], *command)))
             yield found, token
         finally:
             children.stop()
@@ -382,10 +395,13 @@ def measure(options: argparse.Namespace, found: list[Proxy], token: str, say: An
                 command = [sys.executable, __file__, "load", "--port", proxy.port, "--path", proxy.path]
                 command += ["--size", amount, "--connections", connections, "--seconds", options.seconds]
                 command += ["--salt", next(salts), "--token", token]
+                before = proxy.cpu()
                 ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
                 if ran.returncode:
                     raise SystemExit(f"bench: {proxy.name} failed a request:\n{ran.stderr[-2000:]}")
-                cells[size, connections, proxy.name].rounds.append(Measured(**json.loads(ran.stdout)))
+                one = Measured(**json.loads(ran.stdout))
+                one.cpu = (proxy.cpu() - before) / one.sent
+                cells[size, connections, proxy.name].rounds.append(one)
     return list(cells.values())
 
 
@@ -393,7 +409,7 @@ def ratio(cells: list[Cell], size: str, connections: int, left: str, right: str,
     """Return the median over the rounds of left by right, each pair taken in the same round."""
     pick = {each.proxy: each.rounds for each in cells if (each.size, each.connections) == (size, connections)}
     pairs = zip(pick[left], pick[right], strict=True)
-    return round(statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs), 3)
+    return round(statistics.median(getattr(a, what) / (getattr(b, what) or 1) for a, b in pairs), 3)
 
 
 def report(options: argparse.Namespace, cells: list[Cell]) -> dict[str, Any]:
@@ -412,7 +428,7 @@ def report(options: argparse.Namespace, cells: list[Cell]) -> dict[str, Any]:
     }
     found["by_size"] = {
         key: {
-            f"{size}, c{c}": {what: ratio(cells, size, c, left, right, what) for what in ("rate", "p50", "p99")}
+            f"{size}, c{c}": {what: ratio(cells, size, c, left, right, what) for what in ("rate", "p50", "p99", "cpu")}
             for size in SIZES
             for c in CONNECTIONS
         }
@@ -435,17 +451,17 @@ def show(cells: list[Cell]) -> None:
     from rich.table import Table
 
     table = Table(title="requests/s and latency; in brackets: against stock mitmdump in the same rounds")
-    for heading in ("request", "connections", "proxy", "requests/s", "p50 ms", "p99 ms"):
-        table.add_column(heading, justify="left" if heading in ("request", "proxy") else "right")
+    for heading in ("body", "conns", "proxy", "req/s", "p50 ms", "p99 ms", "CPU ms"):
+        table.add_column(heading, justify="left" if heading in ("body", "proxy") else "right")
     last = None
     for cell in cells:
         place = (cell.size, cell.connections)
         if last not in (None, place):
             table.add_section()
         last = place
-        by = {what: ratio(cells, *place, cell.proxy, "stock", what) for what in ("rate", "p50", "p99")}
+        by = {what: ratio(cells, *place, cell.proxy, "stock", what) for what in ("rate", "p50", "p99", "cpu")}
         numbers = [f"{cell.median('rate'):.0f} ({by['rate']:.2f}x)"]
-        numbers += [f"{cell.median(what):.1f} ({by[what]:.2f}x)" for what in ("p50", "p99")]
+        numbers += [f"{cell.median(what):.2f} ({by[what]:.2f}x)" for what in ("p50", "p99", "cpu")]
         table.add_row(cell.size, str(cell.connections), cell.proxy, *numbers)
     Console().print(table)
 

@@ -48,7 +48,7 @@ def cells(bench, **rates):
     for size in bench.SIZES:
         for connections in bench.CONNECTIONS:
             for proxy, per_round in rates.items():
-                rounds = [bench.Measured(100, 1.0, float(rate), 2.0, 4.0) for rate in per_round]
+                rounds = [bench.Measured(120, 100, 1.0, float(rate), 2.0, 4.0, 0.5) for rate in per_round]
                 made.append(bench.Cell(size, connections, proxy, rounds))
     return made
 
@@ -58,7 +58,7 @@ def test_ratios_are_taken_within_a_round(bench):
     found = bench.report(SimpleNamespace(seconds=1, rounds=3), made)
     assert found["full_gate_vs_stock"] == {"c1": 1.5, "c16": 1.5}
     assert found["slim_vs_stock"] == {"c1": 2.0, "c16": 2.0}
-    assert found["by_size"]["full_gate_vs_stock"]["100 KB, c16"] == {"rate": 1.5, "p50": 1.0, "p99": 1.0}
+    assert found["by_size"]["full_gate_vs_stock"]["100 KB, c16"] == {"rate": 1.5, "p50": 1.0, "p99": 1.0, "cpu": 1.0}
     json.dumps(found)
 
 
