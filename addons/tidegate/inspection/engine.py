@@ -14,7 +14,7 @@ import re2
 from tidegate.inspection.closure import Pattern, PatternError, read
 from tidegate.inspection.patterns import compile_re2
 from tidegate.inspection.rules import Rule
-from tidegate.inspection.scanner import CompiledCache, Scanner, refused, scanner
+from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.inspection.walk import Walk
 
@@ -131,10 +131,10 @@ def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
     closures = [_live(pattern) for pattern, _ in read_in]
     try:
         scanners = scanner(words, cache), scanner(closures, cache)
-    except Exception as error:
-        for rule, *both in zip(rules, words, closures, strict=True):
-            if why := refused(both[0]) or refused(both[1]):
-                raise RuleError(rule.id, why) from error
+    except CompileError:
+        for rule, word, closure in zip(rules, words, closures, strict=True):
+            if why := refused(word) or refused(closure):
+                raise RuleError(rule.id, why) from None
         raise
     widths = (
         min((pattern.shortest for pattern, _ in read_in), default=0),

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import re2
+
 from tidegate.inspection.patterns import compile_re2
 
 try:
@@ -20,6 +22,7 @@ except ImportError:  # no wheel for this platform: Re2Scanner stands in
     _hyperscan = None  # type: ignore[assignment]
 
 hyperscan: Any = _hyperscan
+CompileError: type[Exception] = hyperscan.error if hyperscan is not None else re2.error
 
 # Part of every cache key: raise it when what is stored, or how patterns are spelled, changes.
 _FORMAT = "tidegate-scanner-1"
@@ -79,8 +82,8 @@ class Re2Scanner:
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
     """Compile ``patterns`` (ASCII, RE2 and Hyperscan syntax), or load them from ``cache``.
 
-    An entry of the cache that is damaged, or of another version or machine, is compiled anew. Raises
-    ``hyperscan.error`` or ``re2.error`` for a pattern that is refused; ``refused`` tells which.
+    An entry of the cache that is damaged, or of another version or machine, is compiled anew. Raises ``CompileError``
+    for a pattern that is refused; ``refused`` tells which.
     """
     if hyperscan is None or not patterns:
         return Re2Scanner(patterns)
@@ -96,38 +99,26 @@ def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
 
 
 def refused(pattern: str) -> str | None:
-    """Say why Hyperscan refuses ``pattern`` even as a coarse filter, without quoting it; ``None`` when it does not."""
-    return _trial(pattern, hyperscan.HS_FLAG_PREFILTER) if hyperscan is not None else None
-
-
-def _compile(patterns: Sequence[str]) -> Any:
-    """Compile all patterns into one database.
-
-    A pattern that is too large as it stands (long bounded repeats) is compiled as Hyperscan's prefilter of itself,
-    which matches wherever the pattern does and sometimes elsewhere; RE2 decides in either case.
-    """
+    """Say why Hyperscan refuses ``pattern``, without quoting it; ``None`` when it does not."""
     try:
-        return _database(patterns, [0] * len(patterns))
-    except hyperscan.error:
-        coarse = [hyperscan.HS_FLAG_PREFILTER if _trial(each, 0) else 0 for each in patterns]
-        return _database(patterns, coarse)
-
-
-def _trial(pattern: str, flag: int) -> str | None:
-    try:
-        _database([pattern], [flag])
+        _compile([pattern])
     except hyperscan.error as error:
         return str(error).split(":", maxsplit=1)[0]
     return None
 
 
-def _database(patterns: Sequence[str], flags: Sequence[int]) -> Any:
+def _compile(patterns: Sequence[str]) -> Any:
+    """Compile all patterns into one database.
+
+    As prefilters: where a pattern is too large as it stands (long bounded repeats, about 1 in 70) Hyperscan makes a
+    coarser one of it, which matches wherever the pattern does and sometimes elsewhere. RE2 decides in either case.
+    """
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
     database.compile(
         expressions=[pattern.encode("ascii") for pattern in patterns],
         ids=list(range(len(patterns))),
         elements=len(patterns),
-        flags=[hyperscan.HS_FLAG_SINGLEMATCH | flag for flag in flags],
+        flags=[hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_PREFILTER] * len(patterns),
     )
     return database
 

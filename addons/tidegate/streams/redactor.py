@@ -52,10 +52,13 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """``length`` characters of the channel that a placeholder before them stands for."""
+    """``length`` characters of the channel that a placeholder before them stands for.
+
+    ``text`` is what leaves in their place all the same: empty, but for JSON source (``source.py``).
+    """
 
     length: int
-    text: ClassVar[str] = ""
+    text: str = ""
 
 
 type Piece = Kept | Masked | Noted | Dropped
