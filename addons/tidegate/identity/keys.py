@@ -146,6 +146,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         """Build the next request, or refuse it."""
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         if (before.scheme, before.netloc) != (after.scheme, after.netloc):
+            fp.close()
             raise FetchError("it redirects to another host")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
