@@ -6,8 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from mitmproxy.io import tnetstring
-
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
 from tidegate.identity.credential import resolve_all
@@ -15,6 +13,7 @@ from tidegate.identity.verifier import Verifier
 from tidegate.inspection.cache import DiskCache
 from tidegate.model import Caller
 from tidegate.policy.loading import load
+from tidegate.replay.flows import encode
 
 
 @dataclass(slots=True)
@@ -63,6 +62,6 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     """
     policy = load(path, engine_cache=DiskCache())
     credentials, problems = resolve_all(policy.connections.values())
-    recorder = Recorder(Path(policy.recording.path), tnetstring.dumps)
+    recorder = Recorder(Path(policy.recording.path), encode)
     recorder.start()
     return Gate(Gateway(policy, recorder, Verifier(policy.identities), credentials, replay_caller), problems)

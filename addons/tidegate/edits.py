@@ -99,6 +99,16 @@ def write_answer_head(
     response.trailers = None
 
 
+def write_answer_body(response: http.Response, body: bytes) -> None:
+    """Give a whole answer its masked body, and the header fields that describe it."""
+    fields_of = response.headers
+    for name in ("content-encoding", "transfer-encoding"):
+        fields_of.pop(name, None)
+    if body or "content-length" in fields_of:
+        fields_of["content-length"] = str(len(body))
+    response.data.content = body
+
+
 def refusal(status: int, fields: tuple[tuple[str, str], ...], body: bytes) -> http.Response:
     """Make the answer that carries a denial."""
     return http.Response.make(status, body, http.Headers([(k.encode(), v.encode()) for k, v in fields]))

@@ -149,11 +149,11 @@ class Exchange:
 
     def state(self) -> dict[str, Any] | None:
         """Return the flow as the recording keeps it: what was sent and what was emitted, both masked."""
-        response, crossing = self.flow.response, self.crossing
-        if response is not None and crossing.streamed:
-            response.data.content = b"".join(self.kept)
+        crossing = self.crossing
         keep = Keep.NONE if crossing.passing else crossing.policy.recording.keep  # what nobody inspected is not kept
-        return safe_state(self.flow, keep, self.id, self.path, self.target)
+        answer = b"".join(self.kept) if crossing.streamed else None
+        inspected = crossing.verdict is not None
+        return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected, answer=answer)
 
     def line(self) -> str:
         """Write the one canonical log line of the exchange: a JSON object without any text that was inspected."""

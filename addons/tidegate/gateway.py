@@ -289,8 +289,7 @@ class Gateway:
                 step = exchange.crossing.whole(data)
             if isinstance(step, steps.Emit):
                 exchange.emitted(step.data)
-                flow.response.headers.pop("content-encoding", None)
-                flow.response.raw_content = step.data
+                edits.write_answer_body(flow.response, step.data)
                 exchange.release()
             else:
                 exchange.refuse()
