@@ -117,25 +117,24 @@ def shipped() -> tuple[tuple[Rule, ...], Engine]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("size", [1, 3, 12], ids="deltas of {}".format)
-def test_examples_of_every_shipped_rule(name: str, size: int) -> None:
+def test_examples_of_every_shipped_rule(name: str) -> None:
     rules, all_rules = shipped()
-    chance = random.Random(size)
+    chance = random.Random(name)
     for rule in rules:
-        for example in rule.match:
-            text = f"see {example} end"
-            whole = as_sent(name, Said(text, text, (json.dumps({"a": text}),)))
-            stream = sse(FAMILIES[name](whole, every(size)))
-            gate = answer(name, rules=all_rules)
-            out = run(gate, stream, [chance.randrange(len(stream)) for _ in range(5)])
-            final = expected(whole, all_rules)
-            assert gate.denial is None, rule.id
-            assert read(name, out) == final, rule.id
-            for span in all_rules.find_text(text):
-                value = text[span.start : span.end]
-                if value not in final.text and len(value) > 5:
-                    assert value.encode() not in out, rule.id
-                    assert json.dumps(value)[1:-1].encode() not in out, rule.id
+        text = " ".join(f"see {example} end" for example in rule.match)
+        whole = as_sent(name, Said(text, tools=(json.dumps({"a": text}),)))
+        stream = sse(FAMILIES[name](whole, every(chance.choice([1, 3, 12, 40]))))
+        gate = answer(name, rules=all_rules)
+        out = run(gate, stream, [chance.randrange(len(stream)) for _ in range(5)])
+        final = expected(whole, all_rules)
+        assert gate.denial is None, rule.id
+        assert read(name, out) == final, rule.id
+        assert {finding.rule for finding in gate.findings} >= {rule.id}
+        for span in all_rules.find_text(text):
+            value = text[span.start : span.end]
+            if len(value) > 5 and value not in final.text:
+                assert value.encode() not in out, rule.id
+                assert json.dumps(value)[1:-1].encode() not in out, rule.id
 
 
 # ── recorded streams ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,7 +165,9 @@ def test_recorded_streams_come_out_as_they_went_in() -> None:
         gate = answer(name, Action.ALLOW)
         out = run(gate, stream, [chance.randrange(len(stream) + 1) for _ in range(20)])
         assert gate.denial is None, row
-        assert out == stream, row
+        if not _ends_inside_an_escape(stream):  # half an escape waits for its other half, whatever the rules
+            assert out == stream, row
+        assert _channels(out, source=True) == _channels(stream, source=True), row
         seen += 1
     assert seen > 400
 
@@ -185,29 +186,41 @@ def test_recorded_streams_lose_nothing_but_mail_and_second_copies() -> None:
         }, row
 
 
-def _channels(stream: bytes) -> dict[tuple[object, ...], str]:
-    """Join the texts of a recorded stream: content, reasoning and text deltas, by their indexes."""
-    texts: dict[tuple[object, ...], str] = {}
+def _ends_inside_an_escape(stream: bytes) -> bool:
+    return any(part.endswith("\\") for key, part in _parts(stream) if "arguments" in key)
+
+
+def _channels(stream: bytes, *, source: bool = False) -> dict[str, str]:
+    """Join the texts of a recorded stream by channel, tool arguments too where they are asked for."""
+    texts: dict[str, str] = {}
+    for key, part in _parts(stream):
+        if source or "arguments" not in key:
+            texts[key] = texts.get(key, "") + part
+    return texts
+
+
+def _parts(stream: bytes) -> Iterator[tuple[str, str]]:
     parser = SseParser()
     for event in [*parser.feed(stream), *parser.end()]:
-        if not event.data or event.data == "[DONE]":
-            continue
-        value = json.loads(event.data)
-        parts = [
-            (
-                (value.get("type"), value.get("output_index"), value.get("content_index"), value.get("summary_index")),
-                value.get("delta"),
-            )
-        ]
-        for choice in value.get("choices") or ():
-            delta = choice.get("delta") or {}
-            parts += [
-                ((choice.get("index"), name), delta.get(name)) for name in ("content", "reasoning", "reasoning_content")
-            ]
-            parts.append(((choice.get("index"), "text"), choice.get("text")))
-        if isinstance(delta := value.get("delta"), dict):
-            parts += [((value.get("index"), name), delta.get(name)) for name in ("text", "thinking")]
-        for key, part in parts:
-            if isinstance(part, str):
-                texts[key] = texts.get(key, "") + part
-    return {key: text for key, text in texts.items() if "arguments" not in str(key)}
+        if event.data and event.data != "[DONE]":
+            for where, part in _said(json.loads(event.data)):
+                if isinstance(part, str):
+                    yield " ".join(map(str, where)), part
+
+
+def _said(value: dict) -> Iterator[tuple[tuple[object, ...], object]]:
+    indexes = [value.get(name) for name in ("type", "output_index", "content_index", "summary_index", "index")]
+    delta = value.get("delta")
+    if isinstance(delta, dict):
+        yield (*indexes, "text"), delta.get("text")
+        yield (*indexes, "thinking"), delta.get("thinking")
+        yield (*indexes, "arguments"), delta.get("partial_json")
+    else:
+        yield tuple(indexes), delta
+    for choice in value.get("choices") or ():
+        delta = choice.get("delta") or {}
+        for name in ("content", "reasoning", "reasoning_content"):
+            yield (choice.get("index"), name), delta.get(name)
+        for call in delta.get("tool_calls") or ():
+            yield (choice.get("index"), "arguments", call.get("index")), (call.get("function") or {}).get("arguments")
+        yield (choice.get("index"), "text"), choice.get("text")

@@ -83,7 +83,8 @@ def inspect_answer(
     selected = list(endpoint.answer.select(root))
     if edited:
         _sign(edited, selected)
-    exempt = [(one.pointer, one.value) for one in selected if one.pointer and any(p.exempt for p in one.payloads)]
+    unread = [one.pointer for one in selected if one.pointer and any(payload.exempt for payload in one.payloads)]
+    exempt = [(pointer, _at(root, pointer)) for pointer in unread]
     written = _as_text(texts, root, exempt)
     if written is None or texts.denial is not None:
         return texts.denial or MALFORMED
