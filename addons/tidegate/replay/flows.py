@@ -1,15 +1,15 @@
 """Flows into a recording and out of it: what of mitmproxy's flow state is kept, and the two forms of a request.
 
 A flow is kept in its **routed form**, as it went upstream: upstream host, upstream path, redacted body. How the client
-had asked is kept beside it in the flow's metadata (``tidegate.path``, ``tidegate.reverse``), because both replays need
-that: ``send`` crosses the gate again, ``serve`` is asked by clients. ``client_form`` gives a loaded flow that form.
+had asked is kept beside it in the flow's metadata (``tidegate.path``, ``.target``, ``.reverse``), because both replays
+need that: ``send`` crosses the gate again, ``serve`` is asked by clients. ``client_form`` gives a loaded flow that form.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from tidegate.evidence import queries
 from tidegate.evidence.records import RecordingError, bare_path
 from tidegate.policy.policy import Keep
 
-PATH, REVERSE, EXCHANGE = "tidegate.path", "tidegate.reverse", "tidegate.exchange"
-"""Keys of a kept flow's metadata: the client's path with its query, whether it came by a path prefix, the exchange."""
+EXCHANGE, PATH, TARGET, REVERSE = "tidegate.exchange", "tidegate.path", "tidegate.target", "tidegate.reverse"
+"""Keys of a kept flow's metadata: its exchange, and how the client asked: path, origin, whether by a path prefix."""
 
 NOWHERE = "reverse:http://unset.invalid"
 
@@ -49,11 +49,11 @@ class Fixed(dict[str, Any]):
 def safe_state(
     flow: http.HTTPFlow,
     keep: Keep,
-    *,
     exchange: str,
     path: str | None = None,
+    target: tuple[str, str, int] | None = None,
+    *,
     inspected: bool = True,
-    answer: bytes | None = None,
     websocket: bool = False,
 ) -> dict[str, Any] | None:
     """Return mitmproxy's state of a flow as it may be recorded; ``None`` if the policy keeps no bodies.
@@ -61,9 +61,9 @@ def safe_state(
     Left out: credentials (header fields and query values by their names), cookies, addresses and certificates of the
     peers, trailers, error texts, other addons' metadata, and the unredacted copy mitmproxy keeps of an edited flow.
 
-    ``path`` is the client's, with its query; without it the flow's own. ``inspected``: whether the request's head
-    passed inspection; if not, only header fields of fixed meaning are kept and the query is dropped. ``answer``
-    replaces the response's body: what a streamed answer really gave to the client.
+    ``path`` (with its query) and ``target`` (scheme, host, port) are what the client asked for, before the gate routed
+    the request; without them the flow's own are taken. ``inspected``: whether the request's head passed inspection; if
+    not, only header fields of fixed meaning are kept and the query is dropped.
     """
     if keep is Keep.NONE:
         return None
@@ -81,39 +81,69 @@ def safe_state(
         "intercepted": False,
         "is_replay": flow.is_replay,
         "marked": "",
-        "metadata": {EXCHANGE: exchange, PATH: _path(asked, inspected=inspected), REVERSE: reverse},
+        "metadata": {
+            EXCHANGE: exchange,
+            PATH: _path(asked, inspected=inspected),
+            TARGET: "{}://{}:{}".format(*(target or (flow.request.scheme, flow.request.host, flow.request.port))),
+            REVERSE: reverse,
+        },
         "comment": "",
         "timestamp_created": flow.timestamp_created,
         "backup": None,
         "request": request,
-        "response": None if flow.response is None else _response(flow.response, answer),
+        "response": None if flow.response is None else _response(flow.response),
         "websocket": flow.websocket.get_state() if websocket and flow.websocket is not None else None,
     }
 
 
 def encode(state: dict[str, Any]) -> bytes:
-    """Return a flow state as a tnetstring: what ``mitmproxy.io`` reads, at a fifth of its own encoder's time."""
+    """Return a flow state as a tnetstring: what ``mitmproxy.io`` reads, in a fraction of its own encoder's time.
+
+    Raises ``ValueError`` for what a tnetstring cannot hold.
+    """
     return _encode(state)
 
 
 def _encode(value: Any) -> bytes:
-    kind = type(value)
-    if kind is bytes:
-        return b"%d:%b," % (len(value), value)
-    if kind is str:
-        data = value.encode()
-        return b"%d:%b;" % (len(data), data)
-    if kind is Fixed:
-        return bytes(value.encoded)
-    if kind is dict:
-        data = b"".join([_encode(each) for pair in value.items() for each in pair])
+    leaf = _LEAVES.get(type(value))
+    if leaf is not None:
+        return leaf(value)
+    if type(value) is dict:
+        pieces = []
+        for key, each in value.items():
+            pieces.append(_key(key))
+            leaf = _LEAVES.get(type(each))
+            pieces.append(leaf(each) if leaf is not None else _encode(each))
+        data = b"".join(pieces)
         return b"%d:%b}" % (len(data), data)
-    if kind is tuple or kind is list:
+    if type(value) in (tuple, list):
         data = b"".join([_encode(each) for each in value])
         return b"%d:%b]" % (len(data), data)
-    if value is None:
-        return b"0:~"
     return tnetstring.dumps(value)
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"%d:%b;" % (len(data), data)
+
+
+_key = functools.lru_cache(maxsize=1024)(_text)
+
+
+def _number(value: float) -> bytes:
+    text = repr(value).encode()
+    return b"%d:%b%b" % (len(text), text, b"#" if type(value) is int else b"^")
+
+
+_LEAVES: dict[type, Callable[[Any], bytes]] = {
+    bytes: lambda value: b"%d:%b," % (len(value), value),
+    str: _text,
+    int: _number,
+    float: _number,
+    bool: lambda value: b"4:true!" if value else b"5:false!",
+    type(None): lambda _: b"0:~",
+    Fixed: lambda value: value.encoded,
+}
 
 
 def _request(request: http.Request, *, inspected: bool) -> dict[str, Any]:
@@ -136,14 +166,14 @@ def _request(request: http.Request, *, inspected: bool) -> dict[str, Any]:
     }
 
 
-def _response(response: http.Response, answer: bytes | None) -> dict[str, Any]:
+def _response(response: http.Response) -> dict[str, Any]:
     data = response.data
     return {
         "http_version": data.http_version,
         "headers": tuple(
             pair for pair in data.headers.fields if pair[0].decode("latin-1").lower() not in _SECRET_ANSWER
         ),
-        "content": data.content if answer is None else answer,
+        "content": data.content,
         "trailers": None,
         "timestamp_start": data.timestamp_start,
         "timestamp_end": data.timestamp_end,
@@ -227,11 +257,12 @@ def _comment(row: queries.Row) -> str:
 
 
 def client_form(flow: http.HTTPFlow) -> None:
-    """Give a loaded flow the form in which the client had asked for it.
-
-    A flow that came by a path prefix names no host again, so that the prefix decides; another one keeps the upstream's.
-    """
+    """Give a loaded flow the form in which the client had asked for it, and the listener it had come by."""
     flow.request.path = flow.metadata.get(PATH, flow.request.path)
+    scheme, _, place = str(flow.metadata.get(TARGET, "")).partition("://")
+    host, colon, port = place.rpartition(":")
+    if colon and port.isdecimal():
+        data = flow.request.data  # not the setters: they would rewrite the Host field, which may name the upstream
+        data.scheme, data.host, data.port = scheme.encode(), host, int(port)
     if flow.metadata.get(REVERSE):
         flow.client_conn.proxy_mode = ProxyMode.parse(NOWHERE)
-        flow.request.scheme, flow.request.host, flow.request.port = "http", "unset.invalid", 80
