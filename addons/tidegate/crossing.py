@@ -479,6 +479,8 @@ class Crossing:
     def _stopped(self, event: Stopped) -> Step:
         """End the exchange from outside: in mid-stream with the dialect's error event, else with a refusal."""
         if self.stage is Stage.OVER:
+            self.denial = self.denial or event.denial
+            self.outcome = event.outcome
             return Nothing()
         if self.stage is Stage.STREAM and self._stream is not None:
             self._decide("answer", "deny", reason=event.denial.reason)

@@ -151,9 +151,10 @@ class Exchange:
         """Return the flow as the recording keeps it: what was sent and what was emitted, both masked."""
         crossing = self.crossing
         keep = Keep.NONE if crossing.passing else crossing.policy.recording.keep  # what nobody inspected is not kept
-        answer = b"".join(self.kept) if crossing.streamed else None
+        if crossing.streamed and self.flow.response is not None:
+            self.flow.response.data.content = b"".join(self.kept)
         inspected = crossing.verdict is not None
-        return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected, answer=answer)
+        return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected)
 
     def line(self) -> str:
         """Write the one canonical log line of the exchange: a JSON object without any text that was inspected."""
