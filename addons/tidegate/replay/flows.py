@@ -2,7 +2,7 @@
 
 A flow is kept in its **routed form**, as it went upstream: upstream host, upstream path, redacted body. How the client
 had asked is kept beside it in the flow's metadata (``tidegate.path``, ``.target``, ``.reverse``), because both replays
-need that: ``send`` crosses the gate again, ``serve`` is asked by clients. ``client_form`` gives a loaded flow that form.
+need that: ``send`` crosses the gate again, ``serve`` is asked by clients. ``client_form`` gives a flow that form.
 """
 
 from __future__ import annotations
