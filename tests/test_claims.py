@@ -84,6 +84,7 @@ def test_other_algorithms(key: Any, algorithm: str) -> None:
         pytest.param({"nbf": NOW + 60}, None, id="nbf within leeway"),
         pytest.param({"nbf": NOW + 61}, Reason.TOKEN_NOT_YET, id="nbf ahead"),
         pytest.param({"nbf": None}, Reason.TOKEN_NOT_YET, id="nbf is null"),
+        pytest.param({"iat": True}, Reason.TOKEN_NOT_YET, id="iat is true"),
         pytest.param({"iat": NOW + 61}, Reason.TOKEN_NOT_YET, id="iat ahead"),
         pytest.param({"exp": NOW + 86400}, None, id="longest life"),
         pytest.param({"exp": NOW + 86401}, Reason.TOKEN_LIFETIME, id="lives too long"),
@@ -216,6 +217,10 @@ def test_no_kid_needs_a_set_of_one_key() -> None:
     token = sign(header={"kid": ...})
     assert isinstance(check(token), Caller)
     assert reason(check(token, keys=keyset(rsa(), tokens.ec()))) == Reason.KEY_UNKNOWN
+
+
+def test_a_header_may_carry_certificates_that_nobody_reads() -> None:
+    assert isinstance(check(sign(header={"x5c": ["A" * 4000], "x5t": "x", "nonce": "y"})), Caller)
 
 
 def test_jwk_alg_binds_the_key() -> None:

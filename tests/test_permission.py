@@ -105,6 +105,8 @@ CASES = [
     pytest.param(ENGINEER, "embeddings", asked("gpt-e", output=None), None, id="no tokens on this endpoint"),
     pytest.param(TESTER, "chat", asked(tools=("search",)), None, id="tool in the list"),
     pytest.param(TESTER, "chat", asked(tools=("search", "x")), Reason.TOOL_DENIED, id="tool not in the list"),
+    pytest.param(TESTER, "chat", asked("gpt-4 x"), Reason.MODEL_DENIED, id="no name, and no deny rule"),
+    pytest.param(TESTER, "chat", asked("gpt-4\n"), Reason.MODEL_DENIED, id="name with a line break"),
     pytest.param(TESTER, "models", asked(None), None, id="no model where no rule asks"),
     pytest.param(caller("corp:test", "corp:ml-eng"), "chat", asked(output=60), Reason.OUTPUT_LIMIT, id="tightest"),
     pytest.param(caller("corp:test", "corp:ml-eng"), "chat", asked("gpt-5", output=60), None, id="of those that match"),

@@ -112,7 +112,7 @@ def test_a_rule_twice_in_two_packs(folder: Path) -> None:
 def test_a_dialect_twice(folder: Path) -> None:
     shutil.copy(folder / "dialects" / "openai.yaml", folder / "dialects" / "zopenai.yaml")
     assert faults(folder / "policy.yaml") == [
-        f"{folder / 'dialects' / 'zopenai.yaml'}: dialect: found a second dialect named openai; accepted: each name once"
+        f"{folder}/dialects/zopenai.yaml: dialect: found a second dialect named openai; accepted: each name once"
     ]
 
 
