@@ -59,16 +59,16 @@ def examine(pattern: str) -> Shape | tuple[Problem, ...]:
     """Return the shape of an acceptable pattern, or everything that is wrong with it."""
     if not pattern.isascii() or not pattern.isprintable():
         return (Problem("a character that is not printable ASCII", "printable ASCII; write other bytes as \\xNN"),)
+    tree = _parse(pattern)
+    problems = () if isinstance(tree, Problem) else tuple(dict.fromkeys(_problems(tree)))
+    if problems:
+        return problems
     try:
         compile_re2(pattern)
     except re2.error as error:
         return (Problem(f"a pattern RE2 refuses ({_reason(error)})", "RE2 syntax"),)
-    tree = _parse(pattern)
     if isinstance(tree, Problem):
         return (tree,)
-    problems = tuple(dict.fromkeys(_problems(tree)))
-    if problems:
-        return problems
     shortest, longest = (int(width) for width in tree.getwidth())
     if shortest == 0:
         return (Problem("a pattern that can match the empty text", "patterns that match at least one character"),)

@@ -24,8 +24,8 @@ MIN_EXAMPLES = 2
 
 PACK_KEYS = ("pack", "class", "version", "description", "rules")
 RULE_KEYS = (
-    "id", "class", "description", "severity", "pattern", "end", "max", "validators", "keywords", "mode", "references",
-    "match", "pass",
+    "id", "class", "description", "severity", "pattern", "end", "max", "validators", "mode", "references", "match",
+    "pass",
 )  # fmt: skip
 _TEXTS = {
     "description": "one sentence",
@@ -60,7 +60,6 @@ class Rule:
     end: str | None
     cap: int
     validators: tuple[str, ...]
-    keywords: tuple[str, ...]
     observe: bool
     match: tuple[str, ...] = field(repr=False)
     passes: tuple[str, ...] = field(repr=False)
@@ -91,7 +90,7 @@ def parse_pack(text: str, file: str) -> tuple[tuple[Rule, ...], tuple[Fault, ...
     reader = Reader(file)
     rules = _pack(reader, root)
     names = _names(root)
-    return rules, faults + tuple(replace(each, key=_named(each.key, names)) for each in reader.faults)
+    return rules, tuple(replace(each, key=_named(each.key, names)) for each in (*faults, *reader.faults))
 
 
 def check_examples(rules: Sequence[Rule], engine: Finder) -> tuple[Fault, ...]:
@@ -161,7 +160,6 @@ def _rule(reader: Reader, entry: Node, pack: str, pack_class: str) -> Rule:
         end=end,
         cap=cap,
         validators=_validators(reader, keys.get("validators")),
-        keywords=_keywords(reader, keys.get("keywords")),
         observe=_observe(reader, keys.get("mode")),
         match=_examples(reader, keys.get("match")),
         passes=_examples(reader, keys.get("pass")),
@@ -186,6 +184,11 @@ def _bounds(reader: Reader, entry: Node, keys: Mapping[str, Node]) -> tuple[str 
     cap = reader.count(keys["max"], accepted) or floor
     if not floor <= cap <= MAX_DELIMITED:
         reader.fault(keys["max"], accepted)
+    if "validators" in keys:
+        found = "validators on a delimited rule"
+        reader.fault(keys["validators"], "no validators beside end: a stream cannot wait for the end", found=found)
+    if "(?P<value>" in _plain(keys.get("pattern")):
+        reader.fault(keys["pattern"], "no value group beside end: all is redacted", found="a value group")
     return _plain(keys["end"]), cap
 
 
@@ -209,15 +212,6 @@ def _validators(reader: Reader, node: Node | None) -> tuple[str, ...]:
         if each.value not in VALIDATORS:
             reader.fault(each, accepted)
     return tuple(_plain(each) for each in names)
-
-
-def _keywords(reader: Reader, node: Node | None) -> tuple[str, ...]:
-    accepted = "lower-case ASCII words; case is ignored when they are looked for"
-    words = reader.texts(node, accepted)
-    for each in words:
-        if not re.fullmatch(r"[!-@\[-~]+", _plain(each)):
-            reader.fault(each, accepted)
-    return tuple(_plain(each) for each in words)
 
 
 def _references(reader: Reader, node: Node | None) -> tuple[str, ...]:
@@ -244,7 +238,7 @@ def _examples(reader: Reader, node: Node | None) -> tuple[str, ...]:
         if not isinstance(each.value, str) or not each.value:
             reader.fault(each, "a text; put quotes around it", found="something that is not a text")
     if len(items) < MIN_EXAMPLES:
-        reader.fault(node, accepted, found=f"{len(items)}" if isinstance(node.value, tuple) else "no list")
+        reader.fault(node, accepted, found=f"{len(items)} texts" if isinstance(node.value, tuple) else "no list")
     return tuple(_plain(each) for each in items)
 
 

@@ -46,8 +46,9 @@ _REFERENCE = re.compile(
 _NOT_TYPED = (b"/", b"./", b"http", b"arn:", b"$", b"{", b"(")
 _RUN = re.compile(rb"(.)\1{5}", re.DOTALL)
 
-# Regions whose national (undialled) numbers are recognised. Where two regions share a shape, one of them suffices.
-PHONE_REGIONS = ("US", "GB", "DE", "FR", "IT", "ES", "NL", "CH", "AT", "AU", "IN", "BR", "JP", "IL", "PL", "SE")
+# Regions whose national (undialled) numbers are recognised: those that begin with a zero, and those that do not.
+ZERO_REGIONS = ("GB", "DE", "FR", "NL", "CH", "AT", "AU", "IN", "IT", "JP", "IL", "SE", "TR", "PH", "ZA")
+OTHER_REGIONS = ("US", "ES", "IT", "IN", "BR", "PL", "PT", "DK", "NO", "CN")
 
 
 def not_placeholder(span: bytes) -> bool:
@@ -113,8 +114,14 @@ def is_phone(span: bytes) -> bool:
 
 
 def is_national_phone(span: bytes) -> bool:
-    """Accept numbers that one of ``PHONE_REGIONS`` could assign, written as inside that region."""
-    return any(_phone(span, region) for region in PHONE_REGIONS)
+    """Accept numbers that one of the regions above could assign, written as inside that region."""
+    regions = ZERO_REGIONS if _digits(span).startswith("0") else OTHER_REGIONS
+    return any(_phone(span, region) for region in regions)
+
+
+def is_us_phone(span: bytes) -> bool:
+    """Accept numbers of the North American plan, with or without their country code."""
+    return _phone(span, "US")
 
 
 def is_public_ip(span: bytes) -> bool:
@@ -192,6 +199,7 @@ VALIDATORS: Mapping[str, Validator] = {
     "password": is_password,
     "phone": is_phone,
     "phone-national": is_national_phone,
+    "phone-us": is_us_phone,
     "placeholder": not_placeholder,
     "uk-nino": is_nino,
     "us-ssn-digits": is_ssn,
