@@ -17,6 +17,8 @@ from tidegate.model import Outcome
 from tidegate.policy.policy import Keep
 from tidegate.replay.flows import encode, load_recording, safe_state
 
+log = logging.getLogger("tidegate")
+
 
 class PlainRecorder:
     """Records every HTTP flow of any mitmproxy, WebSocket messages too. It decides nothing."""
@@ -107,6 +109,6 @@ class Viewer:
     async def running(self) -> None:
         """Put every recorded flow that kept its bodies into the view."""
         if not ctx.options.recording:  # an error logged now ends the start
-            logging.error("recording: found no path; accepted: --set recording=PATH, a recording made by tidegate")
+            log.error("recording: found no path; accepted: --set recording=PATH, a recording made by tidegate")
         for flow in self._flows:
             await ctx.master.load_flow(flow)

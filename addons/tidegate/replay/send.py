@@ -92,17 +92,17 @@ async def _one(flow: http.HTTPFlow, engine: clientplayback.ClientPlayback, ends:
         return Sent(exchange, None, before, None, None, "no answer in time")
     finally:
         ends.watched.pop(flow.id, None)
-    answer = _answer(flow)
+    answer, error = _ended(flow)
     if answer is None:
-        return Sent(exchange, None, before, None, None, flow.error.msg if flow.error else Error.KILLED_MESSAGE)
+        return Sent(exchange, None, before, None, None, error)
     old, new = None if recorded is None else recorded.raw_content, answer.raw_content
     same = None if old is None or new is None else old == new
     sent_as = answer.headers.get("x-tidegate-exchange") or answer.headers.get("x-request-id")
     return Sent(exchange, sent_as, before, answer.status_code, same)
 
 
-def _answer(flow: http.HTTPFlow) -> http.Response | None:
-    return flow.response
+def _ended(flow: http.HTTPFlow) -> tuple[http.Response | None, str]:
+    return flow.response, flow.error.msg if flow.error else Error.KILLED_MESSAGE
 
 
 class Ends:
