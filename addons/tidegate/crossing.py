@@ -554,8 +554,7 @@ def blocked(findings: tuple[Finding, ...]) -> Denial | None:
 
 
 def _worst(findings: tuple[Finding, ...]) -> str:
-    order = list(Action)
-    return max((f.action for f in findings), key=order.index, default=Action.ALLOW).value
+    return max((f.action for f in findings), key=list(Action).index).value if findings else Action.ALLOW.value
 
 
 def _extra(head: Head, found: Route) -> dict[str, str]:

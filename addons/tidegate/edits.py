@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 
 from mitmproxy import http
@@ -75,12 +76,9 @@ def write_request(flow: http.HTTPFlow, step: Send) -> None:
 
 def with_credential(request: http.Request, name: str, value: str) -> http.Request:
     """Return a copy of a request with one more header field, for the wire alone."""
-    data = request.data
-    return http.Request(
-        data.host, data.port, data.method, data.scheme, data.authority, data.path, data.http_version,
-        http.Headers((*data.headers.fields, (name.encode(), value.encode()))), data.content, None,
-        data.timestamp_start, data.timestamp_end,
-    )  # fmt: skip
+    sent, sent.data = copy.copy(request), copy.copy(request.data)
+    sent.data.headers = http.Headers((*request.data.headers.fields, (name.encode(), value.encode())))
+    return sent
 
 
 def write_answer_head(

@@ -156,14 +156,14 @@ class Exchange:
         inspected = crossing.verdict is not None
         return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected)
 
-    def line(self) -> str:
-        """Write the one canonical log line of the exchange: a JSON object without any text that was inspected."""
-        crossing, record = self.crossing, self.record()
-        rules = Counter(each.rule for each in (*crossing.prompt_findings, *crossing.answer_findings))
+    @staticmethod
+    def line(record: ExchangeRecord) -> str:
+        """Write the one canonical log line of an exchange: a JSON object without any text that was inspected."""
+        rules = Counter(each.rule for each in (*record.prompt_findings, *record.answer_findings))
         return json.dumps(
             {
                 "event": "exchange",
-                "exchange": self.id,
+                "exchange": record.id,
                 "caller": f"{record.identity}:{record.caller}" if record.caller else None,
                 "connection": record.connection,
                 "endpoint": record.endpoint,

@@ -422,8 +422,9 @@ class Gateway:
             return
         exchange.sealed = True
         exchange.stop_watching()
-        self.recorder.seal(exchange.record(), exchange.state())
-        log.info(exchange.line())
+        record = exchange.record()
+        self.recorder.seal(record, exchange.state())
+        log.info(exchange.line(record))
 
 
 def _limit(reason: Reason) -> Denial:

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from mitmproxy import addonmanager, exceptions, master, options
+from mitmproxy import addonmanager, exceptions, http, master, options
 from mitmproxy.addons import core, errorcheck, next_layer, proxyserver, tlsconfig
 from mitmproxy.flow import Flow
 from mitmproxy.hooks import Hook
@@ -91,6 +91,7 @@ def quicken(dispatch: Dispatch) -> None:
                 self.log(f"mitmproxy failed: {type(crash).__name__}", logging.ERROR)
 
     ProxyConnectionHandler.server_event = server_event  # type: ignore[method-assign]
+    http.MessageData.__post_init__ = lambda _: None  # type: ignore[method-assign]  # checks the types addons pass, at each message
 
 
 def _at_once(handler: server.ConnectionHandler, dispatch: Dispatch, hook: commands.StartHook) -> bool:
