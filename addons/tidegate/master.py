@@ -155,6 +155,7 @@ def build(settings: dict[str, Any], *addons: object) -> master.Master:
     """
     logging.getLogger("mitmproxy").setLevel(logging.WARNING)  # below it, mitmproxy logs raw bytes
     slim = master.Master(options.Options())
+    slim._legacy_log_events.uninstall()  # formats every log line once more, for hooks that no addon here has
     slim.addons.add(
         core.Core(),
         proxyserver.Proxyserver(),
