@@ -91,6 +91,8 @@ type _Node = _Byte | _Edge | _Repeat | _Sequence | _Either
 
 def read(pattern: str) -> Pattern:
     """Read a rule's pattern. Raises ``PatternError`` for what is unbounded, can be empty, or looks around."""
+    if not pattern.isascii():
+        raise PatternError("it names a character that is not a byte")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

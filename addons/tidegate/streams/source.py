@@ -2,7 +2,7 @@
 
 Rules look at the *view*: the source with the escapes in its strings undone, so that ``\\n`` in a key hides nothing.
 What they find is cut out of the source: inside a string the placeholder replaces content; quotes, colons, commas and
-brackets stay; what is masked of a number outside strings becomes ``0``; ``true``, ``false`` and ``null`` stay. Text that
+brackets stay; masked digits outside strings become ``0``; ``true``, ``false`` and ``null`` stay. Text that
 is not JSON is masked all the same, its structural characters excepted.
 """
 

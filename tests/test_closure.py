@@ -1,0 +1,106 @@
+"""The closure of a pattern matches exactly the beginnings of its matches, and whole matches."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import pytest
+
+from tests.matching import POOL
+from tidegate.inspection.closure import PatternError, read
+from tidegate.inspection.patterns import compile_re2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "closure"),
+    [
+        ("abc", "a(?:bc?)?"),
+        ("a{20,40}", "a{1,40}"),
+        ("a{2}b", "a{1,2}|a{2}b"),
+        ("(?:ab){1,3}", "(?:ab){0,2}ab?"),
+        ("(?:ab|c)d", "ab?|c|(?:ab|c)d"),
+        (r"\bab\b", r"\bab?"),
+        (r"a\b@", r"a(?:\b\x40)?"),
+        ("(?P<value>a)b", "ab?"),
+        ("a{0}b", "b"),
+        ("a?b", "a|a?b"),
+    ],
+    ids=lambda each: each,
+)
+def test_the_closure_of(pattern: str, closure: str) -> None:
+    assert read(pattern).closure.replace("(?:b(?:c)?)?", "(?:bc?)?").replace("(?:b)?", "b?") == closure
+
+
+@pytest.mark.parametrize("pattern", [each.pattern for each in POOL] + [each.end for each in POOL if each.end])
+def test_a_closure_matches_every_beginning_of_a_match_and_nothing_else(pattern: str) -> None:
+    known = read(pattern)
+    live = compile_re2(rf"\A(?:{known.closure})\z")
+    alphabet, length = (b"abcxX1@<> ", 4) if known.longest <= 4 else (b"ab@1", 6)
+    words = [bytes(word) for size in range(1, length + 1) for word in product(alphabet, repeat=size)]
+    python = re.compile(pattern.encode())
+    whole = {word for word in words if python.fullmatch(word)}
+    begins = {word[:end] for word in whole for end in range(1, len(word) + 1)}
+    accepted = {word for word in words if live.search(word)}
+    assert begins <= accepted
+    if known.longest <= 4 and not re.search(r"\\[bBx]", pattern):
+        assert accepted == begins
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "matches"),
+    [
+        (r"\s", "\v", False),
+        (r"\S", "\v", True),
+        (".", "\n", False),
+        ("(?s:.)", "\n", True),
+        ("(?i)k[^A]", "Kb", True),
+        ("(?i)k[^A]", "Ka", False),
+        (r"(?i:\xe0)", "\xc0", False),
+        (r"\w", "\xe9", False),
+        (r"[\d_]", "_", True),
+        ("(?i:a(?-i:b))", "Ab", True),
+        ("(?i:a(?-i:b))", "AB", False),
+    ],
+)
+def test_classes_mean_what_re2_means(pattern: str, text: str, matches: bool) -> None:
+    assert (compile_re2(read(pattern).plain).fullmatch(text.encode("latin-1")) is not None) is matches
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shortest", "longest"), [("a?bc{2,5}", 3, 7), ("ab|c", 1, 2), (r"\b(?:ab){2,1000}", 4, 2000)]
+)
+def test_widths_count_bytes(pattern: str, shortest: int, longest: int) -> None:
+    known = read(pattern)
+    assert (known.shortest, known.longest) == (shortest, longest)
+
+
+def test_long_repeats_are_written_as_re2_accepts_them() -> None:
+    known = read("[a-c]{0,1024}x")
+    assert compile_re2(known.plain).fullmatch(b"a" * 1024 + b"x")
+    assert not compile_re2(known.plain).fullmatch(b"a" * 1025 + b"x")
+    assert compile_re2(rf"(?:{known.closure})\z").fullmatch(b"a" * 1024)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("a*", "it has a repeat without an upper bound"),
+        ("a{0,3}", "it can match the empty text"),
+        (r"\b", "it can match the empty text"),
+        (r"(?:\b){2}a", "it repeats something without a width"),
+        ("^a", "it uses at, which cannot be matched in a stream"),
+        ("a(?=b)", "it uses assert, which cannot be matched in a stream"),
+        (r"(a)\1", "it uses groupref, which cannot be matched in a stream"),
+        ("(?>a)b", "it uses atomic_group, which cannot be matched in a stream"),
+        ("(a", "not a regular expression that tidegate can read"),
+        ("\u20ac", "it names a character that is not a byte"),
+        (r"\u20ac", "it names a character that is not a byte"),
+        ("\xe9", "it names a character that is not a byte"),
+        (r"[^\x00-\xff]", "it has a class without members"),
+    ],
+)
+def test_what_cannot_be_matched_in_a_stream_is_refused(pattern: str, why: str) -> None:
+    with pytest.raises(PatternError) as refusal:
+        read(pattern)
+    assert str(refusal.value) == why
