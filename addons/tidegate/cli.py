@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -14,6 +15,9 @@ from rich.console import Console
 from tidegate import __version__
 from tidegate.places import default_policy
 from tidegate.policy.policy import Policy, PolicyError
+
+if TYPE_CHECKING:
+    from tidegate.replay.send import Sent
 
 policy_option = click.option(
     "--policy",
@@ -67,7 +71,7 @@ def _faults(error: PolicyError) -> int:
     "--mode",
     "modes",
     multiple=True,
-    help="reverse (default), regular (explicit proxy) or transparent; repeat with @PORT for several: --mode regular@8081.",
+    help="reverse (default), regular (explicit proxy) or transparent; several with @PORT: --mode regular@8081.",
 )
 @click.option("--sample-model", is_flag=True, help="Start the built-in sample model too (no key, no network).")
 @click.option("--confdir", default="~/.mitmproxy", show_default=True, help="Where mitmproxy's CA is kept.")
@@ -83,13 +87,11 @@ def run(
     """Run the gate."""
     from tidegate import running
 
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal():
-        raise click.BadParameter("found no HOST:PORT; accepted: for example 127.0.0.1:8080", param_hint="--listen")
+    host, port = _listen(listen)
     settings = running.Settings(
         policy=_policy(policy_path),
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         modes=tuple(modes) or ("reverse",),
         confdir=confdir,
         options=tuple(options),
@@ -172,7 +174,7 @@ def flows_list(recording: Path | None, policy_path: Path | None, as_json: bool, 
     """List exchanges, newest first."""
     from tidegate.evidence import queries
 
-    rows = queries.list_flows(_recording(recording, policy_path), **filters)  # type: ignore[arg-type]
+    rows = _reading(lambda: queries.list_flows(_recording(recording, policy_path), **filters))  # type: ignore[arg-type]
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))
@@ -185,8 +187,28 @@ def flows_list(recording: Path | None, policy_path: Path | None, as_json: bool, 
 @policy_option
 @recording_option
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-def flows_show(exchange: str, recording: Path | None, policy_path: Path | None, as_json: bool) -> None:
-    """Show one exchange: decisions, findings (rule and place, never a value), bodies as kept."""
+def flows_show(exchange: str, recording: Path | None, policy_path: Path | None, *, as_json: bool) -> None:
+    """Show one exchange: decisions, findings (rule and place, never a value), bodies as kept.
+
+    EXCHANGE is an id, or the beginning of one.
+    """
+    from tidegate.replay import show
+
+    details = _reading(lambda: show.details(_recording(recording, policy_path), exchange))
+    if as_json:
+        click.echo(json.dumps(details))
+    else:
+        Console().print(show.view(details))
+
+
+def _reading[T](read: Callable[[], T]) -> T:
+    """Turn what is wrong with a recording into one sentence."""
+    from tidegate.evidence.records import RecordingError
+
+    try:
+        return read()
+    except RecordingError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.group()
@@ -194,7 +216,91 @@ def replay() -> None:
     """Replay recorded exchanges with mitmproxy's own engine."""
 
 
+@replay.command("send")
+@click.argument("exchanges", nargs=-1)
+@policy_option
+@recording_option
+@click.option("--as", "subject", metavar="IDENTITY:NAME", required=True, help="The caller of the replay.")
+@click.option("--group", "groups", multiple=True, help="A group of that caller, without its identity; repeat.")
+@click.option("--live", is_flag=True, help="Really send to the model provider; without it nothing is sent.")
+def replay_send(
+    exchanges: Sequence[str],
+    policy_path: Path | None,
+    recording: Path | None,
+    subject: str,
+    groups: Sequence[str],
+    live: bool,
+) -> None:
+    """Send recorded requests through the gate again, as they were kept, for a caller named here.
+
+    EXCHANGES are ids or their beginnings; without any, every request of the recording is sent.
+    """
+    from tidegate.building import build_gate
+    from tidegate.model import Caller
+    from tidegate.replay.flows import load_recording
+    from tidegate.replay.send import send, table
+
+    identity, colon, name = subject.partition(":")
+    if not colon or not name:
+        raise click.BadParameter(f"found {subject!r}; accepted: identity:name, as in local:alice", param_hint="--as")
+    caller = Caller(identity, name, frozenset(f"{identity}:{group}" for group in groups))
+    path = _recording(recording, policy_path)
+
+    async def replayed() -> list[Sent]:
+        gate = build_gate(_policy(policy_path), replay_caller=caller)
+        try:
+            return await send(load_recording(path, list(exchanges) or None), gate.addon, live=live)
+        finally:
+            await gate.close()
+
+    try:
+        results = _reading(lambda: asyncio.run(replayed()))
+    except PolicyError as error:
+        sys.exit(_faults(error))
+    Console().print(table(results))
+
+
+@replay.command("serve")
+@click.argument("exchanges", nargs=-1)
+@policy_option
+@recording_option
+@click.option("--listen", default="127.0.0.1:8090", show_default=True, help="HOST:PORT.")
+@click.option("--ignore-content", is_flag=True, help="Match method and path alone: for requests that were redacted.")
+def replay_serve(
+    exchanges: Sequence[str], policy_path: Path | None, recording: Path | None, listen: str, *, ignore_content: bool
+) -> None:
+    """Answer requests from a recording; nothing is ever forwarded.
+
+    Point a client's base URL here instead of at the gate, with the same path.
+    """
+    from tidegate.replay.flows import load_recording
+    from tidegate.replay.serve import serve
+
+    host, port = _listen(listen)
+    path = _recording(recording, policy_path)
+
+    def ready(count: int) -> None:
+        click.echo(f"replaying {count} recorded answers of {path} on http://{listen}; nothing is forwarded", err=True)
+
+    loaded = _reading(lambda: load_recording(path, list(exchanges) or None))
+    _reading(lambda: asyncio.run(serve(loaded, host=host, port=port, ignore_content=ignore_content, ready=ready)))
+
+
 @main.command("sample-model")
 @click.option("--port", type=int, default=8091, show_default=True)
-def sample_model_command(port: int) -> None:
+@click.option("--delay", type=float, default=0.02, show_default=True, help="Seconds between two events of a stream.")
+def sample_model_command(port: int, delay: float) -> None:
     """Run the built-in sample model alone: both dialects, made-up answers, for a first try and for tests."""
+    import contextlib
+
+    from tidegate.sample_model import serve
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(port, delay))
+
+
+def _listen(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise click.BadParameter(f"found {text!r}; accepted: HOST:PORT, as in 127.0.0.1:8080", param_hint="--listen")
+    return host.strip("[]"), int(port)
