@@ -129,13 +129,21 @@ def test_not_utf8(tmp_path: Path) -> None:
     ]
 
 
-@given(st.text(alphabet="ab:-[]{}\"'#&*!| \n\t0.", max_size=60))
+@given(st.text(alphabet="ab:-[]{}\"'#&*!| \n\t0.\x00", max_size=60))
 def test_any_text_is_read_without_an_exception(text: str) -> None:
     root, found = parse(text, "f")
     if root is None:
         assert found
         return
     read(Reader("f"), root)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 20_000, "- " * 20_000, "a: \x00", "a: \ud800", "a: b: c", "a: 1\n---\nb: 2", "a: !!x 1"]
+)
+def test_what_is_not_yaml_is_a_fault(text: str) -> None:
+    _, found = parse(text, "f")
+    assert len(found) == 1
 
 
 def test_too_deep() -> None:

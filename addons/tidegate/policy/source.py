@@ -43,8 +43,8 @@ def parse(text: str, file: str) -> tuple[Node | None, tuple[Fault, ...]]:
     Returns ``None`` and a fault when it is not YAML; otherwise the tree and a fault for each repeated key, alias and
     tag. Dates stay text. Keys are text as written (``on`` is the word, not a truth value).
     """
-    loader = yaml.SafeLoader(text)
-    try:
+    try:  # not libyaml's CSafeLoader: it is faster, and crashes the process on deep nesting
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
