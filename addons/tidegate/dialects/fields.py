@@ -15,6 +15,7 @@ import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -167,10 +168,13 @@ class Trie[T]:
     def __repr__(self) -> str:
         return f"<Trie of {len(self.paths)} paths>"
 
-    def walk(self, value: object) -> Iterator[Leaf[T]]:
-        """Visit every string, key and long number in document order, a key before its value."""
+    def walk(self, value: object, known: AbstractSet[str] = frozenset()) -> Iterator[Leaf[T]]:
+        """Visit every string, key and long number in document order, a key before its value.
+
+        Keys, and strings that no expression names, are left out if they are in ``known``.
+        """
         found: list[Leaf[T]] = []
-        _visit(value, self._root, (), None, found)
+        _visit(value, self._root, (), None, found, known)
         return iter(found)
 
     def select(self, value: object) -> Iterator[Selected[T]]:
@@ -229,23 +233,27 @@ def _compile[T](paths: list[tuple[tuple[Step, ...], T]], skip: Callable[[T], boo
     return root
 
 
-def _visit[T](value: object, state: _State[T], pointer: Pointer, parent: object, found: list[Leaf[T]]) -> None:
+def _visit[T](
+    value: object, state: _State[T], pointer: Pointer, parent: object, found: list[Leaf[T]], known: AbstractSet[str]
+) -> None:
     if state.skip:
         return
     if type(value) is str:
-        found.append(Leaf(pointer, value, LeafKind.STRING, state.own, state.around, parent))
+        if state.own or state.around or value not in known:
+            found.append(Leaf(pointer, value, LeafKind.STRING, state.own, state.around, parent))
     elif type(value) is dict:
         for key, child in value.items():
             after = state.names.get(key) or state.other
             assert after is not None
             at = (*pointer, key)
-            found.append(Leaf(at, key, LeafKind.KEY, (), after.around, value))
-            _visit(child, after, at, value, found)
+            if key not in known:
+                found.append(Leaf(at, key, LeafKind.KEY, (), after.around, value))
+            _visit(child, after, at, value, found, known)
     elif type(value) is list:
         for index, child in enumerate(value):
             after = state.indexes.get(index) or state.other
             assert after is not None
-            _visit(child, after, (*pointer, index), value, found)
+            _visit(child, after, (*pointer, index), value, found, known)
     elif (text := _long_number(value)) is not None:
         found.append(Leaf(pointer, text, LeafKind.NUMBER, state.own, state.around, parent))
 
@@ -259,12 +267,14 @@ def _select[T](value: object, state: _State[T], pointer: Pointer, parent: object
         for key, child in value.items():
             after = state.names.get(key) or state.other
             assert after is not None
-            _select(child, after, (*pointer, key), value, found)
+            if after.own or after.leads_on:
+                _select(child, after, (*pointer, key), value, found)
     elif type(value) is list:
         for index, child in enumerate(value):
             after = state.indexes.get(index) or state.other
             assert after is not None
-            _select(child, after, (*pointer, index), value, found)
+            if after.own or after.leads_on:
+                _select(child, after, (*pointer, index), value, found)
 
 
 def _long_number(value: object) -> str | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import cycle, islice
 
 from tidegate.dialects.body import dump
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, replace, where
@@ -19,13 +18,12 @@ from tidegate.dialects.spec import Delta, Drop, Flush, Keep, Source, StreamSpec
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.streams.events import JsonObject, Key, agree, key_of, slim, stretch, value_at
 from tidegate.streams.redactor import Piece, Redactor
 from tidegate.streams.source import JsonSource
 from tidegate.streams.texts import Texts
 
-type JsonObject = dict[str, object]
 type Payload = Delta | Source | Keep | Drop
-type Key = tuple[tuple[int, str, object], ...]
 
 MALFORMED = Denial(
     Reason.ANSWER_MALFORMED, 502, "The upstream's answer is malformed, so the gateway cannot inspect it."
@@ -92,7 +90,7 @@ class _Plan:
     """What a ``StreamSpec`` says, arranged for one walk per event."""
 
     def __init__(self, spec: StreamSpec) -> None:
-        self.drops: Trie[Drop] | None = Trie((one.path, one) for one in spec.drop) if spec.drop else None
+        self.drops: Trie[Drop] = Trie((one.path, one) for one in spec.drop)
         self.numbers = {id(delta): number for number, delta in enumerate(spec.deltas)}
         # A tool's name is there in one piece, and clients act on it at once: it does not wait, and may not go on.
         self.once = {number for number, delta in enumerate(spec.deltas) if delta.path.endswith(".name")}
@@ -207,13 +205,10 @@ class EventRedactor:
 
     def _sort(self, work: _Event) -> None:
         """Take second copies out, then put every text of the event where it belongs."""
-        if self._plan.drops is not None and self._redacts:
-            for found in self._plan.drops.select(work.value):
-                if found.value and isinstance(found.parent, dict):
-                    found.parent[str(found.pointer[-1])] = [] if isinstance(found.value, list) else None
-                    work.dropped = True
+        if self._redacts:
+            self._drop(work)
         role, kind, clean = self._plan.role, work.kind, self.texts.clean
-        for leaf in self._spec.fields.walk(work.value):
+        for leaf in self._spec.fields.walk(work.value, clean):
             payload = role(leaf, kind)
             if payload is None:
                 if leaf.text not in clean:
@@ -225,9 +220,16 @@ class EventRedactor:
             elif leaf.pointer[-1] == "signature" and leaf.text:
                 work.signed.append(leaf)
 
+    def _drop(self, work: _Event) -> None:
+        """Empty what the dialect calls a second copy; a list stays a list, so that readers find what they expect."""
+        for found in self._plan.drops.select(work.value):
+            if found.value and isinstance(found.parent, dict):
+                found.parent[str(found.pointer[-1])] = [] if isinstance(found.value, list) else None
+                work.dropped = True
+
     def _feed(self, work: _Event) -> Denial | None:
         for delta, leaf in work.deltas:
-            key = _key(work.value, leaf.pointer, delta.key)
+            key = key_of(work.value, leaf.pointer, delta.key)
             at = (self._plan.numbers[id(delta)], key)
             if leaf.text and at in self._ended and self._ended[at] != leaf.text:
                 return RESUMED
@@ -237,17 +239,16 @@ class EventRedactor:
                     return UNDECIDED
                 redactor = self.texts.source() if delta.source else self.texts.redactor()
                 channel = self._channels[at] = _Channel(delta, key, redactor)
-            place = f"stream:{where(leaf.pointer)}"
-            text = self._say(channel, channel.redactor.feed(leaf.text), place)
             channel.at, channel.last, channel.like = leaf.pointer, work.value, work.like
+            text = self._say(channel, channel.redactor.feed(leaf.text))
             if at[0] in self._plan.once and leaf.text:
                 text += self._close(at)
                 self._ended[at] = leaf.text
             work.texts.setdefault(at, []).append((channel, leaf, text))
         return None
 
-    def _say(self, channel: _Channel, pieces: Iterable[Piece], place: str) -> str:
-        text, masked = self.texts.say(pieces, place)
+    def _say(self, channel: _Channel, pieces: Iterable[Piece]) -> str:
+        text, masked = self.texts.say(pieces, lambda: f"stream:{where(channel.at)}")
         if masked:
             self._masked.add((channel.delta.path.rpartition(".")[0], channel.key))
         self._held += channel.redactor.held - channel.held
@@ -271,10 +272,10 @@ class EventRedactor:
         ends: dict[tuple[int, Key], None] = {}
         for flush in self._plan.flushes(work.kind):
             for pointer in flush.hits(work.value):
-                if pointer and _value(work.value, pointer) == "":
+                if pointer and value_at(work.value, pointer) == "":
                     continue  # some servers write an empty finish_reason in every event
-                told = {(depth, name): value for depth, name, value in _key(work.value, pointer, flush.key)}
-                ends |= {at: None for at, channel in self._channels.items() if _agree(channel.key, told)}
+                told = {(depth, name): value for depth, name, value in key_of(work.value, pointer, flush.key)}
+                ends |= {at: None for at, channel in self._channels.items() if agree(channel.key, told)}
         for leaf in work.signed:
             ends |= {
                 at: None
@@ -287,7 +288,7 @@ class EventRedactor:
         """End a channel and return its last text. More text on it would be a text cut in two: see ``RESUMED``."""
         channel = self._channels.pop(at)
         held = channel.held
-        text = self._say(channel, channel.redactor.end(), f"stream:{where(channel.at)}")
+        text = self._say(channel, channel.redactor.end())
         self._held -= channel.held
         if held:
             self._ended[at] = None
@@ -298,14 +299,14 @@ class EventRedactor:
         if not text:
             return []
         names = {*channel.delta.key, "type"}
-        value = _slim(channel.last, channel.at, names, text)
+        value = slim(channel.last, channel.at, names, text)
         for name in self._plan.blank & value.keys():
             if name != channel.at[0]:
                 value[name] = "" if isinstance(value[name], str) else None
         pad = self._spec.padding
         if pad is not None and isinstance(old := value.get(pad), str):
             value[pad] = ""
-            value[pad] = _stretch(old, len(dump(channel.last)) - len(dump(value)))
+            value[pad] = stretch(old, len(dump(channel.last)) - len(dump(value)))
         return [Outgoing(value, channel.like, changed=True, inserted=True)]
 
     def _whole(self, work: _Event) -> None:
@@ -335,7 +336,7 @@ class EventRedactor:
             replace(work.value, leaf, text)  # type: ignore[arg-type]  # the payloads of a leaf are not looked at
         pad = self._spec.padding
         if pad is not None and isinstance(old := work.value.get(pad), str):
-            work.value[pad] = _stretch(old, len(old) + saved)
+            work.value[pad] = stretch(old, len(old) + saved)
         return True
 
     def _over(self) -> Denial | None:
@@ -364,31 +365,6 @@ class EventRedactor:
         return numbered
 
 
-def _key(event: object, pointer: Pointer, names: tuple[str, ...]) -> Key:
-    """Collect the named fields of the objects along a pointer, the root included."""
-    found: list[tuple[int, str, object]] = []
-    holder = event
-    for depth in range(max(1, len(pointer))):
-        if isinstance(holder, dict):
-            for name in names:
-                if name in holder:
-                    told = holder[name]
-                    found.append((depth, name, dump(told) if isinstance(told, dict | list) else told))
-        if depth < len(pointer):
-            holder = holder[pointer[depth]]  # type: ignore[index]  # the pointer came from this event
-    return tuple(found)
-
-
-def _value(event: object, pointer: Pointer) -> object:
-    for part in pointer:
-        event = event[part]  # type: ignore[index]  # the pointer came from this event
-    return event
-
-
-def _agree(key: Key, told: dict[tuple[int, str], object]) -> bool:
-    return all(told.get((depth, name), value) == value for depth, name, value in key)
-
-
 def _holder(path: str) -> str:
     return path.rpartition(".")[0]
 
@@ -398,33 +374,8 @@ def _signs(event: object, leaf: Leaf[Payload], holder: str, key: Key) -> bool:
     if not any(_holder(payload.path) == holder for payload in leaf.payloads):
         return False
     names = tuple(name for _, name, _ in key if name != "type")
-    told = {(depth, name): value for depth, name, value in _key(event, leaf.pointer, names)}
+    told = {(depth, name): value for depth, name, value in key_of(event, leaf.pointer, names)}
     return all(told.get((depth, name)) == value for depth, name, value in key if name != "type")
-
-
-def _slim(value: object, at: Pointer, names: set[str], text: str, *, root: bool = True) -> JsonObject:
-    """Copy what leads to one text: at the root all that is no list or object, below it ``names``; and what is empty."""
-    copy = _branch(value, at, names, text, root=root)
-    assert isinstance(copy, dict)
-    return copy
-
-
-def _branch(value: object, at: Pointer, names: set[str], text: str, *, root: bool) -> object:
-    if not at:
-        return text
-    if isinstance(value, list):
-        return [_branch(value[at[0]], at[1:], names, text, root=False)]  # type: ignore[index]  # a list's index
-    assert isinstance(value, dict)
-    return {
-        key: _branch(child, at[1:], names, text, root=False) if key == at[0] else child
-        for key, child in value.items()
-        if key == at[0] or child in (None, [], {}) or (not isinstance(child, dict | list) and (root or key in names))
-    }
-
-
-def _stretch(padding: str, size: int) -> str:
-    """Rebuild padding at another length from its own characters."""
-    return "".join(islice(cycle(padding), max(0, size))) if padding else ""
 
 
 def _place(leaf: Leaf[Payload]) -> str:

@@ -121,6 +121,9 @@ def rewrite(event: SseEvent, data: bytes) -> bytes:
 
     ``data`` holds no line end, as JSON written by ``dialects.body.dump`` never does.
     """
+    head, mark, rest = event.raw.partition(b"data: ")
+    if (not head or head.endswith(b"\n")) and mark and b"\r" not in event.raw and b"\ndata" not in rest:
+        return head + mark + data + rest[rest.find(b"\n") :] if b"\n" in rest else head + mark + data
     lines: list[bytes] = []
     written = False
     for found in _LINE.finditer(event.raw):

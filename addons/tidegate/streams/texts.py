@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from tidegate.inspection.engine import Engine
+from tidegate.inspection.engine import Engine, encode
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
@@ -43,15 +43,15 @@ class Texts:
         """Begin a text that comes in pieces and is JSON source."""
         return JsonSource(self.redactor())
 
-    def say(self, pieces: Iterable[Piece], place: str) -> tuple[str, bool]:
-        """Join pieces as they may leave, noting what was found at ``place``; say whether anything was masked."""
+    def say(self, pieces: Iterable[Piece], place: Callable[[], str]) -> tuple[str, bool]:
+        """Join pieces as they may leave, noting what was found at ``place()``; say whether anything was masked."""
         text: list[str] = []
         masked = False
         for piece in pieces:
             text.append(piece.text)
             if isinstance(piece, Masked | Noted):
                 masked |= isinstance(piece, Masked)
-                self._note(piece.rule, place, piece.start, piece.start + piece.length)
+                self._note(piece.rule, place(), piece.start, piece.start + piece.length)
         return "".join(text), masked
 
     def check(
@@ -74,6 +74,15 @@ class Texts:
     def check_source(self, text: str, place: str) -> str:
         """Look at a whole text that is JSON source; return it as it may leave."""
         return self.check([text], lambda _: place, (0,)).get(0, text)
+
+    def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
+        """Say that no rule matches anywhere in a JSON text as ``dialects.body.dump`` writes it, or in other texts.
+
+        ``False`` may also mean that one scan cannot tell.
+        """
+        if b"\\u" in body:  # control characters and lone surrogates, which ``_unescaped`` leaves as they are
+            return False
+        return not self._engine.candidates(encode("\0".join([_unescaped(body.decode()), *extra])))
 
     def check_spanning(self, text: str) -> str:
         """Look at a JSON text whose every value has been looked at, for what spans values; return it masked.
@@ -98,7 +107,7 @@ class Texts:
 
     def _whole(self, text: str, place: str, *, source: bool) -> str:
         channel = self.source() if source else self.redactor()
-        return self.say([*channel.feed(text), *channel.end()], place)[0]
+        return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 
     def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
         action = self._decide(rule)
