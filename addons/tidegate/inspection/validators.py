@@ -119,6 +119,13 @@ def is_national_phone(span: bytes) -> bool:
     return any(_phone(span, region) for region in regions)
 
 
+def is_phone_length(span: bytes) -> bool:
+    """Accept seven to fifteen digits (E.164's longest), not all the same, that are no plain date."""
+    digits = _digits(span)
+    plain_date = re.fullmatch(rb"[12][0-9]{3}-[0-9]{2}-[0-9]{2}", span)
+    return 7 <= len(digits) <= 15 and len(set(digits)) > 1 and plain_date is None
+
+
 def is_us_phone(span: bytes) -> bool:
     """Accept numbers of the North American plan, with or without their country code."""
     return _phone(span, "US")
@@ -198,6 +205,7 @@ VALIDATORS: Mapping[str, Validator] = {
     "mixed": is_mixed,
     "password": is_password,
     "phone": is_phone,
+    "phone-digits": is_phone_length,
     "phone-national": is_national_phone,
     "phone-us": is_us_phone,
     "placeholder": not_placeholder,
