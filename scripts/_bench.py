@@ -123,7 +123,7 @@ def bodies(size: int) -> list[bytes]:
         for _ in range(turns):
             said = NONCE.decode()
             while len(said) < share:
-                said += " " + chance.choice(words) + chance.choice(("", "", "", ",", ".", "\n"))
+                said += " " + chance.choice(words) + chance.choices(("", ",", ".", "\n"), (12, 2, 1, 1))[0]
             texts.append(said)
         roles = ["system", *itertools.islice(itertools.cycle(("user", "assistant")), turns - 1)]
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
