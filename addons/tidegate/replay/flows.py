@@ -264,5 +264,11 @@ def client_form(flow: http.HTTPFlow) -> None:
     if colon and port.isdecimal():
         data = flow.request.data  # not the setters: they would rewrite the Host field, which may name the upstream
         data.scheme, data.host, data.port = scheme.encode(), host, int(port)
+    if flow.request.raw_content is not None:  # masked, so of another length; and decoded, if it had an encoding
+        flow.request.headers["content-length"] = str(len(flow.request.raw_content))
+        try:
+            flow.request.get_content(strict=True)
+        except ValueError:
+            del flow.request.headers["content-encoding"]
     if flow.metadata.get(REVERSE):
         flow.client_conn.proxy_mode = ProxyMode.parse(NOWHERE)
