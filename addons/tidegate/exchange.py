@@ -19,7 +19,7 @@ from tidegate.evidence.records import ExchangeRecord
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import AnswerLimits, Clearance
 from tidegate.policy.policy import Keep, Policy
-from tidegate.replay.flows import safe_state
+from tidegate.replay.flows import EXCHANGE, safe_state
 
 _cuts: set[asyncio.Task[Any]] = set()
 
@@ -42,6 +42,7 @@ class Exchange:
         self.method = flow.request.method
         self.path = flow.request.path
         self.target = (flow.request.scheme, flow.request.host, flow.request.port)
+        self.replay_of = str(flow.metadata.get(EXCHANGE)) if flow.is_replay and EXCHANGE in flow.metadata else None
         self.request_bytes = 0
         self.response_bytes = 0
         self.kept: list[bytes] = []
@@ -142,6 +143,7 @@ class Exchange:
             request_bytes=self.request_bytes,
             response_bytes=self.response_bytes,
             streamed=crossing.streamed,
+            replay_of=self.replay_of,
             prompt_findings=crossing.prompt_findings,
             answer_findings=crossing.answer_findings,
             decisions=tuple(crossing.decisions),
