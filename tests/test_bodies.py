@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.wire import CARD, KEY, MAIL, PEM, always, endpoint, engine
 from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_request
 from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.streams.redactor import redact, short_name
 
 SEALED = "Gf8qL2x7" * 12 + "/+"
 
@@ -219,3 +222,51 @@ def test_a_blocked_finding_refuses_an_error_text() -> None:
 
 def test_no_body_is_in_a_repr() -> None:
     assert "hidden" not in repr(request(message("hidden")))
+
+
+PARTS = [
+    KEY,
+    MAIL,
+    CARD,
+    PEM,
+    "sk-",
+    "AbCd1234",
+    "@",
+    ".co",
+    "\n",
+    '"',
+    "\\",
+    "\x01",
+    "\x7f",
+    "\ud800",
+    "é",
+    "/",
+    " ",
+    "9" * 8,
+]
+strings = st.lists(st.sampled_from(PARTS), max_size=5).map("".join)
+trees = st.recursive(
+    strings | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "ab"]), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def masked(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: masked(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [masked(child) for child in value]
+    if isinstance(value, str):
+        return redact(engine(), always(Action.REDACT), short_name, value)[0]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        text = str(value)
+        said = redact(engine(), always(Action.REDACT), short_name, text)[0]
+        return value if said == text else said
+    return value
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(["x", "y"]), trees, max_size=3))
+def test_one_scan_misses_nothing_that_a_look_at_each_value_finds(value: dict) -> None:
+    assert json.loads(request(json.loads(json.dumps(value))).body) == masked(value)

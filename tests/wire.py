@@ -196,10 +196,18 @@ def responses(said: Said, cut: Cut = whole) -> list[Event]:
 
 
 def messages(said: Said, cut: Cut = whole) -> list[Event]:
+    usage = {"input_tokens": 3, "output_tokens": 1}
     events: list[dict] = [
         {
             "type": "message_start",
-            "message": {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": []},
+            "message": {
+                "id": "msg_1",
+                "type": "message",
+                "role": "assistant",
+                "model": "m",
+                "content": [],
+                "usage": usage,
+            },
         }
     ]
     blocks: list[tuple[dict, list[dict]]] = []
@@ -216,7 +224,9 @@ def messages(said: Said, cut: Cut = whole) -> list[Event]:
         events.append({"type": "content_block_start", "index": index, "content_block": start})
         events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
         events.append({"type": "content_block_stop", "index": index})
-    events.append({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}})
+    events.append(
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": usage}
+    )
     events.append({"type": "message_stop"})
     return [(event["type"], event) for event in events]
 
