@@ -35,7 +35,7 @@ from tidegate.model import Action, Finding, Outcome, Reason
 from tidegate.policy.policy import Keep
 from tidegate.replay import show
 from tidegate.replay.flows import client_form, encode, load_recording, safe_state
-from tidegate.replay.send import ReplayRefused, send
+from tidegate.replay.send import ReplayRefused, Sent, send, table
 from tidegate.replay.serve import canonical, covers, serve
 
 CANARY = "canary-4f1c9d2e"
@@ -120,7 +120,7 @@ def test_a_policy_that_keeps_nothing_gets_nothing() -> None:
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.binary()
     | st.text(alphabet=st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet="ab.", max_size=3), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(alphabet="ab.", max_size=3), inner, max_size=4),
     max_leaves=20,
 )  # fmt: skip
 
@@ -415,6 +415,14 @@ def test_send_crosses_the_gate_in_the_form_the_client_used(tmp_path: Path, echo:
     assert sent[2]["sent_as"] == "ex_new"
     assert sent[3]["error"] == "Can't replay flow with missing content."
     assert [place for place, _ in seen] == ["/openai/v1/chat#ReverseMode", "/v1/chat#RegularMode"]
+
+
+def test_the_table_of_a_replay_says_what_changed() -> None:
+    console = Console(record=True, width=140)
+    gone = Sent("ex_2", None, 200, None, None, "no answer in time")
+    console.print(table([Sent("ex_1", "ex_9", 200, 403, False), gone]))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert lines[1:] == ["ex_1 ex_9 200 403 another", "ex_2 - 200 - no answer in time"]
 
 
 async def test_send_refuses_without_the_word(tmp_path: Path) -> None:

@@ -84,9 +84,7 @@ def list_flows(
             where.append(condition)
             values[name] = value
     with reading(path) as db:
-        found = db["exchange"].rows_where(
-            " AND ".join(where) or None, values, order_by="started_us DESC, id DESC", limit=limit
-        )
+        found = db["exchange"].rows_where(" AND ".join(where) or None, values, order_by="id DESC", limit=limit)
         return [{**row, "rules": _rules(db, row)} for row in found]
 
 
@@ -132,7 +130,7 @@ def states(path: Path, ids: Sequence[str] | None = None) -> list[StoredState]:
         found = []
         for row in db.query(
             "SELECT e.*, s.format AS format, s.state AS state FROM exchange e JOIN flow_state s ON s.exchange = e.id "
-            "ORDER BY e.started_us, e.id"
+            "ORDER BY e.id"
         ):
             if wanted is None or row["id"] in wanted:
                 form, state = row.pop("format"), row.pop("state")

@@ -83,43 +83,27 @@ migrations = Migrations("tidegate")
 
 @migrations()
 def recording_1(db: Database) -> None:
-    """Create the tables of the first format."""
-    texts = {
-        "id",
-        "identity",
-        "caller",
-        "connection",
-        "endpoint",
-        "model",
-        "method",
-        "path",
-        "outcome",
-        "reason",
-        "mode",
-    }
-    texts |= {"policy_sha", "replay_of"}
-    needed = {
-        "started_us",
-        "method",
-        "path",
-        "mode",
-        "policy_sha",
-        "request_bytes",
-        "response_bytes",
-        "streamed",
-        "findings",
-    }
-    kinds: dict[str, Any] = {name: str if name in texts else int for name in COLUMNS}
-    exchange = db.table("exchange")
-    exchange.create(kinds, pk="id", not_null=needed, strict=True)
-    exchange.create_index(["started_us"])
-    span: dict[str, Any] = {"exchange": str, "seq": int, "direction": str, "rule": str, "class": str, "where": str}
-    span |= {"start": int, "end": int, "action": str}
-    db.table("finding").create(span, pk=("exchange", "seq"), not_null=set(span), strict=True)
+    """Create the tables of the first format.
+
+    Ids sort by time, so ``exchange`` needs no index for its order. ``WITHOUT ROWID`` spares a second tree for each key,
+    and with it a page in every commit.
+    """
+    integers = {"started_us", "ended_us", "first_byte_us", "duration_us", "status", "request_bytes", "response_bytes"}
+    integers |= {"streamed", "findings"}
+    needed = {"id", "started_us", "method", "path", "mode", "policy_sha", "streamed", "findings"}
+    columns = [
+        f"{name} {'INTEGER' if name in integers else 'TEXT'}{' NOT NULL' if name in needed else ''}" for name in COLUMNS
+    ]
+    db.execute(f"CREATE TABLE exchange ({', '.join(columns)}, PRIMARY KEY (id)) STRICT, WITHOUT ROWID")
+    db.execute(
+        "CREATE TABLE finding (exchange TEXT NOT NULL, seq INTEGER NOT NULL, direction TEXT NOT NULL, "
+        'rule TEXT NOT NULL, class TEXT NOT NULL, "where" TEXT NOT NULL, start INTEGER NOT NULL, "end" INTEGER NOT NULL, '
+        "action TEXT NOT NULL, PRIMARY KEY (exchange, seq)) STRICT, WITHOUT ROWID"
+    )
     db.table("finding").create_index(["rule"])
-    stage: dict[str, Any] = {"exchange": str, "seq": int, "stage": str, "result": str, "reason": str, "detail": str}
-    db.table("decision").create(
-        stage, pk=("exchange", "seq"), not_null={"exchange", "seq", "stage", "result", "detail"}, strict=True
+    db.execute(
+        "CREATE TABLE decision (exchange TEXT NOT NULL, seq INTEGER NOT NULL, stage TEXT NOT NULL, "
+        "result TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL, PRIMARY KEY (exchange, seq)) STRICT, WITHOUT ROWID"
     )
     state: dict[str, Any] = {"exchange": str, "format": int, "state": bytes}
     db.table("flow_state").create(state, pk="exchange", not_null=set(state), strict=True)

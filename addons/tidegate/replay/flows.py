@@ -117,9 +117,19 @@ def _encode(value: Any) -> bytes:
         data = b"".join(pieces)
         return b"%d:%b}" % (len(data), data)
     if type(value) in (tuple, list):
-        data = b"".join([_encode(each) for each in value])
+        data = b"".join([_pair(*each) if _is_pair(each) else _encode(each) for each in value])
         return b"%d:%b]" % (len(data), data)
     return tnetstring.dumps(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return type(value) is tuple and len(value) == 2 and type(value[0]) is bytes and type(value[1]) is bytes
+
+
+def _pair(name: bytes, value: bytes) -> bytes:
+    """Encode a header field: the most frequent of all values."""
+    data = b"%d:%b,%d:%b," % (len(name), name, len(value), value)
+    return b"%d:%b]" % (len(data), data)
 
 
 def _text(value: str) -> bytes:

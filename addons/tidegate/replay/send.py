@@ -17,8 +17,11 @@ from mitmproxy import http
 from mitmproxy.addons import clientplayback
 from mitmproxy.flow import Error
 from rich.table import Table
+from rich.text import Text
+from rich.table import Table
 
 from tidegate import master
+from tidegate.evidence.queries import printable
 from tidegate.evidence.records import RecordingError
 from tidegate.replay.flows import EXCHANGE, client_form
 
@@ -115,6 +118,18 @@ def table(results: Sequence[Sent]) -> Table:
         answer = each.error or {None: "not kept", True: "the same", False: "differs"}[each.same]
         statuses = ("-" if status is None else str(status) for status in (each.before, each.status))
         view.add_row(each.exchange, each.sent_as or "-", *statuses, answer)
+    return view
+
+
+def table(results: Sequence[Sent]) -> Table:
+    """Render what came of a replay for a terminal."""
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("recorded", "sent as", "status then", "status now", "answer"):
+        view.add_column(name, overflow="fold")
+    for each in results:
+        answer = each.error or {True: "the same", False: "another", None: "not compared"}[each.same]
+        then, now = (str(status or "-") for status in (each.before, each.status))
+        view.add_row(each.exchange, Text(each.sent_as or "-"), then, now, Text(printable(answer)))
     return view
 
 
