@@ -1,12 +1,14 @@
 """The last check before a byte leaves, inside mitmproxy's HTTP layer.
 
-mitmproxy runs its addons one after the other and forwards whatever is left on the flow; an addon that is skipped, removed
-or overtaken (``map_remote``, ``modify_body``, an edit in mitmweb) does not stop the traffic. So the gate is also asked where
-mitmproxy sends: a request leaves only if it is, byte for byte, the one that was cleared, and it is *here*, on a copy that no
-addon can see, that the upstream credential is attached. An answer leaves only if the gate released it. Errors that mitmproxy
-would word itself become the gate's own refusals, and one exchange can be cut without touching its neighbours.
+mitmproxy runs its addons one after the other and forwards whatever is left on the flow; an addon that is skipped,
+removed or overtaken (``map_remote``, ``modify_body``, an edit in mitmweb) does not stop the traffic. So the gate is
+also asked where mitmproxy sends: a request leaves only if it is, byte for byte, the one that was cleared, and it is
+*here*, on a copy that no addon can see, that the upstream credential is attached. An answer leaves only if the gate
+released it. Errors that mitmproxy would word itself become the gate's own refusals, and one exchange can be cut
+without touching its neighbours.
 
-Everything that changes mitmproxy's classes stands in this file. ``harden`` applies it once; without a keeper nothing passes.
+Everything that changes mitmproxy's classes stands in this file. ``harden`` applies it once; without a keeper nothing
+passes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Connection
 Commands = Generator[commands.Command, Any, None]
 
 MAX_CONTROL_PAYLOAD = 8
-"""Bytes of a WebSocket ping or pong that may pass: enough for a counter or a time, too few for a secret (RFC 6455 allows 125)."""
+"""Bytes of a WebSocket ping or pong that may pass: room for a counter or a time, not for a secret (RFC 6455: 125)."""
 
 
 class Keeper(Protocol):
@@ -55,7 +57,7 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True)
 class Cut(events.Event):
-    """End one exchange now: refuse it if its answer has not begun, else send ``data``, end the answer, stop the upstream."""
+    """End one exchange now: refuse it if its answer has not begun, else send ``data`` and end; stop the upstream."""
 
     flow: http.HTTPFlow
     data: bytes
@@ -75,7 +77,9 @@ def harden(keeper: Keeper | None) -> None:
     _layer_event = HttpLayer._handle_event
     HttpLayer._handle_event = lambda self, event: _route_cut(self, event, _layer_event)  # type: ignore[method-assign]
     _read_body = Http1Connection.read_body
-    Http1Connection.read_body = lambda self, event: _without_trailers(self, event, _read_body)  # type: ignore[method-assign]
+    Http1Connection.read_body = lambda self, event: _without_trailers(  # type: ignore[method-assign]
+        self, event, _read_body
+    )
     _send2 = websocket.WebsocketConnection.send2
     websocket.WebsocketConnection.send2 = lambda self, event: _send2(self, _small(event))  # type: ignore[method-assign]
     HttpStream.tidegate_hardened = True  # type: ignore[attr-defined]
@@ -186,7 +190,7 @@ def _cancel(self: HttpStream) -> Commands:
 
 
 def _break_off(self: HttpStream, data: bytes, otherwise: SendHttp | None = None) -> Commands:
-    """End an answer that has begun: with last words and a proper end, or as mitmproxy would (``otherwise``: a reset)."""
+    """End an answer that has begun: with last words and a proper end, or as mitmproxy would (``otherwise``, a reset)."""
     client, stream = self.context.client, self.stream_id
     self.tidegate_over = True  # type: ignore[attr-defined]
     if data:
@@ -236,7 +240,7 @@ def _without_trailers(self: Http1Connection, event: events.Event, original: Call
 
 
 def _small(event: wsproto.events.Event) -> wsproto.events.Event:
-    """Close instead of relaying a ping or pong that could carry text, and never relay a close reason: no hook sees them."""
+    """Close instead of relaying a ping or pong that could carry text, and relay no close reason: no hook sees them."""
     if isinstance(event, (wsproto.events.Ping, wsproto.events.Pong)) and len(event.payload) > MAX_CONTROL_PAYLOAD:
         return wsproto.events.CloseConnection(code=1008)
     if isinstance(event, wsproto.events.CloseConnection):

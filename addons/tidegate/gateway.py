@@ -1,7 +1,7 @@
 """mitmproxy hooks in, crossing events out, flow edits back: the one adapter, behind the one guard.
 
-mitmproxy logs an exception in a hook and forwards the traffic. Every hook here runs under ``guarded``, which turns a bug
-into a refusal; what mitmproxy does without asking a hook is held by ``egress``.
+mitmproxy logs an exception in a hook and forwards the traffic. Every hook here runs under ``guarded``, which turns a
+bug into a refusal; what mitmproxy does without asking a hook is held by ``egress``.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ from tidegate.policy.policy import Policy, RecordingMode, Unlisted
 log = logging.getLogger("tidegate")
 
 THREAD_BYTES = 256 * 1024
-"""Bodies above this are judged in a thread: below it, handing over costs more than the milliseconds it keeps from the loop."""
+"""Bodies above this are judged in a thread: below it, handing over costs more than the milliseconds it keeps from the
+loop."""
 
 BUG = Denial(Reason.BUG, 503, "The gateway failed on this exchange and stopped it.")
+BROKEN = "the gateway failed"
+"""The error of an upstream connection that was not opened because the fence failed."""
+
 UNLISTED = Denial(Reason.UNLISTED_HOST, 403, "This host is not listed in the gateway's policy.")
 CLIENT_GONE = Denial(Reason.CLIENT_GONE, 499, "The client left before its answer was complete.")
 UPSTREAM_FAILED = Denial(Reason.UPSTREAM_FAILED, 502, "The model provider could not be reached, or it broke off.")
@@ -308,9 +312,8 @@ class Gateway:
             exchange = self._open(flow)
         if exchange.crossing.stage is not Stage.OVER:
             gone = "lient disconnected" in (flow.error.msg if flow.error else "") or not flow.client_conn.connected
-            lost = (
-                steps.Stopped(CLIENT_GONE, Outcome.ABORTED) if gone else steps.Stopped(UPSTREAM_FAILED, Outcome.FAILED)
-            )
+            why = BUG if flow.server_conn.error == BROKEN else UPSTREAM_FAILED
+            lost = steps.Stopped(CLIENT_GONE, Outcome.ABORTED) if gone else steps.Stopped(why, Outcome.FAILED)
             step = exchange.crossing.receive(lost)
             exchange.farewell = b"".join(exchange.emitted(step.data)) if isinstance(step, steps.Emit) else b""
         if exchange.crossing.denial is not None and flow.error is not None:
@@ -343,10 +346,11 @@ class Gateway:
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the words for an exchange that ends before its answer began."""
         exchange = self.exchanges.get(flow.id)
-        if exchange is None:
-            return None
+        if exchange is None:  # no hook of ours has seen it: another addon halted the chain
+            exchange = self._open(flow)
+            edits.hide_credentials(flow.request)
         if exchange.crossing.denial is None:
-            exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
+            self._fail(exchange)
         return exchange.refusal()
 
     def farewell(self, flow: http.HTTPFlow) -> bytes:
@@ -366,12 +370,17 @@ class Gateway:
     def deny_bug(self, hook: str, data: Any, bug: Exception) -> None:
         """Refuse what a hook was asked about, because the hook failed."""
         log.error("tidegate failed in %s: %s", hook, type(bug).__name__)
+        try:
+            self._refuse_bug(hook, data)
+        except Exception as worse:  # noqa: BLE001 - the egress refuses what nobody cleared; the text may hold data
+            log.error("tidegate failed to refuse after %s: %s", hook, type(worse).__name__)
+
+    def _refuse_bug(self, hook: str, data: Any) -> None:
         if isinstance(data, server_hooks.ServerConnectionHookData):
-            data.server.error = "the gateway failed"
+            data.server.error = BROKEN
         elif isinstance(data, http.HTTPFlow):
             exchange = self.exchanges.get(data.id) or self._open(data)
-            exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
-            exchange.revoke()
+            self._fail(exchange)
             data.request.data.content = b""
             edits.hide_credentials(data.request)
             if hook in ("responseheaders", "error"):
@@ -380,6 +389,12 @@ class Gateway:
                 exchange.refuse()
         elif hasattr(data, "client_conn"):
             self.tcp_start(data)
+
+    def _fail(self, exchange: Exchange) -> None:
+        """End an exchange as a bug; what was sealed of it is sealed again."""
+        exchange.revoke()
+        exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
+        exchange.sealed = False
 
     def _open(self, flow: http.HTTPFlow) -> Exchange:
         exchange = self.exchanges[flow.id] = Exchange(self.policy, flow)

@@ -20,15 +20,15 @@ CLAIMED = (
 """Prefixes of fields by which proxies tell who the caller is. A client's own are lies or leaks."""
 
 NOT_UPSTREAM = frozenset({
-    "te", "trailer", "upgrade", "http2-settings", "expect", "accept-encoding", "content-encoding", "transfer-encoding", "content-length",
-    "keep-alive", "proxy-connection", "connection",
+    "te", "trailer", "upgrade", "http2-settings", "expect", "accept-encoding", "content-encoding",
+    "transfer-encoding", "content-length", "keep-alive", "proxy-connection", "connection",
 })  # fmt: skip
-"""Fields of one hop (RFC 9110, 7.6.1), and those that the gate sets itself: it forwards decoded bodies and asks for plain answers."""
+"""Fields of one hop (RFC 9110, 7.6.1), and those the gate sets: it forwards plain bodies and asks for plain ones."""
 
 NOT_TO_CLIENT = frozenset(
     {"alt-svc", "set-cookie", "set-cookie2", "trailer", "upgrade", "http2-settings", "keep-alive", "proxy-authenticate"}
 )
-"""``alt-svc`` would lead the client past the gate; the upstream's cookies belong to the gate's account, not to the caller."""
+"""``alt-svc`` would lead the client past the gate; the upstream's cookies belong to the gate, not to the caller."""
 
 
 def upstream(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ from tidegate.standalone import FORBIDDEN, REQUIRED
 
 SAMPLE_PORT = 8091
 SWITCH_SECONDS = 0.0005
-"""How soon the event loop gets the interpreter back from the recorder's thread; Python's own 5 ms is an answer's time."""
+"""How soon the event loop gets the interpreter back from the recorder's thread; Python's 5 ms is an answer's time."""
 
 NOWHERE = "reverse:http://unset.invalid"
 """The reverse listener has no upstream of its own: the connection's prefix decides, and what has none goes nowhere."""
@@ -192,13 +192,13 @@ def _invitations() -> Sequence[tuple[str, str, str, str]]:
             "masked live: the sample model leaks a customer record, token by token",
             "/openai/v1/chat/completions",
             "authorization: Bearer ",
-            '{"model":"sample-small","stream":true,"messages":[{"role":"user","content":"Show me the customer record."}]}',
+            '{"model":"sample-small","stream":true,"messages":[{"role":"user","content":"Show the customer record."}]}',
         ),
         (
             "the same through the Anthropic dialect, as a whole answer",
             "/anthropic/v1/messages",
             "x-api-key: ",
-            '{"model":"sample-small","max_tokens":200,"messages":[{"role":"user","content":"Show me the customer record."}]}',
+            '{"model":"sample-small","max_tokens":200,"messages":[{"role":"user","content":"Show the customer record."}]}',
         ),
     )
 

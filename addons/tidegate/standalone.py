@@ -1,4 +1,5 @@
-"""The gate inside the user's own mitmdump or mitmweb: ``mitmdump -s addons/gateway.py --set tidegate=rules/policy.yaml``.
+"""The gate inside the user's own mitmdump or mitmweb: ``mitmdump -s addons/gateway.py --set
+tidegate=rules/policy.yaml``.
 
 There the user's options, scripts and addons run beside the gate. Options that would let traffic around it are set where
 they may be, refused where they may not, and vetoed when they change; if the gate is unloaded, the process ends.
@@ -67,6 +68,7 @@ class Standalone:
         self.gate: Gate | None = None
         self.addons: list[object] = []
         self._settled = False
+        self._started = False
 
     def load(self, loader: Loader) -> None:
         """Add the one option."""
@@ -101,6 +103,9 @@ class Standalone:
             names = ", ".join(sorted(ctx.options.deferred))
             sys.stderr.write(f"tidegate: --set names options that nobody knows: {names}\n")
             os._exit(1)
+        if self._started:  # mitmproxy tells a script twice
+            return
+        self._started = True
         assert self.gate is not None
         await self.gate.start()
         announce(
