@@ -116,14 +116,18 @@ def test_texts_beside_the_body_are_inspected() -> None:
     assert [(finding.where, finding.start) for finding in found.findings] == [("header x-note", 2)]
 
 
+def thought(text: str, signature: str) -> dict:
+    part = {"type": "thinking", "thinking": text, "signature": signature}
+    return {"messages": [{"role": "assistant", "content": [part]}]}
+
+
 def test_an_exempt_field_passes_if_it_has_its_shape() -> None:
-    thought = {"type": "thinking", "thinking": KEY, "signature": SEALED}
-    value = {"messages": [{"role": "assistant", "content": [thought]}]}
-    found = request(json.loads(json.dumps(value)), "messages")
-    part = json.loads(found.body)["messages"][0]["content"][0]
-    assert part == {"type": "thinking", "thinking": "[REDACTED:key]", "signature": SEALED}
-    thought["signature"] = f"{KEY} in a signature"
-    assert KEY.encode() not in request(json.loads(json.dumps(value)), "messages").body
+    assert json.loads(request(thought("So", SEALED), "messages").body) == thought("So", SEALED)
+    assert json.loads(request(thought("So", KEY), "messages").body) == thought("So", "[REDACTED:key]")
+
+
+def test_the_signature_of_a_masked_text_goes_with_it() -> None:
+    assert json.loads(request(thought(KEY, SEALED), "messages").body) == thought("[REDACTED:key]", "")
 
 
 def test_an_exempt_field_survives_masking_across_fields() -> None:
@@ -270,3 +274,7 @@ def masked(value: object) -> object:
 @given(st.dictionaries(st.sampled_from(["x", "y"]), trees, max_size=3))
 def test_one_scan_misses_nothing_that_a_look_at_each_value_finds(value: dict) -> None:
     assert json.loads(request(json.loads(json.dumps(value))).body) == masked(value)
+
+
+def test_a_placeholder_makes_no_new_edges() -> None:
+    assert json.loads(request({"x": f"{MAIL}{CARD}", "password": "x" * 5}).body)["x"] == f"[REDACTED:mail]{CARD}"

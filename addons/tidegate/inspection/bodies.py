@@ -5,11 +5,12 @@ Every string, every object key and every long number is looked at; only what a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tidegate.dialects.body import dump, strict_json
-from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Selected, replace, where
+from tidegate.dialects.fields import Leaf, LeafKind, Pointer, replace, where
 from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
@@ -54,13 +55,10 @@ def inspect_request(
             exempt.append((leaf.pointer, _at(value, leaf.pointer)))
         else:
             leaves.append(leaf)
-    body = None if value is None else _untouched(texts, value, leaves, exempt, (extra or {}).values())
-    if body is None:
-        _by_field(texts, leaves, extra or {})
-        body = b"" if value is None else _as_text(texts, value, exempt)
+    body = _look(texts, value, leaves, exempt, extra or {})
     if body is None:
         return Denial(Reason.BODY_MALFORMED, 400, "The request body cannot be masked without breaking it.")
-    return Inspected(body, tuple(texts.findings))
+    return Inspected(b"" if value is None else body, tuple(texts.findings))
 
 
 def inspect_answer(
@@ -79,17 +77,12 @@ def inspect_answer(
         return _plain_text(texts, body) if status >= 400 else MALFORMED
     bare = not isinstance(value, dict | list)
     root: object = [value] if bare else value
-    leaves = list(endpoint.answer.walk(root))
-    selected = list(endpoint.answer.select(root))
-    unread = [one.pointer for one in selected if one.pointer and any(payload.exempt for payload in one.payloads)]
-    exempt = [(pointer, _at(root, pointer)) for pointer in unread]
-    if _untouched(texts, root, leaves, exempt, ()) is not None:
-        return Inspected(body, ())
-    edited = _by_field(texts, leaves, {})
-    if edited:
-        _sign(edited, selected)
-        exempt = [(pointer, _at(root, pointer)) for pointer in unread]
-    written = _as_text(texts, root, exempt)
+    exempt = [
+        (one.pointer, one.value)
+        for one in endpoint.answer.select(root)
+        if one.pointer and any(payload.exempt for payload in one.payloads)
+    ]
+    written = _look(texts, root, list(endpoint.answer.walk(root)), exempt, {})
     if written is None or texts.denial is not None:
         return texts.denial or MALFORMED
     if not any(finding.action in (Action.REDACT, Action.BLOCK) for finding in texts.findings):
@@ -111,29 +104,41 @@ def _plain_text(texts: Texts, body: bytes) -> Inspected | Denial:
     return texts.denial or Inspected(changed.get(0, text).encode(), tuple(texts.findings))
 
 
-def _untouched[T: (RequestField, AnswerField)](
-    texts: Texts, value: object, leaves: Sequence[Leaf[T]], exempt: Sequence[Place], extra: Iterable[str]
+def _look[T: (RequestField, AnswerField)](
+    texts: Texts, value: object, leaves: Sequence[Leaf[T]], exempt: Sequence[Place], extra: Mapping[str, str]
 ) -> bytes | None:
-    """Look at everything with one scan, as most bodies hold nothing; return the body, or ``None`` to look closer.
+    """Look at every leaf and then at the JSON text; return the body as it may travel, ``None`` if masking breaks it.
 
-    The JSON text with its escapes undone holds every leaf as it is, between quotes or colons, which are no part of a
-    word, so a rule that matches a leaf matches there too.
+    One scan is enough for most bodies, which hold nothing: the JSON text with its escapes undone holds every leaf as it
+    is, between quotes or colons, which are no part of a word, so a rule that matches a leaf matches there too.
     """
-    if any("\\" in leaf.text and leaf.payloads and is_source(leaf) for leaf in leaves):
-        return None
     for pointer, _ in exempt:
         _put(value, pointer, "")
-    body = dump(value)
-    clean = texts.may_be_skipped(body, extra)
+    original = body = dump(value)
+    source = {index for index, leaf in enumerate(leaves) if leaf.payloads and is_source(leaf)}
+    hidden = any("\\" in leaves[index].text for index in source)
+    edited: list[Leaf[T]] = []
+    if hidden or not texts.may_be_skipped(original, extra.values()):
+        seen: Counter[tuple[str, str]] = Counter()
+        edited = _by_field(texts, leaves, source, extra, seen)
+        body = texts.check_spanning(original, dump(value) if edited else original, seen)
+    if not exempt:
+        return body
+    written = value if body is original else strict_json(body)
+    masked = {leaf.pointer[:-1] for leaf in edited}
     for pointer, old in exempt:
-        _put(value, pointer, old)
-    if not clean:
-        return None
-    return dump(value) if exempt else body
+        # a signature belongs to the text that was masked beside it
+        if not _put(written, pointer, "" if pointer[-1] == "signature" and pointer[:-1] in masked else old):
+            return None
+    return dump(written)
 
 
 def _by_field[T: (RequestField, AnswerField)](
-    texts: Texts, leaves: Sequence[Leaf[T]], extra: Mapping[str, str]
+    texts: Texts,
+    leaves: Sequence[Leaf[T]],
+    source: Collection[int],
+    extra: Mapping[str, str],
+    seen: Counter[tuple[str, str]],
 ) -> list[Leaf[T]]:
     """Look at every leaf and put its new text in place; return the leaves that changed."""
     places = tuple(extra)
@@ -142,25 +147,11 @@ def _by_field[T: (RequestField, AnswerField)](
     def place(index: int) -> str:
         return where(leaves[index].pointer) if index < count else places[index - count]
 
-    source = {index for index, leaf in enumerate(leaves) if leaf.payloads and is_source(leaf)}
-    changed = texts.check([*[leaf.text for leaf in leaves], *extra.values()], place, source)
+    changed = texts.check([*[leaf.text for leaf in leaves], *extra.values()], place, source, seen)
     edited = [(leaves[index], text) for index, text in sorted(changed.items(), reverse=True) if index < count]
     for leaf, text in edited:
         replace(None, leaf, text)  # type: ignore[arg-type]  # the payloads of a leaf are not looked at
     return [leaf for leaf, _ in edited]
-
-
-def _as_text(texts: Texts, value: object, exempt: Sequence[Place]) -> bytes | None:
-    """Look at the body as one JSON text without its exempt values; return it with them, ``None`` if that breaks it."""
-    for pointer, _ in exempt:
-        _put(value, pointer, "")
-    body = dump(value)
-    text = body.decode()
-    said = texts.check_spanning(text)
-    masked = value if said == text else strict_json(said.encode())
-    if isinstance(masked, Denial) or not all(_put(masked, pointer, old) for pointer, old in exempt):
-        return None
-    return body if masked is value and not exempt else dump(masked)
 
 
 def _may_exempt(leaf: Leaf[RequestField]) -> bool:
@@ -174,14 +165,6 @@ def _may_exempt(leaf: Leaf[RequestField]) -> bool:
         if payload.exempt is not None:
             return True
     return False
-
-
-def _sign(edited: Iterable[Leaf[AnswerField]], selected: Iterable[Selected[AnswerField]]) -> None:
-    """Take away the signature of a text that was masked: it stands in the same object and belongs to the old text."""
-    holders = {id(leaf.parent) for leaf in edited}
-    for one in selected:
-        if one.pointer[-1:] == ("signature",) and id(one.parent) in holders and isinstance(one.parent, dict):
-            one.parent["signature"] = ""
 
 
 def _empty_copies(endpoint: Endpoint, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from tidegate.inspection.engine import Engine, encode
@@ -55,14 +56,23 @@ class Texts:
         return "".join(text), masked
 
     def check(
-        self, texts: Sequence[str], place: Callable[[int], str], source: Collection[int] = frozenset()
+        self,
+        texts: Sequence[str],
+        place: Callable[[int], str],
+        source: Collection[int] = frozenset(),
+        seen: Counter[tuple[str, str]] | None = None,
     ) -> dict[int, str]:
-        """Look at whole texts; return those that change, by index. ``source`` holds the indexes of JSON source."""
+        """Look at whole texts; return those that change, by index. ``source`` holds the indexes of JSON source.
+
+        ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
+        """
         changed: dict[int, str] = {}
         found = self._engine.find_many(texts) if texts else {}
         if not found and not source:
             self._remember(texts)
             return changed
+        if seen is not None:
+            seen.update((span.rule.id, texts[i][span.start : span.end]) for i, spans in found.items() for span in spans)
         for index, text in enumerate(texts):
             escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
             if escaped or index in found:
@@ -84,26 +94,31 @@ class Texts:
             return False
         return not self._engine.candidates(encode("\0".join([_unescaped(body.decode()), *extra])))
 
-    def check_spanning(self, text: str) -> str:
-        """Look at a JSON text whose every value has been looked at, for what spans values; return it masked.
+    def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
+        """Look at a JSON text for what spans its values; return ``masked`` without that.
 
-        What such a rule only flags is noted once, unless the values have shown it.
+        ``original`` is the text before its values were masked (a placeholder moves the edges of words, so rules look at
+        the original), ``seen`` what was found in its values. What a rule only flags is noted once, at ``$``.
         """
-        spans = self._engine.find_text(_unescaped(text))
-        if not spans:
-            return text
-        known = {finding.rule for finding in self.findings}
-        if any(self._decide(span.rule) in _ACTING for span in spans):
-            before = len(self.findings)
-            said = self._whole(text, "$", source=True)
-            self.findings[before:] = [
-                one for one in self.findings[before:] if one.action in _ACTING or one.rule not in known
-            ]
-            return said
-        for span in spans:
-            if span.rule.id not in known and self._decide(span.rule) is Action.FLAG:
+        text = _unescaped(original.decode())
+        spanning = []
+        for span in self._engine.find_text(text):
+            value = (span.rule.id, text[span.start : span.end])
+            seen[value] -= 1
+            if seen[value] < 0:
+                spanning.append(span)
+        acting = {span.rule.id for span in spanning if self._decide(span.rule) in _ACTING}
+        for rule, span in {span.rule.id: span for span in reversed(spanning)}.items():
+            if rule not in acting and self._decide(span.rule) is Action.FLAG:
                 self._note(span.rule, "$", span.start, span.end)
-        return text
+        if not acting:
+            return masked
+
+        def decide(rule: Rule) -> Action:
+            return self._decide(rule) if rule.id in acting else Action.ALLOW
+
+        channel = JsonSource(Redactor(self._engine, decide, short_name))
+        return encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0])
 
     def _whole(self, text: str, place: str, *, source: bool) -> str:
         channel = self.source() if source else self.redactor()
