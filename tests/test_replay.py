@@ -120,7 +120,11 @@ def test_a_policy_that_keeps_nothing_gets_nothing() -> None:
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.binary()
     | st.text(alphabet=st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(alphabet="ab.", max_size=3), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(alphabet="ab.", max_size=3), inner, max_size=4)
+    ),
     max_leaves=20,
 )  # fmt: skip
 

@@ -97,7 +97,8 @@ def recording_1(db: Database) -> None:
     db.execute(f"CREATE TABLE exchange ({', '.join(columns)}, PRIMARY KEY (id)) STRICT, WITHOUT ROWID")
     db.execute(
         "CREATE TABLE finding (exchange TEXT NOT NULL, seq INTEGER NOT NULL, direction TEXT NOT NULL, "
-        'rule TEXT NOT NULL, class TEXT NOT NULL, "where" TEXT NOT NULL, start INTEGER NOT NULL, "end" INTEGER NOT NULL, '
+        'rule TEXT NOT NULL, class TEXT NOT NULL, "where" TEXT NOT NULL, start INTEGER NOT NULL, '
+        '"end" INTEGER NOT NULL, '
         "action TEXT NOT NULL, PRIMARY KEY (exchange, seq)) STRICT, WITHOUT ROWID"
     )
     db.table("finding").create_index(["rule"])

@@ -18,7 +18,6 @@ from mitmproxy.addons import clientplayback
 from mitmproxy.flow import Error
 from rich.table import Table
 from rich.text import Text
-from rich.table import Table
 
 from tidegate import master
 from tidegate.evidence.queries import printable
@@ -107,18 +106,6 @@ async def _one(flow: http.HTTPFlow, engine: clientplayback.ClientPlayback, ends:
 
 def _ended(flow: http.HTTPFlow) -> tuple[http.Response | None, str]:
     return flow.response, flow.error.msg if flow.error else Error.KILLED_MESSAGE
-
-
-def table(results: Sequence[Sent]) -> Table:
-    """Render what came of a replay for a terminal."""
-    view = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("recorded", "sent as", "before", "now", "answer"):
-        view.add_column(name)
-    for each in results:
-        answer = each.error or {None: "not kept", True: "the same", False: "differs"}[each.same]
-        statuses = ("-" if status is None else str(status) for status in (each.before, each.status))
-        view.add_row(each.exchange, each.sent_as or "-", *statuses, answer)
-    return view
 
 
 def table(results: Sequence[Sent]) -> Table:
