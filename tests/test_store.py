@@ -360,3 +360,14 @@ def test_acknowledged_intents_survive_kill_9(path: Path) -> None:
         path.unlink()
         for end in ("-wal", "-shm"):
             Path(f"{path}{end}").unlink(missing_ok=True)
+
+
+def test_every_column_is_documented(recorder: Recorder, path: Path) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "recording.md").read_text()
+    tables = [
+        name for (name,) in rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'") if name[0] not in "_s"
+    ]
+    assert sorted(tables) == ["decision", "event", "exchange", "finding", "flow_state"]
+    for table in tables:
+        for _, column, *_ in rows(path, f"PRAGMA table_info({table})"):
+            assert f"`{column}`" in page, f"docs/recording.md does not name {table}.{column}"
