@@ -404,8 +404,9 @@ class Crossing:
 
     def _inspect_head(self, event: AnswerBegan) -> frozenset[str]:
         """Return the header fields of an answer that must not reach the client."""
-        names = [name for name, _ in event.headers]
-        found = self.policy.engine.find_many([value for _, value in event.headers])
+        fields = [(name, value) for name, value in event.headers if not _plain(name, value)]
+        names = [name for name, _ in fields]
+        found = self.policy.engine.find_many([value for _, value in fields]) if fields else {}
         decide = self.policy.decide(Direction.RESPONSE)
         hits = []
         for index, spans in found.items():
@@ -555,6 +556,18 @@ def blocked(findings: tuple[Finding, ...]) -> Denial | None:
 
 def _worst(findings: tuple[Finding, ...]) -> str:
     return max((f.action for f in findings), key=list(Action).index).value if findings else Action.ALLOW.value
+
+
+def _plain(name: str, value: str) -> bool:
+    """Say whether a header field has one of the few values that HTTP itself prescribes, and so holds no text."""
+    return value in _PLAIN.get(name, ()) or (name == "content-length" and value.isdecimal() and len(value) < 12)
+
+
+_PLAIN = {
+    "content-type": ("application/json", "application/json; charset=utf-8", "text/event-stream"),
+    "connection": ("keep-alive", "close"),
+    "transfer-encoding": ("chunked",),
+}
 
 
 def _extra(head: Head, found: Route) -> dict[str, str]:

@@ -208,6 +208,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not in the line, so not asked for
     own = logging.getLogger("tidegate")
     own.setLevel(logging.INFO)
     own.addHandler(handler)
