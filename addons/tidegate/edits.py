@@ -11,6 +11,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from tidegate import headers
 from tidegate.crossing import Send
+from tidegate.inspection.engine import Engine
 from tidegate.model import Connection, Origin
 from tidegate.policy.policy import Policy
 
@@ -45,6 +46,14 @@ def hide_credentials(request: http.Request) -> None:
     )
     if len(kept) != len(request.headers.fields):
         request.headers.fields = kept
+
+
+def hide_findings(request: http.Request, engine: Engine) -> None:
+    """Take out the header fields in which any rule finds something, before a refused request is recorded."""
+    values = [value.decode("utf-8", "surrogateescape") for _, value in request.headers.fields]
+    found = engine.find_many(values)
+    if found:
+        request.headers.fields = tuple(pair for at, pair in enumerate(request.headers.fields) if at not in found)
 
 
 def address(request: http.Request, connection: Connection, path: str) -> None:

@@ -36,6 +36,10 @@ MAX_CONTROL_PAYLOAD = 8
 """Bytes of a WebSocket ping or pong that may pass: room for a counter or a time, not for a secret (RFC 6455: 125)."""
 
 
+TRAILERS = "trailers are not accepted"
+"""The error of an HTTP/1 message with trailers."""
+
+
 class Keeper(Protocol):
     """What the HTTP layer asks the gate."""
 
@@ -190,7 +194,7 @@ def _cancel(self: HttpStream) -> Commands:
 
 
 def _break_off(self: HttpStream, data: bytes, otherwise: SendHttp | None = None) -> Commands:
-    """End an answer that has begun: with last words and a proper end, or as mitmproxy would (``otherwise``, a reset)."""
+    """End an answer that has begun: with last words and a proper end, or as mitmproxy would (a reset)."""
     client, stream = self.context.client, self.stream_id
     self.tidegate_over = True  # type: ignore[attr-defined]
     if data:
@@ -236,7 +240,7 @@ def _without_trailers(self: Http1Connection, event: events.Event, original: Call
         code = http_events.ErrorCode.GENERIC_SERVER_ERROR
         if kind is http_events.RequestProtocolError:
             code = http_events.ErrorCode.GENERIC_CLIENT_ERROR
-        yield ReceiveHttp(kind(self.stream_id, "trailers are not accepted", code))
+        yield ReceiveHttp(kind(self.stream_id, TRAILERS, code))
 
 
 def _small(event: wsproto.events.Event) -> wsproto.events.Event:

@@ -1,4 +1,4 @@
-"""One exchange as the adapter holds it: the flow, the crossing, what was cleared, what was released, what was emitted."""
+"""One exchange as the adapter holds it: flow and crossing; what was cleared, released and emitted; its evidence."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Exchange:
         self.kept: list[bytes] = []
         self.meter: AnswerMeter | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.released: http.Response | None = None
+        self.released: tuple[http.Response, object] | None = None
         self.farewell = b""
         self.sealed = False
         self._cleared: tuple[object, ...] | None = None
@@ -76,7 +76,14 @@ class Exchange:
 
     def release(self) -> None:
         """Let the flow's answer, as it is now, reach the client."""
-        self.released = self.flow.response
+        self._let_go(self.flow.response)
+
+    def is_released(self, response: http.Response) -> bool:
+        """Say whether an answer is the one that was released, streamed by whom it was streamed then."""
+        return self.released is not None and self.released[0] is response and self.released[1] is response.stream
+
+    def _let_go(self, response: http.Response | None) -> None:
+        self.released = None if response is None else (response, response.stream)
 
     def refuse(self) -> None:
         """Put the refusal on the flow in place of any answer."""
@@ -87,8 +94,9 @@ class Exchange:
         """Make the refusal, in the shape of the caller's dialect."""
         denial = self.crossing.denial
         assert denial is not None
+        self.crossing.status = denial.status
         response = edits.refusal(denial.status, *render(self.crossing.shape, denial, self.id))
-        self.released = response
+        self._let_go(response)
         return response
 
     def emitted(self, data: bytes) -> list[bytes]:
@@ -155,7 +163,9 @@ class Exchange:
         keep = Keep.NONE if crossing.passing else crossing.policy.recording.keep  # what nobody inspected is not kept
         if crossing.streamed and self.flow.response is not None:
             self.flow.response.data.content = b"".join(self.kept)
-        inspected = crossing.verdict is not None
+        inspected = self.meter is not None  # sent, so that its head is what was cleared
+        if not inspected:
+            edits.hide_findings(self.flow.request, crossing.policy.engine)
         return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected)
 
     @staticmethod

@@ -43,6 +43,7 @@ BROKEN = "the gateway failed"
 """The error of an upstream connection that was not opened because the fence failed."""
 
 UNLISTED = Denial(Reason.UNLISTED_HOST, 403, "This host is not listed in the gateway's policy.")
+NOT_HTTP = Denial(Reason.PROTOCOL, 400, "The request is not written as HTTP allows, or it has trailers.")
 CLIENT_GONE = Denial(Reason.CLIENT_GONE, 499, "The client left before its answer was complete.")
 UPSTREAM_FAILED = Denial(Reason.UPSTREAM_FAILED, 502, "The model provider could not be reached, or it broke off.")
 NO_CREDENTIAL = Denial(
@@ -311,10 +312,7 @@ class Gateway:
                 return
             exchange = self._open(flow)
         if exchange.crossing.stage is not Stage.OVER:
-            gone = "lient disconnected" in (flow.error.msg if flow.error else "") or not flow.client_conn.connected
-            why = BUG if flow.server_conn.error == BROKEN else UPSTREAM_FAILED
-            lost = steps.Stopped(CLIENT_GONE, Outcome.ABORTED) if gone else steps.Stopped(why, Outcome.FAILED)
-            step = exchange.crossing.receive(lost)
+            step = exchange.crossing.receive(_lost(exchange))
             exchange.farewell = b"".join(exchange.emitted(step.data)) if isinstance(step, steps.Emit) else b""
         if exchange.crossing.denial is not None and flow.error is not None:
             flow.error.msg = exchange.crossing.denial.message  # mitmproxy's own text may quote what a peer sent
@@ -341,7 +339,7 @@ class Gateway:
             self.tunnels.discard(flow.id)
             return response.status_code == 200
         exchange = self.exchanges.get(flow.id)
-        return exchange is not None and exchange.released is response
+        return exchange is not None and exchange.is_released(response)
 
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the words for an exchange that ends before its answer began."""
@@ -372,7 +370,7 @@ class Gateway:
         log.error("tidegate failed in %s: %s", hook, type(bug).__name__)
         try:
             self._refuse_bug(hook, data)
-        except Exception as worse:  # noqa: BLE001 - the egress refuses what nobody cleared; the text may hold data
+        except Exception as worse:
             log.error("tidegate failed to refuse after %s: %s", hook, type(worse).__name__)
 
     def _refuse_bug(self, hook: str, data: Any) -> None:
@@ -385,8 +383,11 @@ class Gateway:
             edits.hide_credentials(data.request)
             if hook in ("responseheaders", "error"):
                 data.error = Error(Error.KILLED_MESSAGE)
+                exchange.crossing.status = BUG.status if hook == "responseheaders" else exchange.crossing.status
             else:
                 exchange.refuse()
+            if hook == "http_connect":
+                self._seal(exchange)  # no other hook follows a refused CONNECT
         elif hasattr(data, "client_conn"):
             self.tcp_start(data)
 
@@ -440,6 +441,24 @@ class Gateway:
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
         log.info(exchange.line(record))
+
+
+def _lost(exchange: Exchange) -> steps.Stopped:
+    """Say who ended an exchange early: who broke the protocol, who sent too much, or who left."""
+    flow, crossing = exchange.flow, exchange.crossing
+    message = flow.error.msg if flow.error else ""
+    reading = crossing.stage in (Stage.HEAD, Stage.CALLER, Stage.BODY)
+    if message.startswith("Request body exceeds") and crossing.grant is not None:
+        return steps.Stopped(steps.too_large(crossing.grant.request_bytes))
+    if message.startswith("Response body exceeds"):
+        return steps.Stopped(_limit(Reason.ANSWER_TOO_LARGE))
+    if reading and message == egress.TRAILERS:
+        return steps.Stopped(NOT_HTTP)
+    if "lient disconnected" in message or not flow.client_conn.connected:
+        return steps.Stopped(CLIENT_GONE, Outcome.ABORTED)
+    if BROKEN in message:
+        return steps.Stopped(BUG, Outcome.FAILED)
+    return steps.Stopped(NOT_HTTP) if reading else steps.Stopped(UPSTREAM_FAILED, Outcome.FAILED)
 
 
 def _limit(reason: Reason) -> Denial:
