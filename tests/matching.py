@@ -53,8 +53,11 @@ FRAGMENTS = (
     ">", "c>", ">>", "059", "18", "7992", "ab@c", "x1",
 )  # fmt: skip
 
-indexes = st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=6, unique=True).map(
-    lambda each: tuple(sorted(each))
+REGIONS = st.sampled_from([(), (len(POOL) - 2,), (len(POOL) - 1,), (len(POOL) - 2, len(POOL) - 1)])
+indexes = st.builds(
+    lambda few, regions: tuple(sorted({*few, *regions})),
+    st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=5),
+    REGIONS,
 )
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join)
 actions = st.sampled_from([Action.FLAG, Action.REDACT, Action.REDACT, Action.BLOCK, Action.ALLOW])

@@ -48,6 +48,37 @@ def test_a_whole_text_is_masked_as_the_naive_reading_says(
     assert findings(list(hits)) == found
 
 
+TRAPS = {
+    "an end marker that grows": "<>>",
+    "an end marker that grows past the cap": "<baaaaaa>>",
+    "an end marker at the cap": "<baaaaaa>b",
+    "a match before a region that reaches over it": "a1<c>>b",
+    "a match right after a region": "<>abc",
+    "a region inside a region": "<a<bc>>>b",
+    "a region cut by its cap in a character": "<b" + "é" * 5,
+    "a marker that ends in half a character": "é<aé>",
+    "a value behind its match": "ab@1abc",
+    "a value in a region": "abc@ <>1",
+    "two rules in one character": "éaéb",
+    "a rejected match over an accepted one": "10059",
+    "a word edge at the cut": "ab ab\u00e9b ab",
+    "growth": "aaaaab@cab@c1",
+}
+
+
+@pytest.mark.parametrize("text", TRAPS.values(), ids=TRAPS.keys())
+def test_every_cut_of_a_trap_gives_what_the_whole_gives(text: str) -> None:
+    every = engine(tuple(range(len(POOL))))
+    for rules in (every, *(engine((index,)) for index in range(len(POOL)))):
+        decide = {each.id: Action.REDACT for each in rules.rules}
+        whole = redact(rules, always, short_name, text)[0]
+        assert whole == masked(rules.rules, decide, text)[0]
+        for first in range(len(text)):
+            for second in range(first, len(text)):
+                assert stream(rules, decide, [text[:first], text[first:second], text[second:]])[0] == whole
+        assert stream(rules, decide, list(text))[0] == whole
+
+
 @settings(max_examples=2500, deadline=None)
 @given(chosen=indexes, text=texts, at=cuts, draw=st.data())
 def test_every_cut_gives_what_the_whole_gives(
