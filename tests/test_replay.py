@@ -28,6 +28,7 @@ from rich.console import Console
 from sqlite_utils.utils import sqlite3
 
 from tests.e2e.harness import BIN, ROOT, free_port, wait_for_port
+from tidegate import headers
 from tidegate.evidence import queries
 from tidegate.evidence.records import ExchangeRecord, RecordingError
 from tidegate.evidence.store import Recorder
@@ -85,7 +86,7 @@ SECRET_FIELDS = (
 def test_no_credential_is_in_a_kept_state() -> None:
     flow = made()
     flow.backup()
-    for name in SECRET_FIELDS:
+    for name in (*SECRET_FIELDS, *headers.CREDENTIALS):
         flow.request.headers[name] = f"Bearer {CANARY}"
     for name in ("set-cookie", "authorization", "www-authenticate"):
         flow.response.headers[name] = CANARY

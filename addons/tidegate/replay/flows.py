@@ -195,7 +195,7 @@ def _response(response: http.Response) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1024)
 def _may_keep(name: bytes, inspected: bool) -> bool:
     plain = name.decode("latin-1").lower()
-    return plain in _PLAIN if not inspected else not _SECRET_FIELD.search(plain) and plain not in headers.CREDENTIALS
+    return plain in _PLAIN if not inspected else not _SECRET_FIELD.search(plain)
 
 
 def _path(path: str, *, inspected: bool) -> str:
