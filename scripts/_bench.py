@@ -1,9 +1,10 @@
 """Measure stock mitmdump, slim mitmproxy without the gate, and the full gate on the same requests, back to back.
 
-Everything runs on this machine as processes of its own: a bare upstream, the three proxies, one load generator at a
-time. Rounds are interleaved (stock, slim, gate, stock, slim, gate ...), no two requests are alike, and every answer is
-checked. The full gate has an OIDC caller, every shipped rule, and strict recording. Compare ratios, not absolutes;
-processor time for each request is the figure that a busy machine disturbs least.
+Everything runs on this machine as processes of its own: a bare upstream, the proxies, one load generator at a
+time. Rounds are interleaved (stock, slim, gate, strict, stock ...), no two requests are alike, and every answer is
+checked. The full gate has an OIDC caller, every shipped rule and dialect, masking in both directions, and recording. It
+runs twice: ``gate`` records with ``mode: best_effort``, ``strict`` waits for the disk before it sends. Compare ratios,
+not absolutes; processor time for each request is the figure that a busy machine disturbs least.
 """
 
 from __future__ import annotations
@@ -241,13 +242,13 @@ def issuer(port: int) -> tuple[HTTPServer, str]:
     return server, token
 
 
-def write_policy(folder: Path, issuer_port: int, target: int) -> Path:
-    """Write the policy of the full gate: the shipped packs, dialects and actions, an OIDC caller, strict recording."""
+def write_policy(folder: Path, issuer_port: int, target: int, mode: str) -> Path:
+    """Write a policy of the full gate: shipped packs, dialects and actions, an OIDC caller, recording in ``mode``."""
     import yaml
 
     shipped = yaml.safe_load((ROOT / "rules" / "policy.yaml").read_text())
     for part in ("packs", "dialects"):
-        shutil.copytree(ROOT / "rules" / part, folder / part)
+        shutil.copytree(ROOT / "rules" / part, folder / part, dirs_exist_ok=True)
     oidc = {
         "issuer": f"http://127.0.0.1:{issuer_port}",
         "audience": "tidegate",
@@ -268,9 +269,9 @@ def write_policy(folder: Path, issuer_port: int, target: int) -> Path:
         "roles": {"dev": {"allow": [{"connections": ["bench"], "endpoints": ["chat"], "models": ["bench-*"]}]}},
         "bindings": [{"groups": ["corp:dev"], "roles": ["dev"]}],
         "inspection": shipped["inspection"],
-        "recording": {"mode": "strict", "keep": "redacted", "path": str(folder / "bench.db")},
+        "recording": {"mode": mode, "keep": "redacted", "path": str(folder / f"{mode}.db")},
     }
-    path = folder / "policy.yaml"
+    path = folder / f"{mode}.yaml"
     path.write_text(yaml.safe_dump(policy, sort_keys=False))
     return path
 
@@ -345,7 +346,7 @@ def proxies(options: argparse.Namespace) -> Iterator[tuple[list[Proxy], str]]:
         folder = Path(name)
         children = Children(folder)
         me, bin_ = (sys.executable, str(Path(__file__).resolve())), Path(sys.executable).parent
-        target, ports, issuer_port = free_port(), [free_port() for _ in range(3)], free_port()
+        target, ports, issuer_port = free_port(), [free_port() for _ in range(4)], free_port()
         server, token = issuer(issuer_port)
         try:
             children.start("upstream", target, *me, "upstream", "--port", target)
@@ -356,10 +357,11 @@ def proxies(options: argparse.Namespace) -> Iterator[tuple[list[Proxy], str]]:
             command = (*me, "slim", "--port", ports[1], "--target", target, "--folder", folder / "ca")
             found.append(Proxy("slim", ports[1], path, children.start("slim", ports[1], *command)))
             if not options.without_gate:
-                policy = write_policy(folder, issuer_port, target)
-                listen = ("--listen", f"127.0.0.1:{ports[2]}", "--confdir", folder / "ca")
-                command = (bin_ / "tidegate", "run", "--policy", policy, *listen)
-                found.append(Proxy("gate", ports[2], f"/openai{path}", children.start("gate", ports[2], *command)))
+                for kind, mode, port in (("gate", "best_effort", ports[2]), ("strict", "strict", ports[3])):
+                    policy = write_policy(folder, issuer_port, target, mode)
+                    listen = ("--listen", f"127.0.0.1:{port}", "--confdir", folder / "ca")
+                    command = (bin_ / "tidegate", "run", "--policy", policy, *listen)
+                    found.append(Proxy(kind, port, f"/openai{path}", children.start(kind, port, *command)))
             yield found, token
         finally:
             children.stop()
@@ -420,6 +422,7 @@ def report(options: argparse.Namespace, cells: list[Cell]) -> dict[str, Any]:
     pairs = [
         ("full_gate_vs_stock", "gate", "stock"),
         ("full_gate_vs_slim", "gate", "slim"),
+        ("strict_gate_vs_stock", "strict", "stock"),
         ("slim_vs_stock", "slim", "stock"),
     ]
     pairs = [each for each in pairs if {each[1], each[2]} <= names]
@@ -469,7 +472,7 @@ def show(cells: list[Cell]) -> None:
 def bench(options: argparse.Namespace) -> None:
     """Run the whole comparison."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended as well
-    steps = len(CONNECTIONS) * len(SIZES) * options.rounds * (2 if options.without_gate else 3)
+    steps = len(CONNECTIONS) * len(SIZES) * options.rounds * (2 if options.without_gate else 4)
 
     def say(text: str) -> None:
         print(f"bench: {text}", file=sys.stderr, flush=True)
@@ -489,7 +492,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "role", nargs="?", choices=["bench", "upstream", "slim", "load"], default="bench", help=argparse.SUPPRESS
     )
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of each run (default 3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each run (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is run (default 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     parser.add_argument("--without-gate", action="store_true", help="measure stock and slim mitmproxy only")

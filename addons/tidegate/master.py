@@ -94,7 +94,7 @@ def quicken(dispatch: Dispatch) -> None:
                 self.log(f"mitmproxy failed: {type(crash).__name__}", logging.ERROR)
 
     ProxyConnectionHandler.server_event = server_event  # type: ignore[method-assign]
-    connection.uuid = flow.uuid = QuickIds()  # type: ignore[assignment]
+    connection.uuid = flow.uuid = QuickIds()  # type: ignore[assignment, attr-defined]
     http.MessageData.__post_init__ = lambda _: None  # type: ignore[method-assign]  # checks the types addons pass, at each message
 
 
