@@ -49,6 +49,9 @@ class Keeper(Protocol):
     def released(self, flow: http.HTTPFlow, response: http.Response) -> bool:
         """Say whether the gate let this answer go to the client."""
 
+    def arrived(self, flow: http.HTTPFlow, size: int) -> None:
+        """Take note of bytes of an answer's body that came from the upstream."""
+
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the gate's own words for an exchange that ends before an answer began."""
 
@@ -100,6 +103,8 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
     if isinstance(event, Cut):
         yield from _end(self, event)
         return
+    if type(event) is http_events.ResponseData:
+        _ask("arrived", self.flow, len(event.data))
     source = original(self, event)
     reply: Any = None
     while True:

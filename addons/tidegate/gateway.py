@@ -341,6 +341,15 @@ class Gateway:
         exchange = self.exchanges.get(flow.id)
         return exchange is not None and exchange.is_released(response)
 
+    def arrived(self, flow: http.HTTPFlow, size: int) -> None:
+        """Measure bytes of an answer that is being collected; those of a stream are measured where they are relayed."""
+        exchange = self.exchanges.get(flow.id)
+        if exchange is None or exchange.meter is None or exchange.crossing.stage is not Stage.WHOLE:
+            return
+        passed = exchange.meter.received(size, time.monotonic())
+        if passed is not None:
+            self._end(exchange, passed)
+
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the words for an exchange that ends before its answer began."""
         exchange = self.exchanges.get(flow.id)
@@ -429,6 +438,10 @@ class Gateway:
         if passed is None:
             self._watch(exchange)
             return
+        self._end(exchange, passed)
+
+    def _end(self, exchange: Exchange, passed: Reason) -> None:
+        """End an exchange that broke a limit: with a refusal, or in a stream with the dialect's error event."""
         step = exchange.crossing.receive(steps.Stopped(_limit(passed)))
         data = step.data if isinstance(step, steps.Emit) else b""
         self._cut(exchange, b"".join(exchange.emitted(data)))
