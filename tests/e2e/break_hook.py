@@ -1,0 +1,122 @@
+"""Break one place of a running gate on demand: a mitmproxy script (``-s``), or a command in front of ``tidegate``.
+
+The file ``break.json`` in the working directory says what breaks: ``place`` (``Gateway.request``), ``when`` (``before``,
+``after`` or ``later``: in what is awaited), ``error`` (a name of ``ERRORS``). Without the file nothing breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mitmproxy import exceptions
+
+CANARY = "text-of-a-bug-CANARY-51c0"
+
+ERRORS: dict[str, type[Exception]] = {
+    "RuntimeError": RuntimeError,
+    "OptionsError": exceptions.OptionsError,
+    "AddonHalt": exceptions.AddonHalt,
+    "KeyError": KeyError,
+    "AssertionError": AssertionError,
+}
+
+HOOKS = (
+    "http_connect",
+    "next_layer",
+    "server_connect",
+    "requestheaders",
+    "request",
+    "responseheaders",
+    "response",
+    "error",
+)
+KEEPER = ("outgoing", "released", "refusal", "farewell", "over", "_refuse_bug", "_relay", "_seal")
+
+PLACES = (
+    *(f"tidegate.gateway:Gateway.{name}" for name in (*HOOKS, *KEEPER)),
+    "tidegate.exchange:Exchange.refuse",
+    "tidegate.exchange:Exchange.refusal",
+    "tidegate.exchange:Exchange.record",
+    "tidegate.exchange:Exchange.state",
+    "tidegate.exchange:Exchange.line",
+    "tidegate.evidence.store:Recorder.intent",
+    "tidegate.evidence.store:Recorder.seal",
+    "tidegate.identity.verifier:Verifier.cached",
+    "tidegate.identity.verifier:Verifier.identify",
+    "tidegate.inspection.engine:Engine.find_many",
+    "tidegate.streams.answers:SseAnswer.feed",
+    "tidegate.streams.answers:SseAnswer.end",
+    "tidegate.limits.answer:AnswerMeter.began",
+    "tidegate.limits.answer:AnswerMeter.received",
+)
+
+
+def order() -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads(Path("break.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def breaking(place: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``original`` with the order looked up at each call."""
+
+    @functools.wraps(original)
+    def run(*given: Any, **named: Any) -> Any:
+        asked = order()
+        if asked.get("place") != place:
+            return original(*given, **named)
+        bug = ERRORS[asked["error"]](CANARY)
+        if asked["when"] == "before":
+            raise bug
+        result = original(*given, **named) if asked["when"] == "after" else None
+        if asked["when"] == "later" or inspect.isawaitable(result):
+            return fail(result, bug)
+        raise bug
+
+    async def fail(first: Any, bug: Exception) -> None:
+        if first is not None:
+            await first
+        await asyncio.sleep(0)
+        raise bug
+
+    return run
+
+
+def install() -> None:
+    """Put every place under the order. A guarded hook breaks inside its guard."""
+    for place in PLACES:
+        module, _, dotted = place.partition(":")
+        owner, name = dotted.split(".")
+        holder = getattr(importlib.import_module(module), owner)
+        found = getattr(holder, name)
+        inside = [
+            cell
+            for cell in (found.__closure__ or () if hasattr(found, "__wrapped__") else ())
+            if getattr(cell.cell_contents, "__name__", "") == name
+        ]
+        if inside:
+            inside[0].cell_contents = breaking(dotted, inside[0].cell_contents)
+        else:
+            changed = breaking(dotted, found)
+            plain = isinstance(inspect.getattr_static(holder, name), staticmethod)
+            setattr(holder, name, staticmethod(changed) if plain else changed)
+
+
+addons: list[object] = []
+
+if __name__ != "tests.e2e.break_hook":  # a test that only wants the names is left whole
+    install()
+
+if __name__ == "__main__":
+    from tidegate.cli import main
+
+    main()
