@@ -41,6 +41,8 @@ PLACES = {
     "an unknown field": ({"x": {"y": [MAIL]}}, "$.x.y[0]", {"x": {"y": ["[REDACTED:mail]"]}}),
     "a key": ({"x": {KEY: 1, "b": 2}}, "$.x.*", {"x": {"[REDACTED:key]": 1, "b": 2}}),
     "a value under a masked key": ({KEY: {"b": 2}}, "$.*", {"[REDACTED:key]": {"b": 2}}),
+    "a masked key and its value": ({"x": {KEY: f"{MAIL}!"}}, "$.x.*", {"x": {"[REDACTED:key]": "[REDACTED:mail]!"}}),
+    "a text after a line end": (message(f"a\n{KEY}"), "$.messages[0].content", message("a\n[REDACTED:key]")),
     "a number": ({"n": int(CARD)}, "$.n", {"n": "[REDACTED:card]"}),
     "a text with line ends": (message(f"a\n{PEM}\nb"), "$.messages[0].content", message("a\n[REDACTED:pem]\nb")),
     "a key and its value": (
@@ -97,6 +99,13 @@ def test_a_flag_keeps_the_body(action: Action) -> None:
     assert [finding.rule for finding in found.findings] == (
         ["t.key", "t.mail", "t.password"] if action is Action.FLAG else []
     )
+
+
+def test_flags_without_end_are_not_listed_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.streams.texts.MAX_FLAGGED", 3)
+    value = {"x": [f"{CARD} {index}" for index in range(9)]}
+    assert len(request(json.loads(json.dumps(value)), action=Action.FLAG).findings) == 3
+    assert len(request(value).findings) == 9
 
 
 def test_what_is_blocked_is_masked_too_so_that_it_can_be_recorded() -> None:

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.wire import CARD, FAMILIES, KEY, MAIL, Said, always, endpoint, engine, every
-from tidegate.dialects.spec import StreamSpec
+from tidegate.dialects.fields import Trie
+from tidegate.dialects.spec import Delta, Flush, StreamSpec
 from tidegate.model import Action, Denial, Reason
 from tidegate.streams.channels import MALFORMED, RESUMED, UNDECIDED, EventRedactor, HeldCaps, Outgoing
 
@@ -266,3 +267,25 @@ def test_a_tools_name_does_not_wait_and_may_not_go_on() -> None:
     names = [event["choices"][0]["delta"]["tool_calls"][0]["function"]["name"] for event in events]
     assert names == ["jane.doe", "jane.doe", ""]
     assert gate.event(call("@example.com")) == RESUMED
+
+
+def test_a_made_up_delta_says_nothing_of_its_neighbours() -> None:
+    deltas = (Delta("$.response"), Delta("$.thinking"))
+    flush = Flush("$.done", select=Trie([("$.done", None)]))
+    paths = Trie((one.path, one) for one in deltas)
+    lines = StreamSpec(None, None, None, None, deltas, (flush,), (), (), paths)
+    gate = EventRedactor(lines, engine(), always(Action.REDACT))
+    events = sent(gate, {"model": "m", "response": "a sk-Ab", "thinking": "Hm. "}, {"model": "m", "done": True})
+    assert events[1] == {"model": "m", "response": "sk-Ab", "thinking": ""}
+
+
+def test_a_signature_in_a_part_of_its_own_is_taken_away_too() -> None:
+    def details(**part: object) -> dict:
+        return chunk({"reasoning_details": [{"index": 0, **part}]})
+
+    events = sent(
+        channels("chat"),
+        details(type="reasoning.text", text=f"{KEY} is it. "),
+        details(type="reasoning.signature", signature="c2lnbmF0dXJl"),
+    )
+    assert events[-1]["choices"][0]["delta"]["reasoning_details"][0]["signature"] == ""

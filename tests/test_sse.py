@@ -114,6 +114,7 @@ def test_a_long_event_is_refused_before_it_ends() -> None:
         (b"\xef\xbb\xbfdata: a\r\r", b"\xef\xbb\xbfdata: Z\r\r"),
         (b"\ndata: a\n\n", b"\ndata: Z\n\n"),
         (b"data: a", b"data: Z"),
+        (b"data: a\nid: 1\ndata: b\n\n", b"data: Z\nid: 1\n\n"),
         (b"data\nretry: 1\n\n", b"data:Z\nretry: 1\n\n"),
         ("data: a\u2028\n\n".encode(), b"data: Z\n\n"),
     ],

@@ -373,7 +373,7 @@ def _signs(event: object, leaf: Leaf[Payload], holder: str, key: Key) -> bool:
     """Say whether a signature stands beside the text of a channel: the same path, in objects of the same indexes."""
     if not any(_holder(payload.path) == holder for payload in leaf.payloads):
         return False
-    names = tuple(name for _, name, _ in key if name != "type")
+    names = tuple(name for _, name, _ in key)
     told = {(depth, name): value for depth, name, value in key_of(event, leaf.pointer, names)}
     return all(told.get((depth, name)) == value for depth, name, value in key if name != "type")
 
