@@ -179,7 +179,9 @@ def flows_list(recording: Path | None, policy_path: Path | None, as_json: bool, 
         for row in rows:
             click.echo(json.dumps(row))
     else:
-        Console().print(queries.table(rows))
+        terminal = Console()
+        console = terminal if terminal.is_terminal else Console(width=200)  # a pipe has no width; nothing is lost in it
+        console.print(queries.table(rows, console.width))
 
 
 @flows.command("show")

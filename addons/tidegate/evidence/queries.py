@@ -169,28 +169,39 @@ def _rules(db: Database, row: Row) -> dict[str, int]:
     return {each["rule"]: each["times"] for each in db.query(rules, [row["id"]])}
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Render ``list_flows`` for a terminal. What a client could have written is shown without control characters."""
+WIDE = 150
+"""Columns of a terminal from which on ``table`` shows everything it knows in a line."""
+
+
+def table(rows: Sequence[Row], width: int = WIDE) -> Table:
+    """Render ``list_flows`` for a terminal of ``width`` columns; a narrow one is told how many findings, not which.
+
+    What a client could have written is shown without control characters.
+    """
+    wide = width >= WIDE
     view = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("id", "started (UTC)", "outcome", "status", "caller", "connection", "model", "ms"):
-        view.add_column(name, no_wrap=name in ("id", "started (UTC)", "outcome"), overflow="fold")
-    view.add_column("findings", overflow="fold")
+    for name in ("id", "started (UTC)", "outcome"):
+        view.add_column(name, no_wrap=True)
+    for name in ("status", "caller", "connection", "model", "ms", "findings") if wide else ("findings",):
+        view.add_column(name, overflow="fold")
     for row in rows:
         outcome = row["outcome"] or "open"
         ended = outcome if row["reason"] is None else f"{outcome}: {row['reason']}"
-        where = "/".join(each for each in (row["connection"], row["endpoint"]) if each)
-        rules = ", ".join(rule if times == 1 else f"{rule} x{times}" for rule, times in row["rules"].items())
-        took = "" if row["duration_us"] is None else f"{row['duration_us'] / 1000:.1f}"
-        view.add_row(
+        first = (
             Text(row["id"]),
-            moment(row["started_us"]),
+            moment(row["started_us"])[0 if wide else 5 :],
             Text(ended, style=_COLOURS.get(outcome, "")),
-            str(row["status"] or ""),
-            *(Text(printable(each or "")) for each in (who(row), where, row["model"])),
-            took,
-            Text(rules),
         )
+        view.add_row(*first, *(_rest(row) if wide else (str(sum(row["rules"].values()) or ""),)))
     return view
+
+
+def _rest(row: Row) -> tuple[Text | str, ...]:
+    where = "/".join(each for each in (row["connection"], row["endpoint"]) if each)
+    rules = ", ".join(rule if times == 1 else f"{rule} x{times}" for rule, times in row["rules"].items())
+    took = "" if row["duration_us"] is None else f"{row['duration_us'] / 1000:.1f}"
+    names = (Text(printable(each or "")) for each in (who(row), where, row["model"]))
+    return str(row["status"] or ""), *names, took, Text(rules)
 
 
 def who(row: Row) -> str:
