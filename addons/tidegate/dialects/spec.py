@@ -94,7 +94,7 @@ class RequestField:
 
 @dataclass(frozen=True, slots=True)
 class AnswerField:
-    """What a path says about a field of an answer. ``drop``: a second copy, taken out with its key."""
+    """What a path says about a field of an answer. ``drop``: a second copy, emptied."""
 
     path: str
     role: Role | None = None
@@ -152,7 +152,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A path in a stream event that holds a second copy and is taken out with its key."""
+    """A path in a stream event that holds a second copy and is emptied."""
 
     path: str
     because: str
