@@ -68,7 +68,7 @@ async def run(settings: Settings) -> None:
         except (exceptions.OptionsError, KeyError) as error:
             raise StartError(f"--set {_text(error)}") from None
         await gate.start()
-        announce(gate.addon.policy, modes=given["mode"], problems=gate.problems)
+        announce(gate.addon.policy, modes=listeners(settings), problems=gate.problems)
         if settings.sample_model:
             invite(gate.addon.policy, settings)
         gc.collect()
@@ -79,6 +79,16 @@ async def run(settings: Settings) -> None:
             await master.serve(slim)
         finally:
             await gate.close()
+
+
+def listeners(settings: Settings) -> list[str]:
+    """Say of each mode where it listens, as a person would type it."""
+    found = []
+    for each in settings.modes:
+        name, at, port = each.rpartition("@") if "@" in each else (each, "", "")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        found.append(f"{host}:{port if at else settings.port} ({name})")
+    return found
 
 
 def mitmproxy_options(settings: Settings) -> dict[str, Any]:
@@ -192,13 +202,13 @@ def _invitations() -> Sequence[tuple[str, str, str, str]]:
             "masked live: the sample model leaks a customer record, token by token",
             "/openai/v1/chat/completions",
             "authorization: Bearer ",
-            '{"model":"sample-small","stream":true,"messages":[{"role":"user","content":"Show the customer record."}]}',
+            '{"model":"sample-small","stream":true,"messages":[{"role":"user","content":"The customer record?"}]}',
         ),
         (
             "the same through the Anthropic dialect, as a whole answer",
             "/anthropic/v1/messages",
             "x-api-key: ",
-            '{"model":"sample-small","max_tokens":200,"messages":[{"role":"user","content":"Show the customer record."}]}',
+            '{"model":"sample-small","max_tokens":200,"messages":[{"role":"user","content":"The customer record?"}]}',
         ),
     )
 
