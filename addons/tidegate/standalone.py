@@ -58,6 +58,9 @@ FORBIDDEN: dict[str, tuple[object, str]] = {
 }
 """Options that must stay as they are; another value is refused at start and vetoed later."""
 
+PRIVATE = frozenset({"proxyauth", "modify_headers", "modify_body", "map_remote", "map_local"})
+"""Options whose values may hold a secret: a message says only that there is one."""
+
 
 class Standalone:
     """The addon of ``addons/gateway.py``: loads the policy, keeps the options, and holds the gate as a sub-addon."""
@@ -88,7 +91,7 @@ class Standalone:
         try:
             if self.gate is None:
                 self.gate = build_gate(path)
-                self.addons.append(self.gate.addon)
+                self.addons.append(ctx.master.addons.register(self.gate.addon))  # unknown to it, removal stops halfway
             else:
                 self.gate.reload(path)
         except PolicyError as error:
@@ -126,6 +129,12 @@ class Standalone:
             os._exit(EXIT_UNLOADED)
 
 
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "unset" if value in (None, [], "") else str(value)
+
+
 def _known(name: str) -> bool:
     return name in ctx.options
 
@@ -137,8 +146,7 @@ def _veto(entries: Iterable[tuple[str, tuple[object, str]]]) -> None:
         found: Any = getattr(ctx.options, name, value) if _known(name) else value
         same = not found if not value and not isinstance(value, bool) else found == value
         if not same:
-            faults.append(
-                f"option {name}: found a value the gate cannot allow; accepted: {value or 'unset'} ({because})"
-            )
+            shown = "a value" if name in PRIVATE else _text(found)
+            faults.append(f"option {name}: found {shown}; accepted: {_text(value)} ({because})")
     if faults:
         raise exceptions.OptionsError("; ".join(faults))
