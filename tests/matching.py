@@ -44,9 +44,12 @@ POOL = (
     rule("bytes", r"[^a]b"),
     rule("half", r"\xa9[ab]"),
     rule("any", "1.c"),
+    rule("maybe", "1(?:x(?P<value>a))?b"),
+    rule("late", "c@1bb?"),
     rule("number", r"[0-9]{3,6}", validators=("luhn",)),
+    rule("lead", r"\xf0", end=r"\x98\x80b|x", cap=12),
     rule("region", "<a?", end="c?>{1,2}", cap=24),
-    rule("short", r"\b<b", end=r">\b", cap=9),
+    rule("short", r"\b<b", end=r">\b|\xa9a", cap=9),
 )
 FRAGMENTS = (
     "a", "b", "c", "ab", "abc", "bc", "aa", "x", "X", "A", "1", "@", " ", "\n", "é", "😀", "\ud83d", "<", "<a", "<b",
@@ -54,6 +57,7 @@ FRAGMENTS = (
 )  # fmt: skip
 
 REGIONS = st.sampled_from([(), (len(POOL) - 2,), (len(POOL) - 1,), (len(POOL) - 2, len(POOL) - 1)])
+VALUE_AHEAD = tuple(index for index, each in enumerate(POOL) if each.id in ("t.tail", "t.late"))
 indexes = st.builds(
     lambda few, regions: tuple(sorted({*few, *regions})),
     st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=5),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.matching import POOL, actions, engine, indexes, masked, pieces, rule, texts
+from tests.matching import POOL, VALUE_AHEAD, actions, engine, indexes, masked, pieces, rule, texts
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action
@@ -57,11 +57,14 @@ TRAPS = {
     "a region inside a region": "<a<bc>>>b",
     "a region cut by its cap in a character": "<b" + "é" * 5,
     "a marker that ends in half a character": "é<aé>",
-    "a value behind its match": "ab@1abc",
+    "a value behind its match": "abc@1bb c",
     "a value in a region": "abc@ <>1",
     "two rules in one character": "éaéb",
     "a rejected match over an accepted one": "10059",
     "a word edge at the cut": "ab ab\u00e9b ab",
+    "an end marker that begins in a character": "a<béaab",
+    "both markers in one character": "a😀b1",
+    "a value that is not there": "1b1xab",
     "growth": "aaaaab@cab@c1",
 }
 
@@ -69,7 +72,7 @@ TRAPS = {
 @pytest.mark.parametrize("text", TRAPS.values(), ids=TRAPS.keys())
 def test_every_cut_of_a_trap_gives_what_the_whole_gives(text: str) -> None:
     every = engine(tuple(range(len(POOL))))
-    for rules in (every, *(engine((index,)) for index in range(len(POOL)))):
+    for rules in (every, engine(VALUE_AHEAD), *(engine((index,)) for index in range(len(POOL)))):
         decide = {each.id: Action.REDACT for each in rules.rules}
         whole = redact(rules, always, short_name, text)[0]
         assert whole == masked(rules.rules, decide, text)[0]

@@ -65,6 +65,8 @@ def masked(source: str, at: list[int] | None = None, rules: Engine = RULES, ever
         (f"{{key: {KEY}, 'x'}}", "{key: [REDACTED:key], 'x'}"),
         (r'{"q": "\x sk-abcdefgh', r'{"q": "\x [REDACTED:key]'),
         ("4111-411111111111 x", "0 x"),
+        (f'true"x"{KEY}', 'true"x"[REDACTED:key]'),
+        (f"true-{KEY} null", "true-[REDACTED:key] null"),
         ("", ""),
     ],
 )

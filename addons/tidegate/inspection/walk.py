@@ -110,10 +110,6 @@ class Walk:
                     found.append(Match(index, self._outward(start), self._onward(-end), self._cover))
                     if not closed:
                         return
-                    if limit < self._floor:  # what was live lay inside the region
-                        limit = self._live(final)
-                        heap = self._heads(limit)
-                        continue
                 else:
                     last = self._onward(last)
                     found.append(Match(index, self._outward(first), last, last))
