@@ -63,7 +63,7 @@ def as_sent(name: str, answer: Said) -> Said:
     return Said(answer.text) if name == "completions" else answer
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.parametrize("name", FAMILIES)
 @given(answer_=said, size=st.integers(1, 12), draw=st.data())
 def test_any_cut_reads_like_the_whole(name: str, answer_: Said, size: int, draw: st.DataObject) -> None:
@@ -88,7 +88,7 @@ def test_the_cut_of_the_bytes_changes_no_byte(name: str, answer_: Said, size: in
     assert run(answer(name), stream, cuts) == run(answer(name), stream)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize("name", FAMILIES)
 @given(answer_=said, size=st.integers(1, 12))
 def test_what_is_held_is_bounded_and_nothing_leaves_that_is_masked_later(name: str, answer_: Said, size: int) -> None:
@@ -123,7 +123,7 @@ def test_examples_of_every_shipped_rule(name: str) -> None:
     for rule in rules:
         text = " ".join(f"see {example} end" for example in rule.match)
         whole = as_sent(name, Said(text, tools=(json.dumps({"a": text}),)))
-        stream = sse(FAMILIES[name](whole, every(chance.choice([1, 3, 12, 40]))))
+        stream = sse(FAMILIES[name](whole, every(chance.choice([3, 12, 40]))))
         gate = answer(name, rules=all_rules)
         out = run(gate, stream, [chance.randrange(len(stream)) for _ in range(5)])
         final = expected(whole, all_rules)
