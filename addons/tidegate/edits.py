@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+import socket
 
 from mitmproxy import http
 from mitmproxy.net.http import status_codes
@@ -123,8 +124,12 @@ def refusal(status: int, fields: tuple[tuple[str, str], ...], body: bytes) -> ht
 
 def is_local(host: str) -> bool:
     """Say whether a host is this machine or a network of its own: where ``unlisted: pass`` must not lead (SSRF)."""
+    name = host.strip("[]").rstrip(".").lower()
     try:
-        found = ipaddress.ip_address(host.strip("[]"))
+        return not ipaddress.ip_address(name).is_global
     except ValueError:
-        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
-    return not found.is_global
+        pass
+    try:
+        return not ipaddress.IPv4Address(socket.inet_aton(name)).is_global  # 127.1, 0x7f000001, 2130706433
+    except OSError:
+        return "." not in name or name.endswith((".localhost", ".local", ".internal"))

@@ -414,7 +414,9 @@ class Gateway:
         routes = self.policy.routes
         if any(origin.host == host and origin.port == port for origin in routes.origins):
             return True
-        return self.policy.unlisted is Unlisted.PASS and host not in routes.hosts and not edits.is_local(host)
+        return (
+            self.policy.unlisted is Unlisted.PASS and host.rstrip(".") not in routes.hosts and not edits.is_local(host)
+        )
 
     def _handler(self, flow: Any) -> Any:
         return ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)

@@ -1,6 +1,7 @@
 """Another addon in the same proxy: runs the statement that ``meddle.json`` names, before the gate or after it.
 
-``{"who": "early" | "late", "hooks": ["request"], "code": "flow.request.content = b'...'"}``; without the file it does nothing.
+``{"who": "early" | "late", "hooks": ["request"], "code": "flow.request.content = b'...'"}``;
+without the file it does nothing.
 """
 
 from __future__ import annotations

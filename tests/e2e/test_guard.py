@@ -92,7 +92,7 @@ class Rig:
         return self.process.log[self.quiet :]
 
     def recorded(self, answer: bytes, settled: str = "") -> tuple[str | None, str | None, int | None]:
-        """Return outcome, reason and status of the exchange that an answer names, once it is sealed (as ``settled``)."""
+        """Return outcome, reason and status of the exchange that an answer names, once sealed (as ``settled``)."""
         named = re.search(rb"ex_[0-9a-f]+", answer)
         assert named, answer
         end = time.monotonic() + 3

@@ -130,21 +130,8 @@ def test_a_misspelt_option_stops_mitmdump(tmp_path: Path) -> None:
     assert "--set names options that nobody knows: tidegat, typo" in printed
 
 
-@pytest.mark.parametrize(
-    "option", ["typo=1", "stream_large_bodies=1", "connection_strategy=eager", "modify_body=|~q|a|b", "typo"]
-)
-def test_tidegate_run_refuses_options_it_cannot_allow(tmp_path: Path, option: str) -> None:
+def test_a_misspelt_option_stops_tidegate_run(tmp_path: Path) -> None:
     policy = small_policy(tmp_path, "http://127.0.0.1:9")
-    harness.token(tmp_path)
-    command = [
-        harness.BIN / "tidegate",
-        "run",
-        "--policy",
-        policy,
-        "--listen",
-        f"127.0.0.1:{free_port()}",
-        "--set",
-        option,
-    ]
-    printed = refused_start(tmp_path, *command)
-    assert f"--set {option.partition('=')[0]}: " in printed
+    command = [harness.BIN / "tidegate", "run", "--policy", policy, "--listen", f"127.0.0.1:{free_port()}"]
+    printed = refused_start(tmp_path, *command, "--set", "typo=1")
+    assert "--set typo: found an option that nobody knows; accepted: " in printed

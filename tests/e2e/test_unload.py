@@ -73,10 +73,10 @@ def test_a_script_that_is_broken_or_deleted_ends_the_proxy(tmp_path: Path, chang
 def web(port: int, method: str, path: str, body: object) -> tuple[int, str]:
     """Ask mitmweb's own interface, as a person signed in to its page would."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), method=method)
-    for name, value in {
-        "authorization": "Bearer page-password", "content-type": "application/json", "cookie": "_mitmproxy_xsrf=x", "x-xsrftoken": "x",
-    }.items():  # fmt: skip
-        request.add_header(name, value)
+    request.add_header("authorization", "Bearer page-password")
+    request.add_header("content-type", "application/json")
+    request.add_header("cookie", "_mitmproxy_xsrf=x")
+    request.add_header("x-xsrftoken", "x")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, answer.read().decode()
