@@ -1,7 +1,7 @@
 """Break one place of a running gate on demand: a mitmproxy script (``-s``), or a command in front of ``tidegate``.
 
-The file ``break.json`` in the working directory says what breaks: ``place`` (``Gateway.request``), ``when`` (``before``,
-``after`` or ``later``: in what is awaited), and ``error`` (a name of ``ERRORS``). Without it nothing breaks.
+The file ``break.json`` in the working directory says what breaks: ``place`` (``Gateway.request``), ``when``
+(``before``, ``after``, or ``later`` in what is awaited) and ``error`` (of ``ERRORS``). Without it nothing breaks.
 """
 
 from __future__ import annotations
