@@ -103,18 +103,19 @@ def mitmproxy_options(settings: Settings) -> dict[str, Any]:
         "listen_port": settings.port,
         "confdir": settings.confdir,
     }
+    texts: dict[str, list[str]] = {}
     for each in settings.options:
         name, equals, value = each.partition("=")
         if not equals:
             raise StartError(f"--set {each}: found no value; accepted: NAME=VALUE.")
         if name in FORBIDDEN or name in REQUIRED:
             raise StartError(f"--set {name}: the gate sets this option itself ({(FORBIDDEN | REQUIRED)[name][1]}).")
-        given[name] = _value(name, value)
-    return given
+        texts.setdefault(name, []).append(value)
+    return {**given, **{name: _value(name, values) for name, values in texts.items()}}
 
 
-def _value(name: str, value: str) -> Any:
-    """Read an option of the text form by its kind; mitmproxy knows the kinds."""
+def _value(name: str, values: list[str]) -> Any:
+    """Read the texts given for an option by its kind; mitmproxy knows the kinds."""
     from mitmproxy import options
     from mitmproxy.addonmanager import Loader
     from mitmproxy.addons import core, proxyserver, tlsconfig
@@ -132,7 +133,7 @@ def _value(name: str, value: str) -> Any:
             f"--set {name}: found an option that nobody knows; accepted: options of mitmproxy's core and TLS."
         )
     try:
-        return probe.parse_setval(probe._options[name], value, None)
+        return probe._parse_setval(probe._options[name], values)
     except exceptions.OptionsError as error:
         raise StartError(f"--set {name}: {error}") from None
 
