@@ -10,11 +10,12 @@ import asyncio
 import functools
 import inspect
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from mitmproxy import ctx, http
+from mitmproxy import connection, ctx, http
 from mitmproxy.flow import Error
 from mitmproxy.proxy import layer as proxy_layer
 from mitmproxy.proxy import layers, server_hooks
@@ -123,11 +124,28 @@ class Gateway:
             data.layer = layers.HttpLayer(context, HTTPMode.transparent)
 
     @guarded
-    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> Awaitable[None] | None:
         """Be the fence under everything: no connection to anything that is not an upstream of the policy."""
         address = data.server.address
         if address is None or not self._may_reach(address[0].lower(), address[1]):
             data.server.error = "not an upstream of the policy"
+        elif address[0].lower() not in self.policy.routes.hosts:
+            return self._pin(data.server)
+        return None
+
+    async def _pin(self, server: connection.Server) -> None:
+        """Connect to an unlisted host at the address it has now, unless that is ours: a name can lead anywhere."""
+        assert server.address is not None
+        host, port = server.address[:2]
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError:
+            found = []
+        addresses = [str(each[4][0]) for each in found]
+        if not addresses or any(edits.is_local(each) for each in addresses):
+            server.error = "not a public address"
+        else:
+            server.address = (addresses[0], port)
 
     @guarded
     def tcp_start(self, flow: Any) -> None:
