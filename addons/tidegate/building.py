@@ -18,7 +18,7 @@ from tidegate.replay.flows import encode
 
 @dataclass(slots=True)
 class Gate:
-    """A gate and what it stands on: ``start`` before traffic, ``close`` after it. ``problems`` are sentences to show."""
+    """A gate and what it stands on: ``start`` before traffic, ``close`` after. ``problems`` are sentences to show."""
 
     addon: Gateway
     problems: tuple[str, ...]

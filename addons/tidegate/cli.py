@@ -157,7 +157,12 @@ def flows() -> None:
 
 
 def _recording(recording: Path | None, policy_path: Path | None) -> Path:
-    return recording if recording is not None else Path(_load(policy_path).recording.path)
+    from tidegate.policy.loading import recording_of
+
+    try:
+        return recording if recording is not None else recording_of(_policy(policy_path))
+    except PolicyError as error:
+        raise click.exceptions.Exit(_faults(error)) from None
 
 
 @flows.command("list")

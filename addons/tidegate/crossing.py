@@ -6,7 +6,7 @@
       └────────┴──────────┴─────────┴── every refusal ───────▶ OVER
 
 Each stage takes the product of the one before it (``Route -> Caller -> Grant -> Verdict -> Clearance``), so an
-uninspected request has nothing that could carry a credential. An event that does not belong to the stage is a bug and raises
+uninspected request has nothing to carry a credential. An event that does not belong to the stage is a bug and raises
 ``OutOfOrder``; whoever drives the machine answers a bug with ``Stopped``. Refusals are values: the action ``Refuse``.
 
 This is the only place where the order is written and the only place where the stage changes.

@@ -50,7 +50,9 @@ def hide_credentials(request: http.Request) -> None:
 
 
 def hide_findings(request: http.Request, engine: Engine) -> None:
-    """Take out the header fields in which any rule finds something, before a refused request is recorded."""
+    """Take out the path and the header fields in which a rule finds something, before a refused request is recorded."""
+    if engine.find_many([request.path]):
+        request.path = "/[REDACTED]"
     values = [value.decode("utf-8", "surrogateescape") for _, value in request.headers.fields]
     found = engine.find_many(values)
     if found:

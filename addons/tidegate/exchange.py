@@ -134,7 +134,7 @@ class Exchange:
             id=self.id,
             started_us=self.started // 1000,
             method=self.method,
-            path=self.path,
+            path=self.path if crossing.verdict is not None else self._shown_path(),
             ended_us=time.time_ns() // 1000 if over else None,
             first_byte_us=None if self.first_byte is None else int((self.first_byte - self.clock) * 1e6),
             duration_us=int((now - self.clock) * 1e6) if over else None,
@@ -157,6 +157,10 @@ class Exchange:
             decisions=tuple(crossing.decisions),
         )
 
+    def _shown_path(self) -> str:
+        """Return the path of a request that was not sent, unless a rule finds something in it."""
+        return "[REDACTED]" if self.crossing.policy.engine.find_many([self.path]) else self.path
+
     def state(self) -> dict[str, Any] | None:
         """Return the flow as the recording keeps it: what was sent and what was emitted, both masked."""
         crossing = self.crossing
@@ -165,6 +169,7 @@ class Exchange:
             self.flow.response.data.content = b"".join(self.kept)
         inspected = self.meter is not None  # sent, so that its head is what was cleared
         if not inspected:
+            self.path = self._shown_path()
             edits.hide_findings(self.flow.request, crossing.policy.engine)
         return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected)
 

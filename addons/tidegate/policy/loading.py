@@ -40,16 +40,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
 
     Raises ``PolicyError`` with every fault of every file at once; nothing is half loaded.
     """
-    faults: list[Fault] = []
     reader = Reader(str(path))
-    policy_text = _read(path, path.parent, faults)
-    if policy_text is None:
-        raise PolicyError(tuple(faults))
-    root, yaml_faults = parse(policy_text.text, str(path))
-    faults.extend(yaml_faults)
-    if root is None:
-        raise PolicyError(tuple(faults))
-    document = read(reader, root)
+    policy_text, document, faults = _document(path, reader)
     packs = _files(path, "packs", document.packs, reader, document)
     dialect_texts = _files(path, "dialects", document.dialects, reader, document)
     below: list[Fault] = []
@@ -75,6 +67,28 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
         warnings=linked.warnings,
     )
+
+
+def recording_of(path: Path) -> Path:
+    """Return where a policy records, without loading its packs. Raises ``PolicyError``."""
+    reader = Reader(str(path))
+    _, document, faults = _document(path, reader)
+    if faults or reader.faults:
+        raise PolicyError((*reader.faults, *faults))
+    return Path(_absolute(path.parent, document.recording_path))
+
+
+def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:
+    """Read the policy file itself; raises ``PolicyError`` where there is nothing to go on with."""
+    faults: list[Fault] = []
+    text = _read(path, path.parent, faults)
+    if text is None:
+        raise PolicyError(tuple(faults))
+    root, yaml_faults = parse(text.text, str(path))
+    faults.extend(yaml_faults)
+    if root is None:
+        raise PolicyError(tuple(faults))
+    return text, read(reader, root), faults
 
 
 def _read(path: Path, folder: Path, faults: list[Fault]) -> _Text | None:
