@@ -85,9 +85,11 @@ def listeners(settings: Settings) -> list[str]:
     """Say of each mode where it listens, as a person would type it."""
     found = []
     for each in settings.modes:
-        name, at, port = each.rpartition("@") if "@" in each else (each, "", "")
+        name, _, port = each.rpartition("@")
+        if not port.isdecimal():
+            name, port = each, str(settings.port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        found.append(f"{host}:{port if at else settings.port} ({name})")
+        found.append(f"{host}:{port} ({name})")
     return found
 
 
