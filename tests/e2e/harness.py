@@ -63,7 +63,9 @@ class Received:
     body: bytes
 
 
-def http_answer(body: bytes, *, status: str = "200 OK", content_type: str = "application/json", extra: str = "") -> bytes:
+def http_answer(
+    body: bytes, *, status: str = "200 OK", content_type: str = "application/json", extra: str = ""
+) -> bytes:
     """Return the bytes of a whole HTTP/1.1 answer."""
     head = f"HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
     return head.encode() + body
@@ -71,19 +73,31 @@ def http_answer(body: bytes, *, status: str = "200 OK", content_type: str = "app
 
 def chat_sse(text: str, *, size: int = 3) -> list[bytes]:
     """Return the events of an OpenAI chat stream that says ``text``, ``size`` characters per delta."""
+
     def event(delta: dict[str, object], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "sample-small", "choices": [choice]}
+        chunk = {
+            "id": "c1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "sample-small",
+            "choices": [choice],
+        }
         return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
     cuts = [text[at : at + size] for at in range(0, len(text), size)]
-    return [event({"role": "assistant", "content": ""}), *(event({"content": cut}) for cut in cuts), event({}, "stop"), b"data: [DONE]\n\n"]
+    return [
+        event({"role": "assistant", "content": ""}),
+        *(event({"content": cut}) for cut in cuts),
+        event({}, "stop"),
+        b"data: [DONE]\n\n",
+    ]
 
 
 class Upstream:
     """A model provider of our own on 127.0.0.1, in a thread. ``answers`` maps a path to what is written back.
 
-    ``data`` holds every byte that arrived on any connection, ``requests`` what was understood of it, ``connections`` how
+    ``data`` holds every byte that arrived on any connection, ``requests`` what was understood, ``connections`` how
     many were opened.
     """
 
@@ -115,15 +129,22 @@ class Upstream:
 
     def says(self, raw: bytes, path: str | None = None) -> None:
         """Answer with these raw bytes, on one path or on all."""
+
         async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
             writer.write(raw)
 
         self._set(answer, path)
 
-    def streams(self, pieces: Sequence[bytes], *, pause: float = 0.01, path: str | None = None, head: str = "", end: bool = True) -> None:
-        """Answer with a chunked event stream, a pause after each piece; without ``end`` the answer never ends."""
+    def streams(
+        self, pieces: Sequence[bytes], *, pause: float = 0.01, path: str | None = None, head: str = "", end: bool = True
+    ) -> None:
+        """Answer with a chunked event stream, a pause after each piece; without ``end`` it never ends."""
+
         async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n{head}transfer-encoding: chunked\r\n\r\n".encode())
+            writer.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+                + f"{head}transfer-encoding: chunked\r\n\r\n".encode()
+            )
             for piece in pieces:
                 writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 await writer.drain()
@@ -163,7 +184,9 @@ class Upstream:
             while True:
                 head = await self._read(reader.readuntil(b"\r\n\r\n"))
                 lines = head.decode("latin-1").split("\r\n")
-                headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:] if line)}
+                headers = {
+                    k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:] if line)
+                }
                 method, path, _ = lines[0].split(" ", 2)
                 body = await self._read(reader.readexactly(int(headers.get("content-length", "0"))))
                 received = Received(method, path, headers, body)
@@ -228,7 +251,13 @@ def policy(folder: Path, upstream: str, *, name: str = "policy.yaml", **changes:
         "version": 1,
         "identity": [{"name": "local", "static": {"tokens": "tokens.yaml"}}],
         "connections": [
-            {"name": "openai", "dialect": "openai", "upstream": upstream, "serve": {"path": "/openai"}, "credential": credential},
+            {
+                "name": "openai",
+                "dialect": "openai",
+                "upstream": upstream,
+                "serve": {"path": "/openai"},
+                "credential": credential,
+            },
             {
                 "name": "anthropic",
                 "dialect": "anthropic",
@@ -274,7 +303,12 @@ def started(command: Sequence[str | Path], port: int, folder: Path, *, wait: boo
     }
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=environment
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env=environment,
         )
         running = Process(process, port, log_path, folder)
         try:
@@ -288,30 +322,59 @@ def started(command: Sequence[str | Path], port: int, folder: Path, *, wait: boo
             running.stop()
 
 
-def tidegate_run(policy_path: Path, *options: str, port: int | None = None, wait: bool = True) -> contextlib.AbstractContextManager[Process]:
+def tidegate_run(
+    policy_path: Path, *options: str, port: int | None = None, wait: bool = True
+) -> contextlib.AbstractContextManager[Process]:
     """Start ``tidegate run`` on a free port."""
     port = port or free_port()
     folder = policy_path.parent
-    command = [BIN / "tidegate", "run", "--policy", policy_path, "--listen", f"127.0.0.1:{port}", "--confdir", folder / "ca", *options]
+    command = [
+        BIN / "tidegate",
+        "run",
+        "--policy",
+        policy_path,
+        "--listen",
+        f"127.0.0.1:{port}",
+        "--confdir",
+        folder / "ca",
+        *options,
+    ]
     return started(command, port, folder, wait=wait)
 
 
 def mitm(
-    program: str, policy_path: Path, *options: str, mode: str = "reverse:http://unset.invalid", port: int | None = None,
-    script: Path = ROOT / "addons" / "gateway.py", wait: bool = True,
+    program: str,
+    policy_path: Path,
+    *options: str,
+    mode: str = "reverse:http://unset.invalid",
+    port: int | None = None,
+    script: Path = ROOT / "addons" / "gateway.py",
+    wait: bool = True,
 ) -> contextlib.AbstractContextManager[Process]:
     """Start ``mitmdump`` or ``mitmweb`` with the gate as its script."""
     port = port or free_port()
     folder = policy_path.parent
     command = [
-        BIN / program, "-s", script, "--set", f"tidegate={policy_path}", "--mode", mode, "--listen-host", "127.0.0.1",
-        "--listen-port", str(port), "--set", f"confdir={folder / 'ca'}", *options,
+        BIN / program,
+        "-s",
+        script,
+        "--set",
+        f"tidegate={policy_path}",
+        "--mode",
+        mode,
+        "--listen-host",
+        "127.0.0.1",
+        "--listen-port",
+        str(port),
+        "--set",
+        f"confdir={folder / 'ca'}",
+        *options,
     ]
     return started(command, port, folder, wait=wait)
 
 
 def raw(port: int, data: bytes, *, seconds: float = 5.0, end: bool = False) -> bytes:
-    """Send bytes to a port of 127.0.0.1 and return all that comes back until the peer closes or is silent for a while."""
+    """Send bytes to a port of 127.0.0.1; return what comes back until the peer closes or is silent for a while."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
         connection.sendall(data)
         if end:
@@ -343,5 +406,5 @@ def chat(text: str, **more: object) -> bytes:
 
 def post(path: str, body: bytes, *headers: str) -> bytes:
     """Return the bytes of a POST request."""
-    lines = "".join(f"{each}\r\n" for each in headers)
-    return f"POST {path} HTTP/1.1\r\nhost: gate\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode() + body
+    fields = ["host: gate", "content-type: application/json", f"content-length: {len(body)}", *headers]
+    return f"POST {path} HTTP/1.1\r\n".encode() + "".join(f"{each}\r\n" for each in fields).encode() + b"\r\n" + body
