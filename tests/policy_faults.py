@@ -10,27 +10,27 @@ FAULTS: dict[str, list[str]] = {
         "FILE:22: inspection.response.pii: found 'approve'; accepted: allow or flag or redact or block (tokenise and approve are not in this version)",
     ],
     "alias": [
-        'FILE:5: connections[0].dialect: found an alias; accepted: the value, written out',
-        'FILE:5: connections[0].dialect: found nothing; accepted: the name of a dialect',
+        "FILE:5: connections[0].dialect: found an alias; accepted: the value, written out",
+        "FILE:5: connections[0].dialect: found nothing; accepted: the name of a dialect",
     ],
     "body-limit": [
-        'FILE:15: roles.engineer.allow[0].limits.max_output_tokens: found 0; accepted: a whole number of tokens above zero',
+        "FILE:15: roles.engineer.allow[0].limits.max_output_tokens: found 0; accepted: a whole number of tokens above zero",
         "FILE:15: roles.engineer.allow[0].limits.body: found '1GiB'; accepted: at most the connection's limit of 8388608 bytes",
     ],
     "class-missing": [
-        'FILE:21: inspection.response.pii: found nothing; accepted: allow or flag or redact or block',
+        "FILE:21: inspection.response.pii: found nothing; accepted: allow or flag or redact or block",
     ],
     "class-unknown": [
-        'FILE:21: inspection.prompt.injection: found an unknown class; accepted: the classes of the loaded packs: pii, secrets',
+        "FILE:21: inspection.prompt.injection: found an unknown class; accepted: the classes of the loaded packs: pii, secrets",
     ],
     "credential-in-clear": [
         "FILE:9: connections[0].upstream: found 'http://models.example.com'; accepted: an https address where a credential is attached, or http to loopback",
     ],
     "duplicate-key": [
-        'FILE:3: version: found the key twice; accepted: each key once',
+        "FILE:3: version: found the key twice; accepted: each key once",
     ],
     "empty": [
-        'FILE: the file: found nothing; accepted: a mapping',
+        "FILE: the file: found nothing; accepted: a mapping",
     ],
     "group-unknown-identity": [
         "FILE:17: bindings[0].groups[0]: found 'crop:ml-eng'; accepted: a group of the identity corp",
@@ -40,18 +40,18 @@ FAULTS: dict[str, list[str]] = {
     ],
     "identity": [
         "FILE:6: identity[0].oidc.issuer: found 'http://login.example.com'; accepted: an https address without query (http only to loopback, with insecure_http: true)",
-        'FILE:7: identity[0].oidc.audience: found an empty list; accepted: a text, or a list of texts',
+        "FILE:7: identity[0].oidc.audience: found an empty list; accepted: a text, or a list of texts",
         "FILE:8: identity[0].oidc.groups: found 'groups'; accepted: a JSONPath into the token's claims such as $.groups or $['https://example.com/groups']",
         "FILE:9: identity[0].oidc.algorithms[0]: found 'HS256'; accepted: ES256, ES384, ES512, Ed25519, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512",
         "FILE:10: identity[0].oidc.leeway: found '1h'; accepted: at most 300s",
         "FILE:11: identity[0].oidc.typ[0]: found 'logout+jwt'; accepted: the types of access tokens; this type is for another purpose",
-        'FILE:12: identity[1].name: found a second identity named corp; accepted: each name once',
-        'FILE:12: identity[1]: found oidc and static; accepted: exactly one of oidc and static',
+        "FILE:12: identity[1].name: found a second identity named corp; accepted: each name once",
+        "FILE:12: identity[1]: found oidc and static; accepted: exactly one of oidc and static",
         "FILE:15: identity[2].name: found 'tidegate'; accepted: a name other than none and tidegate",
-        'FILE:16: identity[2].static.tokens: found nothing; accepted: the path of a tokens file, relative to this file',
+        "FILE:16: identity[2].static.tokens: found nothing; accepted: the path of a tokens file, relative to this file",
     ],
     "idle-longer-than-duration": [
-        'FILE:23: limits.response.idle: found idle 1200s with a duration of 600s; accepted: a time of at most the duration',
+        "FILE:23: limits.response.idle: found idle 1200s with a duration of 600s; accepted: a time of at most the duration",
     ],
     "literal-beside-reference": [
         'FILE:11: connections[0].credential.value: found text beside the reference (not shown); accepted: an optional scheme word such as Bearer, then a reference: ${env:NAME}, ${file:/path}, ${systemd:NAME} or ${exec:["program", "argument"]}',
@@ -60,10 +60,10 @@ FAULTS: dict[str, list[str]] = {
         'FILE:11: connections[0].credential.value: found a literal value (not shown); accepted: an optional scheme word such as Bearer, then a reference: ${env:NAME}, ${file:/path}, ${systemd:NAME} or ${exec:["program", "argument"]}',
     ],
     "missing": [
-        'FILE:2: version: found nothing; accepted: 1',
-        'FILE:2: identity: found nothing; accepted: a list of identities, or the word none to switch identity off',
-        'FILE:2: connections: found nothing; accepted: a list of at least one connection',
-        'FILE:2: inspection: found nothing; accepted: an action for each class of finding, under prompt and under response',
+        "FILE:2: version: found nothing; accepted: 1",
+        "FILE:2: identity: found nothing; accepted: a list of identities, or the word none to switch identity off",
+        "FILE:2: connections: found nothing; accepted: a list of at least one connection",
+        "FILE:2: inspection: found nothing; accepted: an action for each class of finding, under prompt and under response",
         "FILE:2: mode: found 'shadow'; accepted: enforce or observe",
         "FILE:3: unlisted: found 'maybe'; accepted: deny or pass",
     ],
@@ -80,23 +80,23 @@ FAULTS: dict[str, list[str]] = {
     "recording": [
         "FILE:23: recording.mode: found 'relaxed'; accepted: strict or best_effort",
         "FILE:23: recording.keep: found 'full'; accepted: redacted or none",
-        'FILE:23: recording.path: found 7; accepted: the path of an SQLite file',
+        "FILE:23: recording.path: found 7; accepted: the path of an SQLite file",
     ],
     "same-name": [
-        'FILE:12: connections[1]: found a second connection named openai; accepted: each name once',
+        "FILE:12: connections[1]: found a second connection named openai; accepted: each name once",
     ],
     "same-prefix": [
-        'FILE:12: connections[1]: found the path /openai of the connection openai; accepted: a path of its own for each connection',
+        "FILE:12: connections[1]: found the path /openai of the connection openai; accepted: a path of its own for each connection",
     ],
     "same-upstream": [
-        'FILE:12: connections[1]: found the upstream and dialect of the connection openai; accepted: connections that differ in upstream or dialect, so that a proxied request belongs to one of them',
+        "FILE:12: connections[1]: found the upstream and dialect of the connection openai; accepted: connections that differ in upstream or dialect, so that a proxied request belongs to one of them",
     ],
     "shadowed": [
         "FILE:15: roles.engineer.allow[0]: found a rule that roles.engineer.deny[0] denies; accepted: an allow rule of which the role's deny rules leave something",
     ],
     "units": [
         "FILE:23: limits.request.bytes: found '4 parsecs'; accepted: a number of bytes such as 65536, 512KiB or 4MiB",
-        'FILE:23: limits.response.idle: found 120; accepted: a time such as 250ms, 120s, 10m or 1h',
+        "FILE:23: limits.response.idle: found 120; accepted: a time such as 250ms, 120s, 10m or 1h",
         "FILE:23: limits.response.duration: found '0s'; accepted: a time such as 250ms, 120s, 10m or 1h",
     ],
     "unknown-connection": [
@@ -109,22 +109,22 @@ FAULTS: dict[str, list[str]] = {
         "FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: chat or completions or embeddings or models or responses",
     ],
     "unknown-key": [
-        'FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording',
-        'FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path',
+        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording",
+        "FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path",
     ],
     "unknown-role": [
         "FILE:17: bindings[0].roles[0]: found 'enginer'; accepted: engineer",
     ],
     "upstream-query": [
-        'FILE:9: connections[0].upstream: found an address with a user, query or fragment (not shown); accepted: an http or https address without user, query or fragment, such as https://api.openai.com',
+        "FILE:9: connections[0].upstream: found an address with a user, query or fragment (not shown); accepted: an http or https address without user, query or fragment, such as https://api.openai.com",
     ],
     "upstream-user": [
-        'FILE:9: connections[0].upstream: found an address with a user, query or fragment (not shown); accepted: an http or https address without user, query or fragment, such as https://api.openai.com',
+        "FILE:9: connections[0].upstream: found an address with a user, query or fragment (not shown); accepted: an http or https address without user, query or fragment, such as https://api.openai.com",
     ],
     "vault": [
         'FILE:11: connections[0].credential.value: found a vault: reference, which this version does not have; accepted: an optional scheme word such as Bearer, then a reference: ${env:NAME}, ${file:/path}, ${systemd:NAME} or ${exec:["program", "argument"]}',
     ],
     "version": [
-        'FILE:2: version: found 2; accepted: 1',
+        "FILE:2: version: found 2; accepted: 1",
     ],
 }
