@@ -210,10 +210,11 @@ def recorded(tour: Tour) -> str:
         must(exchange in rows, f"{exchange} is not in the recording")
         found = (rows[exchange]["outcome"], rows[exchange]["reason"] or "")
         must(found == (outcome, reason), f"{exchange} is recorded as {found}, and was {(outcome, reason)}")
+    must(any(each["reason"] == "unlisted_host" for each in rows.values()), "the refused tunnel is not in the recording")
     shown = tour.tidegate("flows", "show", tour.noted["stream"], "--recording", tour.recording)
     must(shown.returncode == 0 and "pii.email" in shown.stdout, "flows show does not name the rule")
     denied = sum(outcome == "denied" for outcome, _ in tour.exchanges.values())
-    return f"{len(tour.exchanges)} exchanges, {denied} of them denied"
+    return f"{len(tour.exchanges)} exchanges, {denied} of them denied, and the refused tunnel"
 
 
 def flows(tour: Tour) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def _faults(error: PolicyError) -> int:
     for fault in error.faults:
         console.print(str(fault), style="red", markup=False, highlight=False, soft_wrap=True)
     count = len(error.faults)
-    console.print(f"{count} fault{'s' if count != 1 else ''}; nothing was started.", style="bold")
+    console.print(f"{count} fault{'s' if count != 1 else ''}; nothing was started or changed.", style="bold")
     return 1
 
 
