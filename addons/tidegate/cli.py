@@ -146,7 +146,10 @@ def login(policy_path: Path | None, name: str, groups: Sequence[str], identity: 
             f"{policy.file}: found {len(found)} static identities to choose from; it has: {names or 'none'}."
         )
     expires = None if days is None else datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    token = create(Path(found[0].tokens), name, tuple(groups), expires)
+    try:
+        token = create(Path(found[0].tokens), name, tuple(groups), expires)
+    except PolicyError as error:
+        raise click.exceptions.Exit(_faults(error)) from None
     click.echo(token)
     click.echo(f"Token of {found[0].name}:{name}, groups {', '.join(groups)}. It is not shown again.", err=True)
 
