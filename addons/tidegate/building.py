@@ -29,6 +29,7 @@ class Gate:
 
     async def close(self) -> None:
         """Stop fetching keys, and write what is still to be recorded."""
+        self.addon.stop()
         await self.addon.verifier.close()
         self.addon.recorder.close()
 

@@ -47,6 +47,7 @@ UNLISTED = Denial(Reason.UNLISTED_HOST, 403, "This host is not listed in the gat
 NOT_HTTP = Denial(Reason.PROTOCOL, 400, "The request is not written as HTTP allows, or it has trailers.")
 CLIENT_GONE = Denial(Reason.CLIENT_GONE, 499, "The client left before its answer was complete.")
 UPSTREAM_FAILED = Denial(Reason.UPSTREAM_FAILED, 502, "The model provider could not be reached, or it broke off.")
+STOPPING = Denial(Reason.STOPPING, 503, "The gateway was stopped before this exchange was complete.")
 NO_CREDENTIAL = Denial(
     Reason.CREDENTIAL_UNAVAILABLE, 503, "The gateway has no credential for this model provider right now."
 )
@@ -389,6 +390,13 @@ class Gateway:
         if exchange is not None:
             self._seal(exchange)
             exchange.stop_watching()
+
+    def stop(self) -> None:
+        """Seal what is still open, because the process is about to end."""
+        for exchange in list(self.exchanges.values()):
+            if exchange.crossing.stage is not Stage.OVER:
+                exchange.crossing.receive(steps.Stopped(STOPPING, Outcome.ABORTED))
+            self._seal(exchange)
 
     # ── parts ────────────────────────────────────────────────────────────────
 

@@ -96,6 +96,7 @@ class Reason(enum.StrEnum):
     ANSWER_DURATION = "answer_duration"
     CLIENT_GONE = "client_gone"
     # ourselves
+    STOPPING = "stopping"
     CREDENTIAL_UNAVAILABLE = "credential_unavailable"
     RECORDING_FAILED = "recording_failed"
     REPLAY_UNMATCHED = "replay_unmatched"

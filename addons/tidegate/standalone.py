@@ -122,6 +122,7 @@ class Standalone:
         """End the process if the gate is unloaded while the proxy goes on: traffic would pass uninspected."""
         egress.harden(None)
         if self.gate is not None:
+            self.gate.addon.stop()
             self.gate.addon.recorder.close()
         if not ctx.master.should_exit.is_set():
             sys.stderr.write("tidegate: the gate was unloaded while the proxy was running; stopping the proxy.\n")
