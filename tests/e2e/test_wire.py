@@ -263,9 +263,12 @@ def test_a_compressed_stream_is_refused(stage: Stage, name: str) -> None:
     ],
     ids=["longer", "shorter", "same"],
 )
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-def test_lengths_agree_after_masking_on_one_connection(stage: Stage, text: str, masked: str, streamed: bool) -> None:
-    if streamed:
+@pytest.mark.parametrize("form", ["whole", "streamed", "stream-with-length"])
+def test_lengths_agree_after_masking_on_one_connection(stage: Stage, text: str, masked: str, form: str) -> None:
+    streamed = form != "whole"
+    if form == "stream-with-length":
+        stage.upstream.says(http_answer(b"".join(chat_sse(text)), content_type="text/event-stream"))
+    elif streamed:
         stage.upstream.streams(chat_sse(text), pause=0.001)
     else:
         stage.upstream.says(http_answer(answer(text)))
