@@ -38,9 +38,7 @@ def test_every_promise_holds() -> None:
     [
         ("block", {"proxy", "sdks", "recorded", "canaries"}),
         ("mask-openai", {"mask-anthropic", "live", "tools", "proxy", "sdks", "recorded", "canaries"}),
-        ("group", {"recorded"}),
         ("unlisted", {"recorded"}),
-        ("replay-send", set()),
         ("check", set()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
