@@ -220,6 +220,7 @@ class Network:
 
 SERVER = "198.51.100.7"  # TEST-NET-2 (RFC 5737): an address that no machine has
 NAME = "model.example.test"
+TURNED = "rebound.example.org"  # a public name whose owner let it lead to the machine that asks
 
 
 def missing() -> str | None:
@@ -276,7 +277,7 @@ def network(proxy: int, *ports: int) -> Iterator[Network]:
             rule = ["iptables", "-t", "nat", "-A", "PREROUTING", "-i", f"r{number}", "-p", "tcp", "--dport", str(port)]
             ip("netns", "exec", net.router, *rule, "-j", "REDIRECT", "--to-ports", str(proxy))
         hosts.mkdir(parents=True)
-        (hosts / "hosts").write_text(f"127.0.0.1 localhost\n{SERVER} {NAME}\n")
+        (hosts / "hosts").write_text(f"127.0.0.1 localhost\n{SERVER} {NAME}\n127.0.0.1 {TURNED}\n")
         yield net
     finally:
         for name in (net.client, net.router):

@@ -32,7 +32,7 @@ from tests.e2e.harness import (
     token,
     wait_for_port,
 )
-from tests.e2e.peers import NAME, SERVER, Network, SecureUpstream, authority, inside, missing, network
+from tests.e2e.peers import NAME, SERVER, TURNED, Network, SecureUpstream, authority, inside, missing, network
 from tests.e2e.wiring import CARD, KEY, MAIL, Client, Stage
 
 pytestmark = pytest.mark.e2e
@@ -339,6 +339,8 @@ class Transparent:
     secure: SecureUpstream
     plain: SecureUpstream
     unlisted: SecureUpstream
+    own: SecureUpstream
+    regular: int
 
 
 def beyond(net: Network, host: str, port: int, context: ssl.SSLContext | None = None) -> SecureUpstream:
@@ -358,6 +360,7 @@ def transparent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             beyond(net, SERVER, 443, trust.context(["h2", "http/1.1"])) as secure,
             beyond(net, SERVER, 80) as plain,
             beyond(net, ELSEWHERE, 8081) as unlisted,
+            beyond(net, "127.0.0.1", 8081) as own,
         ):
             secure.host = plain.host = NAME
             bare = listed("plain", plain)
@@ -365,7 +368,15 @@ def transparent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             connections = [listed("secure", secure), bare]
             path = policy(folder, "", connections=connections, unlisted="pass")
             access = token(folder)
-            options = ["--mode", "transparent", "--set", f"ssl_verify_upstream_trusted_ca={trust.ca}"]
+            regular = free_port()
+            options = [
+                "--mode",
+                "transparent",
+                "--mode",
+                f"regular@{regular}",
+                "--set",
+                f"ssl_verify_upstream_trusted_ca={trust.ca}",
+            ]
             command: list[str | Path] = [
                 BIN / "tidegate", "run", "--policy", path, "--listen", f"0.0.0.0:{port}", "--confdir", folder / "ca",
                 *options,
@@ -378,7 +389,7 @@ def transparent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
                 ]  # fmt: skip
             with started(["ip", "netns", "exec", net.router, *command], port, folder, wait=False) as gate:
                 inside(net.path(net.router), lambda: wait_for_port(port, gate.process))
-                yield Transparent(net, gate, folder, access, secure, plain, unlisted)
+                yield Transparent(net, gate, folder, access, secure, plain, unlisted, own, regular)
 
 
 @pytest.mark.root
@@ -407,6 +418,14 @@ def test_transparent_without_tls(transparent: Transparent) -> None:
             holds(client, url, transparent.token, transparent.plain, credential=False)
 
     inside(transparent.net.path(transparent.net.client), work)
+
+
+@pytest.mark.root
+@transparent_only
+def test_a_public_name_that_leads_home_is_not_passed(transparent: Transparent) -> None:
+    inside(transparent.net.path(transparent.net.router), lambda: get(transparent.regular, f"{TURNED}:8081"))
+    assert transparent.own.data == b""
+    assert transparent.own.connections == 0
 
 
 @pytest.mark.root

@@ -277,6 +277,7 @@ def test_lengths_agree_after_masking_on_one_connection(stage: Stage, text: str, 
             reply = client.ask(post(CHAT, chat(text, stream=streamed), stage.auth))
             assert reply.status == 200
             assert reply.said == masked
+            assert ("content-length" in reply.headers) is not streamed
         assert client.rest(0.2) == b""
     assert [json.loads(each.body)["messages"][0]["content"] for each in stage.upstream.requests] == [masked] * 3
     assert stage.upstream.data.count(b"POST ") == 3
