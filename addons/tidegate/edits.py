@@ -109,6 +109,11 @@ def write_answer_head(
     response.trailers = None
 
 
+def drop_fields_with(response: http.Response, text: bytes) -> None:
+    """Leave out the header fields of an answer that hold ``text``."""
+    response.headers.fields = tuple(pair for pair in response.headers.fields if text not in pair[1])
+
+
 def write_answer_body(response: http.Response, body: bytes) -> None:
     """Give a whole answer its masked body, and the header fields that describe it."""
     fields_of = response.headers

@@ -21,6 +21,8 @@ from tidegate.model import AnswerLimits, Clearance
 from tidegate.policy.policy import Keep, Policy
 from tidegate.replay.flows import EXCHANGE, safe_state
 
+ECHO = b"[REDACTED:credential]"
+
 _cuts: set[asyncio.Task[Any]] = set()
 
 
@@ -50,6 +52,7 @@ class Exchange:
         self.timer: asyncio.TimerHandle | None = None
         self.released: tuple[http.Response, object] | None = None
         self.farewell = b""
+        self.echo = b""
         self.sealed = False
         self._cleared: tuple[object, ...] | None = None
 
@@ -99,10 +102,16 @@ class Exchange:
         self._let_go(response)
         return response
 
+    def expect_no_echo(self, credential: str) -> None:
+        """Take out the upstream credential (its last word) wherever the upstream repeats it in one piece."""
+        self.echo = credential.rpartition(" ")[2].encode()
+
     def emitted(self, data: bytes) -> list[bytes]:
         """Count and keep what goes to the client; returned as the list that a stream callable returns."""
         if not data:
             return []
+        if self.echo:
+            data = data.replace(self.echo, ECHO)
         if self.first_byte is None:
             self.first_byte = time.perf_counter()
         self.response_bytes += len(data)

@@ -244,6 +244,8 @@ class Gateway:
             exchange.crossing.receive(steps.Stopped(NO_CREDENTIAL))
             exchange.refuse()
             return
+        if connection.name in self.credentials:
+            exchange.expect_no_echo(self.credentials[connection.name].reveal())
         edits.write_request(exchange.flow, step)
         exchange.clear(step.clearance)
         exchange.meter = AnswerMeter(connection.answer, time.monotonic())
@@ -264,6 +266,8 @@ class Gateway:
             return
         if exchange.meter is not None:
             exchange.meter.began(time.monotonic())
+        if exchange.echo:
+            edits.drop_fields_with(flow.response, exchange.echo)
         head = steps.AnswerBegan(flow.response.status_code, edits.fields(flow.response.headers))
         step = exchange.crossing.receive(head)
         limit = exchange.limits.bytes
@@ -312,8 +316,7 @@ class Gateway:
             else:
                 step = exchange.crossing.whole(data)
             if isinstance(step, steps.Emit):
-                exchange.emitted(step.data)
-                edits.write_answer_body(flow.response, step.data)
+                edits.write_answer_body(flow.response, b"".join(exchange.emitted(step.data)))
                 exchange.release()
             else:
                 exchange.refuse()

@@ -1,0 +1,43 @@
+"""An upstream that repeats the credential it was sent: neither the client nor the recording gets to see it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import CREDENTIAL, Process, Upstream, chat, http_answer, policy, post, raw, tidegate_run, token
+
+ECHOES = {
+    "json": http_answer(json.dumps({"choices": [], "note": f"you sent {CREDENTIAL}"}).encode()),
+    "error": http_answer(
+        json.dumps({"error": {"message": f"bad key {CREDENTIAL}"}}).encode(), status="401 Unauthorized"
+    ),
+    "text": http_answer(f"bad key {CREDENTIAL}".encode(), status="500 Oops", content_type="text/plain"),
+    "header": http_answer(b"{}", extra=f"x-request-id: {CREDENTIAL}\r\n"),
+}
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Upstream, str]]:
+    folder: Path = tmp_path_factory.mktemp("echo")
+    with Upstream() as upstream:
+        path = policy(folder, upstream.url)
+        key = token(folder)
+        with tidegate_run(path) as process:
+            yield process, upstream, key
+
+
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES.keys())
+def test_an_echoed_credential_stops_here(gate: tuple[Process, Upstream, str], echo: bytes) -> None:
+    process, upstream, key = gate
+    upstream.says(echo)
+    answer = raw(process.port, post("/openai/v1/chat/completions", chat("hello"), f"authorization: Bearer {key}"))
+    assert answer.startswith(b"HTTP/1.1 ")
+    assert upstream.requests[-1].headers["authorization"] == f"Bearer {CREDENTIAL}"
+    assert CREDENTIAL.encode() not in answer
+    for file in process.cwd.glob("recording.db*"):
+        assert CREDENTIAL.encode() not in file.read_bytes()
+    assert CREDENTIAL not in process.log
