@@ -145,6 +145,24 @@ def test_a_body_that_may_not_travel_is_refused(
     assert exchange.verdict is None
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (f"{CHAT}?user=jane.doe%40example-mail.com", ()),
+        (f"{CHAT}?card=4111%31111%31111%31111", ()),
+        (CHAT, (("x-4111111111111111", "1"),)),
+    ],
+    ids=["escaped address", "escaped digits", "header name"],
+)
+def test_what_cannot_be_masked_is_refused(policy: Policy, path: str, fields: tuple[tuple[str, str], ...]) -> None:
+    exchange = Crossing(policy, "ex_1")
+    exchange.receive(steps.HeadArrived(head(path, "POST", *fields)))
+    exchange.receive(steps.CallerKnown(ALICE))
+    exchange.receive(steps.BodyArrived(chat()))
+    assert refused(exchange.receive(steps.IntentKept(kept=True))).reason is Reason.FINDING
+    assert all("4111" not in each.where for each in exchange.prompt_findings)
+
+
 def test_personal_data_in_a_prompt_is_masked_and_sent(policy: Policy) -> None:
     exchange, step = sent(policy, chat("write to bob@example-mail.com"))
     assert b"bob@" not in step.clearance.verdict.body
@@ -187,6 +205,7 @@ def test_a_stream_is_masked_while_it_runs(policy: Policy) -> None:
 
 ANSWERS = {
     "interim": (103, JSON),
+    "redirect": (307, (("location", "http://elsewhere.example/"),)),
     "switching": (101, (("upgrade", "websocket"),)),
     "encoded stream": (200, (("content-type", "text/event-stream"), ("content-encoding", "gzip"))),
 }

@@ -18,6 +18,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
+from urllib.parse import unquote_plus
 
 from tidegate import headers
 from tidegate.dialects import body as bodies
@@ -44,6 +45,9 @@ from tidegate.model import (
 from tidegate.policy.policy import Policy
 from tidegate.policy.routing import Pass, route
 from tidegate.streams.answers import SseAnswer
+
+NAMES = "header names"
+"""Where a finding in the name of a header field is reported: the name itself would be the value."""
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
@@ -369,11 +373,12 @@ class Crossing:
             )
         self.stage = Stage.SENT
         masked = {f.where for f in self.verdict.findings if f.action is not Action.FLAG}
-        if "path" in masked:
-            return self._refuse(
-                "inspect", Denial(Reason.FINDING, 403, "Blocked by policy: the address contains what may not be sent.")
-            )
-        fields = tuple((k, v) for k, v in headers.upstream(self.head.headers) if f"header {k}" not in masked)
+        if masked & {"path", NAMES}:
+            return self._refuse("inspect", _UNMASKABLE)
+        own = self.verdict.grant.route.connection.credential
+        taken = own.header.lower() if own is not None else ""
+        crossing = ((k, v) for k, v in headers.upstream(self.head.headers) if k != taken)
+        fields = tuple((k, v) for k, v in crossing if f"header {k}" not in masked)
         return Send(Clearance(self.verdict, self.exchange), fields)
 
     # answer ──────────────────────────────────────────────────────────────────
@@ -381,7 +386,7 @@ class Crossing:
     def _answer(self, event: AnswerBegan) -> Step:
         assert self.asked is not None
         self.status = event.status
-        if event.status < 200:
+        if event.status < 200 or 300 <= event.status < 400:  # a redirect would lead the client past the gate
             return self._refuse("answer", _PROTOCOL)
         drop = self._inspect_head(event)
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
@@ -405,19 +410,20 @@ class Crossing:
     def _inspect_head(self, event: AnswerBegan) -> frozenset[str]:
         """Return the header fields of an answer that must not reach the client."""
         fields = [(name, value) for name, value in event.headers if not _plain(name, value)]
-        names = [name for name, _ in fields]
-        found = self.policy.engine.find_many([value for _, value in fields]) if fields else {}
+        texts = [*(value for _, value in fields), *(name for name, _ in fields)]
+        found = self.policy.engine.find_many(texts) if fields else {}
         decide = self.policy.decide(Direction.RESPONSE)
-        hits = []
+        drop = set(headers.NOT_TO_CLIENT)
         for index, spans in found.items():
+            name = fields[index % len(fields)][0]
+            where = f"header {name}" if index < len(fields) and index + len(fields) not in found else NAMES
             for span in spans:
                 action = decide(span.rule)
                 if action is not Action.ALLOW:
-                    hits.append(
-                        Finding(span.rule.id, span.rule.cls, f"header {names[index]}", span.start, span.end, action)
-                    )
-        self.answer_findings += tuple(hits)
-        return headers.NOT_TO_CLIENT | {f.where.removeprefix("header ") for f in hits if f.action is not Action.FLAG}
+                    self.answer_findings += (Finding(span.rule.id, span.rule.cls, where, span.start, span.end, action),)
+                if action in (Action.REDACT, Action.BLOCK):
+                    drop.add(name)
+        return frozenset(drop)
 
     def _chunk(self, event: AnswerChunk) -> Step:
         assert self._stream is not None
@@ -534,6 +540,9 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
 _PROTOCOL = Denial(Reason.UPSTREAM_PROTOCOL, 502, "The upstream answered in a form that the gateway cannot inspect.")
 
 
+_UNMASKABLE = Denial(Reason.FINDING, 403, "Blocked by policy: the address or a header name holds what may not be sent.")
+
+
 def too_large(limit: int) -> Denial:
     """Refuse a request body over ``limit`` bytes."""
     return Denial(
@@ -572,11 +581,16 @@ _PLAIN = {
 
 def _extra(head: Head, found: Route) -> dict[str, str]:
     """The texts of a request outside its body: query and header values, by the place a finding is reported at."""
-    texts = {"path": found.path}
+    texts = {"path": readings(found.path), NAMES: "\n".join(name for name, _ in headers.upstream(head.headers))}
     for name, value in headers.upstream(head.headers):
         place = f"header {name}"
         texts[place] = f"{texts[place]}\n{value}" if place in texts else value
     return texts
+
+
+def readings(path: str) -> str:
+    """Return a path as it is written and, where that differs, with its percent escapes undone."""
+    return f"{path}\n{unquote_plus(path)}" if "%" in path or "+" in path else path
 
 
 def _upgrade(head: Head) -> Denial | None:

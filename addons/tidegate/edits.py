@@ -11,7 +11,7 @@ from mitmproxy.net.http import status_codes
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from tidegate import headers
-from tidegate.crossing import Send
+from tidegate.crossing import Send, readings
 from tidegate.inspection.engine import Engine
 from tidegate.model import Connection, Origin
 from tidegate.policy.policy import Policy
@@ -51,10 +51,10 @@ def hide_credentials(request: http.Request) -> None:
 
 def hide_findings(request: http.Request, engine: Engine) -> None:
     """Take out the path and the header fields in which a rule finds something, before a refused request is recorded."""
-    if engine.find_many([request.path]):
+    if engine.find_many([readings(request.path)]):
         request.path = "/[REDACTED]"
-    values = [value.decode("utf-8", "surrogateescape") for _, value in request.headers.fields]
-    found = engine.find_many(values)
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields]
+    found = engine.find_many([f"{name}: {value}" for name, value in pairs])
     if found:
         request.headers.fields = tuple(pair for at, pair in enumerate(request.headers.fields) if at not in found)
 

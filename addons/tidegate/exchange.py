@@ -13,7 +13,7 @@ from typing import Any
 from mitmproxy import http
 
 from tidegate import edits
-from tidegate.crossing import Crossing, Stage
+from tidegate.crossing import Crossing, Stage, readings
 from tidegate.dialects.errors import render
 from tidegate.evidence.records import ExchangeRecord
 from tidegate.limits.answer import AnswerMeter
@@ -41,7 +41,8 @@ class Exchange:
         self.started = time.time_ns()
         self.clock = time.perf_counter()
         self.first_byte: float | None = None
-        self.method = flow.request.method
+        known = flow.request.method.isalpha() and len(flow.request.method) < 16  # else it is a text of the client's own
+        self.method = flow.request.method if known else "?"
         self.path = flow.request.path
         self.target = (flow.request.scheme, flow.request.host, flow.request.port)
         self.replay_of = str(flow.metadata.get(EXCHANGE)) if flow.is_replay and EXCHANGE in flow.metadata else None
@@ -137,7 +138,7 @@ class Exchange:
     def record(self) -> ExchangeRecord:
         """Say what is known of the exchange so far, as it is recorded."""
         crossing, now = self.crossing, time.perf_counter()
-        route, caller, asked = crossing.route, crossing.caller, crossing.asked
+        route, caller = crossing.route, crossing.caller
         over = crossing.stage is Stage.OVER
         return ExchangeRecord(
             id=self.id,
@@ -151,7 +152,7 @@ class Exchange:
             caller=caller.subject if caller else None,
             connection=route.connection.name if route else None,
             endpoint=route.endpoint if route else None,
-            model=asked.model if asked else None,
+            model=self._shown_model(),
             outcome=crossing.outcome,
             reason=crossing.denial.reason if crossing.denial else None,
             status=crossing.status,
@@ -168,7 +169,16 @@ class Exchange:
 
     def _shown_path(self) -> str:
         """Return the path of a request that was not sent, unless a rule finds something in it."""
-        return "[REDACTED]" if self.crossing.policy.engine.find_many([self.path]) else self.path
+        return "[REDACTED]" if self.crossing.policy.engine.find_many([readings(self.path)]) else self.path
+
+    def _shown_model(self) -> str | None:
+        """Return the model a request names, unless a rule finds something in it."""
+        crossing = self.crossing
+        model = crossing.asked.model if crossing.asked else None
+        clean = crossing.verdict is not None and not crossing.prompt_findings
+        if model is None or clean or not crossing.policy.engine.find_many([model]):
+            return model
+        return "[REDACTED]"
 
     def state(self) -> dict[str, Any] | None:
         """Return the flow as the recording keeps it: what was sent and what was emitted, both masked."""

@@ -26,9 +26,10 @@ NOT_UPSTREAM = frozenset({
 """Fields of one hop (RFC 9110, 7.6.1), and those the gate sets: it forwards plain bodies and asks for plain ones."""
 
 NOT_TO_CLIENT = frozenset(
-    {"alt-svc", "set-cookie", "set-cookie2", "trailer", "upgrade", "http2-settings", "keep-alive", "proxy-authenticate"}
+    {"alt-svc", "location", "content-location", "refresh", "link", "set-cookie", "set-cookie2", "trailer", "upgrade"}
+    | {"http2-settings", "keep-alive", "proxy-authenticate", "x-tidegate-exchange"}
 )
-"""``alt-svc`` would lead the client past the gate; the upstream's cookies belong to the gate, not to the caller."""
+"""Some lead the client past the gate; the upstream's cookies belong to the gate; the exchange's id is its own word."""
 
 
 def upstream(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

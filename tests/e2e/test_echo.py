@@ -1,4 +1,4 @@
-"""An upstream that repeats the credential it was sent: neither the client nor the recording gets to see it."""
+"""What an upstream or a client could get past the gate beside the bodies: an echo, a redirect, a name."""
 
 from __future__ import annotations
 
@@ -41,3 +41,24 @@ def test_an_echoed_credential_stops_here(gate: tuple[Process, Upstream, str], ec
     for file in process.cwd.glob("recording.db*"):
         assert CREDENTIAL.encode() not in file.read_bytes()
     assert CREDENTIAL not in process.log
+
+
+def test_a_secret_named_as_the_model_is_kept_nowhere(gate: tuple[Process, Upstream, str]) -> None:
+    process, upstream, key = gate
+    secret = "AKIA" + "Z7QK4WJX2MVT5R3P"
+    before = len(upstream.data)
+    body = json.dumps({"model": secret, "messages": [{"role": "user", "content": "hello"}]}).encode()
+    answer = raw(process.port, post("/openai/v1/chat/completions", body, f"authorization: Bearer {key}"))
+    assert b" 403 " in answer.split(b"\r\n", 1)[0]
+    assert len(upstream.data) == before
+    assert secret not in process.log
+    for file in process.cwd.glob("recording.db*"):
+        assert secret.encode() not in file.read_bytes()
+
+
+def test_a_redirect_does_not_lead_around_the_gate(gate: tuple[Process, Upstream, str]) -> None:
+    process, upstream, key = gate
+    upstream.says(http_answer(b"", status="307 Temporary Redirect", extra="location: http://127.0.0.1:9/\r\n"))
+    answer = raw(process.port, post("/openai/v1/chat/completions", chat("hello"), f"authorization: Bearer {key}"))
+    assert b" 502 " in answer.split(b"\r\n", 1)[0]
+    assert b"location" not in answer.lower()

@@ -101,7 +101,9 @@ def _plain_text(texts: Texts, body: bytes) -> Inspected | Denial:
     if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"'):
         return MALFORMED
     changed = texts.check([text], lambda _: "$")
-    return texts.denial or Inspected(changed.get(0, text).encode(), tuple(texts.findings))
+    said = changed.get(0, text)
+    said = texts.check_source(said, "$") if "\\" in said else said  # JSON may stand inside it
+    return texts.denial or Inspected(said.encode(), tuple(texts.findings))
 
 
 def _look[T: (RequestField, AnswerField)](

@@ -79,7 +79,7 @@ def _strange(path: str, query: str) -> Denial | None:
     """Refuse a path or query that has more than one reading, or that carries a credential."""
     if len(path) > PATH_BYTES or not _PATH.fullmatch(path) or _TRAP.search(path):
         return Denial(Reason.PROTOCOL, 400, "The request path is not written in its plain form, so it was refused.")
-    if len(query) > QUERY_BYTES or not _QUERY.fullmatch(query):
+    if len(query) > QUERY_BYTES or not _QUERY.fullmatch(query) or "%25" in query:
         return Denial(Reason.PROTOCOL, 400, "The query of the request is too long or holds unusual characters.")
     if _QUERY_CREDENTIAL.search(query):
         return Denial(Reason.CALLER_MISSING, 401, "Give the access token in a header, never in the address.")
