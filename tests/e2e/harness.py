@@ -114,6 +114,9 @@ class Upstream:
     def __enter__(self) -> Upstream:
         self._thread.start()
         wait_for_port(self.port)
+        end = time.monotonic() + 5
+        while not self.connections and time.monotonic() < end:  # the probe itself is counted a moment later
+            time.sleep(0.01)
         self.connections = 0
         return self
 
