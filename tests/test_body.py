@@ -168,6 +168,10 @@ def test_dump_and_back(value: object) -> None:
     assert strict_json(dump(value)) == value
 
 
+def test_dump_writes_what_orjson_does_not_take() -> None:
+    assert dump([2**64, -(2**70)]) == f"[{2**64},{-(2**70)}]".encode()
+
+
 def test_dump_is_compact_utf8_and_survives_lone_surrogates() -> None:
     assert dump({"a": ["é", 1.5]}) == '{"a":["é",1.5]}'.encode()
     lone = strict_json(b'{"a":"\\ud83d","b":"\xc3\xa9"}')

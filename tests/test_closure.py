@@ -6,6 +6,8 @@ import re
 from itertools import product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.matching import POOL
 from tidegate.inspection.closure import PatternError, read
@@ -104,3 +106,36 @@ def test_what_cannot_be_matched_in_a_stream_is_refused(pattern: str, why: str) -
     with pytest.raises(PatternError) as refusal:
         read(pattern)
     assert str(refusal.value) == why
+
+
+LOOSENED = {
+    r"\b[a-c](?:[a-c.]{0,40}[a-c])?@[ab]{2,30}\b": r"\x40[a-b]{2,30}\b",
+    r"[a-z]{1,40}@(?:b{9}|c)": r"\x40(?:b{9}|c)",
+    r"\b(?:aa1{12}|(?:bc|cb)1{12,14}|dd1{13}e?|ee1{12}|fe1{12}|ge1{12}|he1{30}|ie1{12}z)\b": r"\b[a-i][a-e]1{10}",
+    r"x(?:a{12}|b{13}|c{14}|ad{12}|e{15}|f{16}|g{17}|h{18,20})y": (
+        r"x(?:a{12}|b{12}|c{12}|ad{11}|e{12}|f{12}|g{12}|h{12})"
+    ),
+}
+
+
+@pytest.mark.parametrize(("pattern", "loose"), LOOSENED.items())
+def test_a_wide_head_and_large_choices_are_loosened(pattern: str, loose: str) -> None:
+    assert read(pattern).loose == loose
+
+
+@pytest.mark.parametrize("pattern", ["[a-c]{1,30}@a", "(?:ab|c){1,40}@a", "(?:a|b|c|d|e|f|g|h)[0-9]{20}", "a{1,40}b|c"])
+def test_other_patterns_are_kept_as_they_are(pattern: str) -> None:
+    known = read(pattern)
+    assert known.loose == known.plain
+
+
+@given(
+    st.sampled_from([*LOOSENED, *(each.pattern for each in POOL)]).flatmap(
+        lambda p: st.tuples(st.just(p), st.from_regex(p.encode()))
+    )
+)
+def test_every_match_contains_a_match_of_the_looser_pattern(example: tuple[str, bytes]) -> None:
+    pattern, text = example
+    known = read(pattern)
+    if compile_re2(known.plain).search(text):
+        assert compile_re2(known.loose).search(text)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 
 import brotli  # type: ignore[import-untyped]
+import orjson
 import zstandard
 
 from tidegate.model import Denial, Reason
@@ -149,11 +150,14 @@ def strict_json(data: bytes) -> object | Denial:
 
 
 def dump(value: object) -> bytes:
-    """Write JSON: compact, UTF-8; a body with lone surrogates is written with escapes.
+    """Write what ``strict_json`` gave as JSON: compact, UTF-8; a body with lone surrogates is written with escapes."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:  # a lone surrogate, a large number or deep nesting
+        return _dump_rare(value)
 
-    Raises:
-        ValueError: a number that JSON does not have. ``strict_json`` never gives one.
-    """
+
+def _dump_rare(value: object) -> bytes:
     try:
         return _PLAIN.encode(value).encode("utf-8")
     except UnicodeEncodeError:

@@ -127,7 +127,7 @@ def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
     ranks = {rule.id: rank for rank, rule in enumerate(sorted(rules, key=lambda rule: rule.id))}
     read_in = [(_read(rule, rule.pattern), rule) for rule in rules]
     compiled = [_compile(rule, pattern, ranks[rule.id]) for pattern, rule in read_in]
-    words = [pattern.plain for pattern, _ in read_in]
+    words = [pattern.loose for pattern, _ in read_in]
     closures = [_live(pattern) for pattern, _ in read_in]
     try:
         scanners = scanner(words, cache), scanner(closures, cache)
