@@ -166,6 +166,7 @@ async def test_a_full_disk_gives_an_error_and_is_survived(recorder: Recorder, pa
     recorder._db.execute(f"PRAGMA max_page_count={pages}")
     recorder.encode = lambda _: b"x" * 100_000
     recorder.seal(record("ex_big"), {})
+    await asyncio.sleep(store.LINGER * 2)  # from then on a seal that cannot be written holds up what comes after it
     with pytest.raises(RecordingError, match="SQLITE_FULL"):
         await recorder.intent(record("ex_2"))
     recorder._db.execute("PRAGMA max_page_count=1000000")
@@ -371,3 +372,24 @@ def test_every_column_is_documented(recorder: Recorder, path: Path) -> None:
     for table in tables:
         for _, column, *_ in rows(path, f"PRAGMA table_info({table})"):
             assert f"`{column}`" in page, f"docs/recording.md does not name {table}.{column}"
+
+
+async def test_an_intent_does_not_wait_for_the_seals_before_it(recorder: Recorder, path: Path) -> None:
+    slow = threading.Event()
+    recorder.encode = lambda _: (slow.wait(10) and b"x") or b""
+    recorder.seal(record("ex_1"), {})
+    await asyncio.wait_for(recorder.intent(record("ex_2")), 5)
+    assert {name for (name,) in rows(path, "SELECT id FROM exchange")} == {"ex_2"}
+    slow.set()
+    recorder.close()
+    assert {name for (name,) in rows(path, "SELECT id FROM exchange")} == {"ex_1", "ex_2"}
+
+
+@pytest.mark.parametrize("many", [1, 2, 63, 64, 65, 130, 257])
+async def test_every_row_of_a_batch_of_any_size_is_kept(recorder: Recorder, path: Path, many: int) -> None:
+    for number in range(many):
+        recorder.seal(record(f"ex_{number:04}"), {})
+    recorder.close()
+    names = [f"ex_{number:04}" for number in range(many)]
+    assert [name for (name,) in rows(path, "SELECT id FROM exchange ORDER BY id")] == names
+    assert [name for (name,) in rows(path, "SELECT exchange FROM flow_state ORDER BY exchange")] == names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ipaddress
 import socket
 
@@ -13,8 +12,10 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from tidegate import headers
 from tidegate.crossing import Send, readings
 from tidegate.inspection.engine import Engine
-from tidegate.model import Connection, Origin
+from tidegate.model import Origin
 from tidegate.policy.policy import Policy
+
+_CREDENTIALS = frozenset(name.encode() for name in headers.CREDENTIALS)
 
 
 def fields(message: http.Headers) -> tuple[tuple[str, str], ...]:
@@ -42,9 +43,7 @@ def origin(flow: http.HTTPFlow, policy: Policy) -> Origin | None:
 
 def hide_credentials(request: http.Request) -> None:
     """Take the client's credentials out before any other addon, page or recording can see them."""
-    kept = tuple(
-        pair for pair in request.headers.fields if pair[0].decode("latin-1").lower() not in headers.CREDENTIALS
-    )
+    kept = tuple(pair for pair in request.headers.fields if pair[0].lower() not in _CREDENTIALS)
     if len(kept) != len(request.headers.fields):
         request.headers.fields = kept
 
@@ -59,37 +58,37 @@ def hide_findings(request: http.Request, engine: Engine) -> None:
         request.headers.fields = tuple(pair for at, pair in enumerate(request.headers.fields) if at not in found)
 
 
-def address(request: http.Request, connection: Connection, path: str) -> None:
-    """Point a request at a connection's upstream, whatever the client called it."""
-    upstream, data = connection.upstream, request.data
-    data.scheme, data.host, data.port = upstream.scheme.encode(), upstream.host, upstream.port
-    data.path = path.encode()
-    default = 443 if upstream.scheme == "https" else 80
+def authority(upstream: Origin) -> bytes:
+    """Return the name of an upstream as a request gives it: without the port that its scheme implies."""
     host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
-    authority = host if upstream.port == default else f"{host}:{upstream.port}"
-    data.authority = authority.encode() if request.is_http2 else b""
-    if not request.is_http2:
-        request.headers["host"] = authority
+    return (
+        host if upstream.port == (443 if upstream.scheme == "https" else 80) else f"{host}:{upstream.port}"
+    ).encode()
 
 
 def write_request(flow: http.HTTPFlow, step: Send) -> None:
     """Make a flow's request exactly what was cleared; the credential is not on it and never will be."""
-    verdict, request = step.clearance.verdict, flow.request
-    kept = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in step.fields]
+    verdict, request, data = step.clearance.verdict, flow.request, flow.request.data
+    upstream = verdict.grant.route.connection.upstream
+    data.scheme, data.host, data.port = upstream.scheme.encode(), upstream.host, upstream.port
+    data.path = verdict.grant.route.path.encode()
+    data.authority = authority(upstream) if request.is_http2 else b""
+    kept = [] if request.is_http2 else [(b"host", authority(upstream))]
+    kept += [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in step.fields]
     kept.append((b"accept-encoding", b"identity"))
     if verdict.body or request.method in ("POST", "PUT", "PATCH"):
         kept.append((b"content-length", str(len(verdict.body)).encode()))
-    request.headers = http.Headers(kept)
-    request.trailers = None
-    request.data.content = verdict.body
-    route = verdict.grant.route
-    address(request, route.connection, route.path)
+    data.headers = http.Headers(kept)
+    data.trailers = None
+    data.content = verdict.body
 
 
 def with_credential(request: http.Request, name: str, value: str) -> http.Request:
     """Return a copy of a request with one more header field, for the wire alone."""
-    sent, sent.data = copy.copy(request), copy.copy(request.data)
-    sent.data.headers = http.Headers((*request.data.headers.fields, (name.encode(), value.encode())))
+    sent, data = object.__new__(http.Request), object.__new__(http.RequestData)
+    vars(sent).update(vars(request), data=data)
+    vars(data).update(vars(request.data))
+    data.headers = http.Headers((*request.data.headers.fields, (name.encode(), value.encode())))
     return sent
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import secrets
 import time
 from collections import Counter
@@ -26,9 +27,12 @@ ECHO = b"[REDACTED:credential]"
 _cuts: set[asyncio.Task[Any]] = set()
 
 
+_random = random.Random(secrets.token_bytes(32))  # noqa: S311 - names, not secrets; no system call for each
+
+
 def new_id() -> str:
     """Return an exchange id: milliseconds since 1970 in hex, then 40 random bits. Ids sort by time."""
-    return f"ex_{time.time_ns() // 1_000_000:011x}{secrets.token_hex(5)}"
+    return f"ex_{time.time_ns() // 1_000_000:011x}{_random.getrandbits(40):010x}"
 
 
 class Exchange:
@@ -195,7 +199,7 @@ class Exchange:
     @staticmethod
     def line(record: ExchangeRecord) -> str:
         """Write the one canonical log line of an exchange: a JSON object without any text that was inspected."""
-        rules = Counter(each.rule for each in (*record.prompt_findings, *record.answer_findings))
+        found = (*record.prompt_findings, *record.answer_findings)
         return json.dumps(
             {
                 "event": "exchange",
@@ -208,7 +212,7 @@ class Exchange:
                 "reason": record.reason,
                 "status": record.status,
                 "mode": record.mode,
-                "rules": dict(rules),
+                "rules": Counter(each.rule for each in found) if found else {},
                 "request_bytes": record.request_bytes,
                 "response_bytes": record.response_bytes,
                 "streamed": record.streamed,

@@ -221,6 +221,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging._srcfile = None  # nor is the place in the code (Logging HOWTO, Optimization)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not in the line, so not asked for
     own = logging.getLogger("tidegate")
     own.setLevel(logging.INFO)

@@ -11,6 +11,8 @@ import asyncio
 import collections
 import contextlib
 import fcntl
+import functools
+import itertools
 import logging
 import os
 import queue
@@ -43,8 +45,11 @@ SAFE_SQLITE = (3, 51, 3)
 BATCH = 256
 """Rows of one transaction: beyond it a row gets no cheaper, and the first in line waits longer."""
 
+ROWS = 64
+"""Rows of one statement: 64 rows of 22 values are far below the 32,766 parameters that SQLite takes."""
+
 LINGER = 0.02
-"""Seconds a seal may wait for company. Nobody waits for it, and one commit for many costs a third of one for each."""
+"""Seconds a seal waits for company. Nobody waits for it, and one commit for many costs a third of one for each."""
 
 CAPACITY_ITEMS = 20_000
 CAPACITY_BYTES = 64 * 1024 * 1024
@@ -96,6 +101,7 @@ class Recorder:
         self._bare = [0, 0]
         self._reported = (0, 0)
         self._awake = False
+        self._due = 0.0
         self._closing = False
         self._thread: threading.Thread | None = None
         self._lock: int | None = None
@@ -158,6 +164,7 @@ class Recorder:
         self._sealed.append(Sealed(record, state, weight))
         if not self._awake:
             self._awake = True
+            self._due = time.monotonic() + LINGER
             self._inbox.put(None)
 
     def close(self) -> None:
@@ -180,11 +187,7 @@ class Recorder:
     def _run(self) -> None:
         self._write([], [], (("start", f"sqlite {sqlite3.sqlite_version}"),))
         while not self._closing:
-            first = self._inbox.get()
-            if first is None and not self._closing:
-                with contextlib.suppress(queue.Empty):
-                    first = self._inbox.get(timeout=LINGER)
-            self._turn([first] if first is not None else [])
+            self._turn(self._wait())
         while not self._inbox.empty() or (self._sealed and not self.failed):
             before = len(self._sealed)
             self._turn([])
@@ -195,18 +198,31 @@ class Recorder:
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
 
+    def _wait(self) -> list[Intent]:
+        """Wait for an intent, or until the seals that are there have waited long enough."""
+        while not self._closing:
+            left = self._due - time.monotonic() if self._sealed else None
+            if left is not None and left <= 0:
+                break
+            try:
+                first = self._inbox.get(timeout=left)
+            except queue.Empty:
+                break
+            if first is not None:
+                return [first]
+        return []
+
     def _turn(self, intents: list[Intent]) -> None:
-        """Take what is waiting, at most ``BATCH`` of each kind, and commit it."""
+        """Commit the intents that are waiting, and with them the seals that are due: at most ``BATCH`` of each kind."""
         with contextlib.suppress(queue.Empty):
             while len(intents) < BATCH:
                 following = self._inbox.get_nowait()
                 if following is not None:
                     intents.append(following)
-        self._awake = False  # before the deque is read: a seal that comes later wakes us again
-        sealed = [self._sealed.popleft() for _ in range(min(len(self._sealed), BATCH))]
-        if self._sealed and not self._awake:
-            self._awake = True
-            self._inbox.put(None)
+        sealed: list[Sealed] = []
+        if not intents or len(self._sealed) >= BATCH or time.monotonic() >= self._due:
+            self._awake = False  # before the deque is read: a seal that comes later wakes us again
+            sealed = [self._sealed.popleft() for _ in range(min(len(self._sealed), BATCH))]
         if intents or sealed:
             self._write(intents, sealed, self._gaps())
 
@@ -253,23 +269,13 @@ class Recorder:
     ) -> None:
         db, done = self._db, [each.record for each in sealed]
         db.execute("BEGIN IMMEDIATE")  # a deferred BEGIN that later writes can fail at once, whatever the timeout
-        if intents:
-            asked = [each.record for each in intents]
-            db.executemany(records.INSERT_INTENT, map(records.exchange_row, asked))
-            found = [row for record in asked if record.prompt_findings for row in records.finding_rows(record)]
-            if found:
-                db.executemany(records.INSERT_FINDING, found)
-        if done:
-            db.executemany(records.INSERT_SEAL, map(records.exchange_row, done))
-            db.executemany(records.INSERT_DECISION, [row for record in done for row in records.decision_rows(record)])
-            found = [row for record in done for row in records.finding_rows(record)]
-            if found:
-                db.executemany(records.INSERT_FINDING, found)
-        if states:
-            db.executemany(records.INSERT_STATE, states)
-        if events:
-            now = time.time_ns() // 1000
-            db.executemany(records.INSERT_EVENT, [(now, kind, detail) for kind, detail in events])
+        asked, now = [each.record for each in intents], time.time_ns() // 1000
+        _insert(db, records.INSERT_INTENT, [records.exchange_row(record) for record in asked])
+        _insert(db, records.INSERT_SEAL, [records.exchange_row(record) for record in done])
+        _insert(db, records.INSERT_DECISION, [row for record in done for row in records.decision_rows(record)])
+        _insert(db, records.INSERT_FINDING, [row for each in (*asked, *done) for row in records.finding_rows(each)])
+        _insert(db, records.INSERT_STATE, states)
+        _insert(db, records.INSERT_EVENT, [(now, kind, detail) for kind, detail in events])
         db.execute("COMMIT")
 
     def _state(self, sealed: Sealed) -> tuple[str, int, bytes] | None:
@@ -296,6 +302,27 @@ class Recorder:
             self.failed = f"recording has stopped: {name}"
         log.error("recording %s: %s", "is waiting" if passing else "has stopped", name)
         return RecordingError(f"{self.path}: not recorded: {name}")
+
+
+def _insert(db: Any, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Insert rows, many with one statement.
+
+    SQLite then works through all of them without the interpreter's lock; a statement for each row takes the lock back
+    after each, from the thread that serves the clients. Powers of two, so that few statements are ever compiled.
+    """
+    at = 0
+    while at < len(rows):
+        many = min(1 << ((len(rows) - at).bit_length() - 1), ROWS)
+        db.execute(_many(statement, many), list(itertools.chain.from_iterable(rows[at : at + many])))
+        at += many
+
+
+@functools.cache
+def _many(statement: str, rows: int) -> str:
+    """Repeat the row of an ``INSERT ... VALUES (?, ...)``."""
+    head, _, rest = statement.partition("VALUES (")
+    row, _, tail = rest.partition(")")
+    return f"{head}VALUES {', '.join([f'({row})'] * rows)}{tail}"
 
 
 def _settle(intents: Sequence[Intent], fault: RecordingError | None) -> None:

@@ -74,7 +74,9 @@ def permit(grant: Grant, asked: Asked) -> Grant | Denial:
             403,
             f"Your role allows at most {tokens} output tokens here; ask for no more than that.",
         )
-    bodies = (rule.body for rule in covering if rule.body is not None)
+    bodies = [rule.body for rule in covering if rule.body is not None]
+    if tokens is None and not bodies and len(covering) == len(grant.allows):
+        return grant
     return replace(grant, allows=covering, max_output_tokens=tokens, request_bytes=min((*bodies, grant.request_bytes)))
 
 

@@ -48,6 +48,9 @@ def inspect_request(
     Denies ``BODY_MALFORMED`` where a body could not be masked without breaking it.
     """
     texts = Texts(engine, decide)
+    body = dump(value) if value is not None else b""
+    if texts.are_clean(body, (extra or {}).values()):
+        return Inspected(body, ())
     exempt: list[Place] = []
     leaves: list[Leaf[RequestField]] = []
     for leaf in endpoint.request.walk(value):
@@ -55,10 +58,10 @@ def inspect_request(
             exempt.append((leaf.pointer, _at(value, leaf.pointer)))
         else:
             leaves.append(leaf)
-    body = _look(texts, value, leaves, exempt, extra or {})
-    if body is None:
+    masked = _look(texts, value, leaves, exempt, extra or {})
+    if masked is None:
         return Denial(Reason.BODY_MALFORMED, 400, "The request body cannot be masked without breaking it.")
-    return Inspected(b"" if value is None else body, tuple(texts.findings))
+    return Inspected(b"" if value is None else masked, tuple(texts.findings))
 
 
 def inspect_answer(
@@ -75,6 +78,8 @@ def inspect_answer(
     value = strict_json(body)
     if isinstance(value, Denial):
         return _plain_text(texts, body) if status >= 400 else MALFORMED
+    if texts.are_clean(dump(value), ()):
+        return Inspected(body, ())
     bare = not isinstance(value, dict | list)
     root: object = [value] if bare else value
     exempt = [
@@ -109,11 +114,7 @@ def _plain_text(texts: Texts, body: bytes) -> Inspected | Denial:
 def _look[T: (RequestField, AnswerField)](
     texts: Texts, value: object, leaves: Sequence[Leaf[T]], exempt: Sequence[Place], extra: Mapping[str, str]
 ) -> bytes | None:
-    """Look at every leaf and then at the JSON text; return the body as it may travel, ``None`` if masking breaks it.
-
-    One scan is enough for most bodies, which hold nothing: the JSON text with its escapes undone holds every leaf as it
-    is, between quotes or colons, which are no part of a word, so a rule that matches a leaf matches there too.
-    """
+    """Look at every leaf and then at the JSON text; return the body as it may travel, ``None`` if masking breaks it."""
     for pointer, _ in exempt:
         _put(value, pointer, "")
     original = body = dump(value)

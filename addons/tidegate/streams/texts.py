@@ -85,11 +85,17 @@ class Texts:
         """Look at a whole text that is JSON source; return it as it may leave."""
         return self.check([text], lambda _: place, (0,)).get(0, text)
 
-    def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
-        """Say that no rule matches anywhere in a JSON text as ``dialects.body.dump`` writes it, or in other texts.
+    def are_clean(self, body: bytes, extra: Iterable[str]) -> bool:
+        """Say that nothing can be found in a JSON text as ``dialects.body.dump`` writes it, nor in other texts.
 
-        ``False`` may also mean that one scan cannot tell.
+        One scan is enough for most bodies, which hold nothing: with its escapes undone the JSON text holds every value
+        as it is, between quotes or colons, which are no part of a word, so a rule that matches a value matches there
+        too. ``False`` may also mean that this cannot tell: where a text holds a backslash it may be JSON source itself.
         """
+        return b"\\\\" not in body and self.may_be_skipped(body, extra)
+
+    def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
+        """Say that no rule matches in a JSON text or other texts; as ``are_clean``, but JSON source is not opened."""
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
         return not self._engine.candidates(b"\0".join([_unescaped(body), *map(encode, extra)]))
