@@ -69,7 +69,7 @@ def guarded(hook: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as bug:
             self.deny_bug(hook.__name__, data, bug)
             return None
-        return rest(self, data, result) if inspect.isawaitable(result) else None
+        return rest(self, data, result) if result is not None and inspect.isawaitable(result) else None
 
     async def rest(self: Gateway, data: Any, result: Awaitable[None]) -> None:
         try:

@@ -11,19 +11,18 @@ import asyncio
 import collections
 import inspect
 import logging
-import random
-import secrets
 import signal
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from mitmproxy import addonmanager, connection, exceptions, flow, http, master, options
+from mitmproxy import addonmanager, exceptions, master, options
 from mitmproxy.addons import core, errorcheck, next_layer, proxyserver, tlsconfig
 from mitmproxy.flow import Flow
 from mitmproxy.hooks import Hook
 from mitmproxy.proxy import commands, events, server
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
+
+from tidegate import quick
 
 Handler = Callable[..., Any]
 
@@ -52,14 +51,17 @@ class Dispatch:
     def start(self, event: Hook) -> Awaitable[None] | None:
         """Call the hooks of an event; return what is left to await, or ``None`` if all is done."""
         found = self.hooks(event)
+        arguments = event.args() if found else ()
         for position, call in enumerate(found):
             try:
-                with addonmanager.safecall():
-                    result = call(*event.args())
-                    if inspect.isawaitable(result):
-                        return self._finish(result, found[position + 1 :], event)
+                result = call(*arguments)
+                if result is not None and inspect.isawaitable(result):
+                    return self._finish(result, found[position + 1 :], event)
             except exceptions.AddonHalt:
                 return None
+            except Exception:  # as mitmproxy treats it
+                with addonmanager.safecall():
+                    raise
         return None
 
     async def _finish(self, first: Awaitable[None], rest: Sequence[Handler], event: Hook) -> None:
@@ -94,19 +96,7 @@ def quicken(dispatch: Dispatch) -> None:
                 self.log(f"mitmproxy failed: {type(crash).__name__}", logging.ERROR)
 
     ProxyConnectionHandler.server_event = server_event  # type: ignore[method-assign]
-    connection.uuid = flow.uuid = QuickIds()  # type: ignore[assignment, attr-defined]
-    http.MessageData.__post_init__ = lambda _: None  # type: ignore[method-assign]  # checks the types addons pass, at each message
-
-
-class QuickIds:
-    """Stands in for the module ``uuid`` where mitmproxy names flows and connections: no system call for each name."""
-
-    def __init__(self) -> None:
-        self._random = random.Random(secrets.token_bytes(32))  # noqa: S311 - names, not secrets
-
-    def uuid4(self) -> uuid.UUID:
-        """Return a random UUID."""
-        return uuid.UUID(int=self._random.getrandbits(128), version=4)
+    quick.quicken()
 
 
 def _at_once(handler: server.ConnectionHandler, dispatch: Dispatch, hook: commands.StartHook) -> bool:
