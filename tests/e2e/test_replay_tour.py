@@ -51,6 +51,8 @@ SAID = {
     "blocked": f"why does {KEY} fail?",
     "masked": "show the customer record",
     "group": "hello from another group",
+    "expired": "hello with an old token",
+    "audience": "hello with a token for somebody else",
     "aborted": "count for ever",
     "failed": "break off",
 }
@@ -59,8 +61,19 @@ ENDS = {
     "blocked": ("denied", "finding", 403),
     "masked": ("answered", None, 200),
     "group": ("denied", "not_granted", 403),
+    "expired": ("denied", "token_expired", 401),
+    "audience": ("denied", "token_audience", 401),
     "aborted": ("aborted", "client_gone", 200),
     "failed": ("failed", "upstream_failed", 502),
+}
+CALLERS = {"group": ("corp", "bob"), "expired": (None, None), "audience": (None, None)}
+SENTENCES = {
+    "blocked": "Blocked by policy: $.messages[0].content contains something of the class secrets "
+    "(rule secrets.aws-access-key). Nothing was sent to the model; remove it and try again.",
+    "group": "Your roles do not allow the endpoint {endpoint} of the connection {name}.",
+    "expired": "The access token was not accepted; get a new one and try again.",
+    "audience": "The access token was not accepted; get a new one and try again.",
+    "failed": "The model provider could not be reached, or it broke off.",
 }
 
 
@@ -87,6 +100,7 @@ class Sdk:
     Denied: type[Exception]
     Failed: type[Exception]
     Missing: type[Exception]
+    Unknown: type[Exception]
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -100,7 +114,7 @@ class Sdk:
 
 class OpenAi(Sdk):
     Denied, Failed = openai.PermissionDeniedError, openai.InternalServerError
-    Missing = openai.NotFoundError
+    Missing, Unknown = openai.NotFoundError, openai.AuthenticationError
 
     @classmethod
     def at(cls, base: str, token: str) -> Sdk:
@@ -120,7 +134,7 @@ class OpenAi(Sdk):
 
 class Anthropic(Sdk):
     Denied, Failed = anthropic.PermissionDeniedError, anthropic.InternalServerError
-    Missing = anthropic.NotFoundError
+    Missing, Unknown = anthropic.NotFoundError, anthropic.AuthenticationError
 
     @classmethod
     def at(cls, base: str, token: str) -> Sdk:
@@ -175,7 +189,7 @@ class Tour:
 
 
 def session(tour: Tour, name: str, base: str) -> None:
-    """Walk the six steps with one SDK."""
+    """Walk every step with one SDK."""
     with sdk(name, base, tour.tokens["alice"]) as alice, sdk(name, base, tour.tokens["bob"]) as bob:
         tour.got[name, "intact"] = alice.text(SAID["intact"])
         with pytest.raises(alice.Denied) as blocked:
@@ -185,6 +199,10 @@ def session(tour: Tour, name: str, base: str) -> None:
         with pytest.raises(bob.Denied) as group:
             bob.text(SAID["group"])
         tour.got[name, "group"] = str(group.value)
+        for step in ("expired", "audience"):
+            with sdk(name, base, tour.tokens[step]) as stranger, pytest.raises(stranger.Unknown) as unknown:
+                stranger.text(SAID[step])
+            tour.got[name, step] = str(unknown.value)
         reading = alice.deltas(SAID["aborted"])
         tour.got[name, "aborted"] = next(reading)
         reading.close()  # type: ignore[attr-defined]
@@ -200,6 +218,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tour]:
         upstream.does(provide)
         written = policy(folder, upstream.url, identity=[provider.section()], roles=ROLES, bindings=BINDINGS)
         tour = Tour(written, upstream, {who: provider.token(user=who) for who in ("alice", "bob")})
+        tour.tokens |= {"expired": provider.expired(), "audience": provider.token(resource="https://other.example")}
         with tidegate_run(written) as gate:
             for name in SDKS:
                 session(tour, name, gate.url)
@@ -213,10 +232,11 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tour]:
 def test_every_step_is_listed(tour: Tour, name: str, step: str) -> None:
     row = tour.rows[name, step]
     assert (row["outcome"], row["reason"], row["status"]) == ENDS[step]
-    assert (row["identity"], row["caller"]) == ("corp", "bob" if step == "group" else "alice")
+    assert (row["identity"], row["caller"]) == CALLERS.get(step, ("corp", "alice"))
     assert row["connection"] == name
-    if row["reason"] in ("finding", "not_granted", "upstream_failed"):
-        assert row["id"] in tour.got[name, step], "the person reads the request id"
+    if step in SENTENCES:
+        said = f"{SENTENCES[step]} (request {row['id']})"
+        assert said.format(name=name, endpoint=row["endpoint"]) in tour.got[name, step], "one clear sentence"
 
 
 @pytest.mark.parametrize("name", SDKS)
@@ -224,7 +244,8 @@ def test_what_the_session_read(tour: Tour, name: str) -> None:
     assert tour.got[name, "intact"] == "You said: hello there"
     assert tour.got[name, "masked"] == MASKED
     assert KEY.encode() not in tour.upstream.data
-    assert SAID["group"].encode() not in tour.upstream.data
+    for step in ("group", "expired", "audience"):
+        assert SAID[step].encode() not in tour.upstream.data
 
 
 # ── answered again ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -307,8 +328,9 @@ def test_mitmweb_shows_the_session(tour: Tour) -> None:
     for name, step in tour.rows:
         outcome, reason, _ = ENDS[step]
         said = outcome if reason is None else f"{outcome}: {reason}"
-        who = "corp:bob" if step == "group" else "corp:alice"
-        assert any(comment.startswith(f"{said}, {who}") for comment in comments), (name, step, comments)
+        who = ":".join(each for each in CALLERS.get(step, ("corp", "alice")) if each)
+        expected = f"{said}, {who}".removesuffix(", ")
+        assert sum(comment.startswith(expected) for comment in comments) >= len(SDKS), (name, step, comments)
     assert SAID["intact"].encode() in shown
     for canary in (KEY, CARD, MAIL, CREDENTIAL, *tour.tokens.values()):
         assert canary.encode() not in shown + viewer.log.encode()
