@@ -162,11 +162,9 @@ def messages(gate: Gate, talk: Conversation) -> Iterator[str]:
 def test_a_stream_is_masked_live(gate: Gate, deltas: Any) -> None:
     talk = Conversation()
     gate.upstream.does(talk.provide)
-    arrived = []
     for delta in deltas(gate, talk):
         talk.first = talk.first or (time.monotonic() if delta else 0.0)
         talk.read += delta
-        arrived.append(delta)
         assert not [part for part in PARTS if part in talk.read]
     assert talk.stalled == [], "text that holds no secret did not leave until the upstream went on"
     assert talk.read == MASKED
