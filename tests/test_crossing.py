@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tidegate import crossing as steps
 from tidegate.crossing import Crossing, OutOfOrder, Stage
 from tidegate.inspection.cache import DiskCache
-from tidegate.model import Action, Caller, Denial, Head, Origin, Outcome, Reason
+from tidegate.model import Action, Caller, Denial, Direction, Finding, Head, Origin, Outcome, Reason
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy
 
@@ -169,6 +170,37 @@ def test_personal_data_in_a_prompt_is_masked_and_sent(policy: Policy) -> None:
     assert b"[REDACTED:email]" in step.clearance.verdict.body
     assert [f.action for f in exchange.prompt_findings] == [Action.REDACT]
     assert [f.where for f in exchange.prompt_findings] == ["$.messages[0].content"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "action", "denied"),
+    [
+        ("secrets.aws-access-key", Action.REDACT, True),
+        ("pii.email", Action.BLOCK, False),
+        ("gone.rule", Action.BLOCK, False),
+    ],
+    ids=["blocked now", "only masked now", "no such rule any more"],
+)
+def test_what_a_kept_request_no_longer_holds_is_decided_again(
+    policy: Policy, rule: str, action: Action, denied: bool
+) -> None:
+    before = Finding(rule, rule.partition(".")[0], "$.messages[0].content", 4, 24, action)
+    exchange = admitted(policy)
+    step = exchange.receive(steps.BodyArrived(chat("use [REDACTED:x]"), (before,)))
+    if denied:
+        assert refused(step).reason is Reason.FINDING
+        assert rule in refused(step).message
+    else:
+        assert isinstance(step, steps.KeepIntent)
+    known = policy.decisions[Direction.PROMPT].get(rule)
+    assert exchange.prompt_findings == (() if known is None else (replace(before, action=known),))
+
+
+def test_what_is_found_again_counts_once(policy: Policy) -> None:
+    exchange = admitted(policy)
+    before = Finding("pii.email", "pii", "$.messages[0].content", 9, 29, Action.REDACT)
+    exchange.receive(steps.BodyArrived(chat("write to bob@example-mail.com"), (before,)))
+    assert len(exchange.prompt_findings) == 1
 
 
 def test_what_cannot_be_recorded_is_not_sent(policy: Policy) -> None:

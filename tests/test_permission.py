@@ -32,6 +32,14 @@ roles:
   banned:
     deny:
       - {connections: [openai], endpoints: [chat]}
+  lister:
+    allow:
+      - {connections: ["*"], endpoints: ["*"], models: ["gpt-*"]}
+    deny:
+      - {models: ["*-preview"]}
+  unlisted:
+    deny:
+      - {endpoints: [models]}
   odd:
     allow:
       - {connections: ["*"], endpoints: ["*"]}
@@ -42,6 +50,8 @@ bindings:
   - {groups: ["corp:test", "corp:more"], roles: [tester]}
   - {groups: ["corp:bad"], roles: [banned]}
   - {groups: ["corp:odd"], roles: [odd]}
+  - {groups: ["corp:lister"], roles: [lister]}
+  - {groups: ["corp:unlisted"], roles: [unlisted]}
   - {subjects: ["corp:robot"], roles: [tester]}
   - {subjects: ["ci:*"], roles: [odd]}
 """
@@ -113,6 +123,10 @@ CASES = [
     pytest.param(caller("corp:ml-eng", "corp:bad"), "chat", asked(), Reason.NOT_GRANTED, id="deny of another role"),
     pytest.param(caller("corp:bad"), "chat", asked(), Reason.NOT_GRANTED, id="only denied"),
     pytest.param(caller("corp:ml-eng", "corp:bad"), "embeddings", asked("gpt-e"), None, id="deny elsewhere"),
+    pytest.param(caller("corp:lister"), "models", asked(None), None, id="a list names no model"),
+    pytest.param(caller("corp:lister"), "chat", asked(None), Reason.MODEL_DENIED, id="but a chat has to"),
+    pytest.param(caller("corp:lister"), "chat", asked("o1"), Reason.MODEL_DENIED, id="of those of the rule"),
+    pytest.param(caller("corp:lister", "corp:unlisted"), "models", asked(None), Reason.NOT_GRANTED, id="list denied"),
     pytest.param(caller(subject="robot"), "models", asked(None), None, id="by subject"),
     pytest.param(caller(subject="robot2"), "models", asked(None), Reason.NOT_GRANTED, id="other subject"),
     pytest.param(caller(subject="any", identity="ci"), "chat", asked("x"), None, id="every subject of an identity"),

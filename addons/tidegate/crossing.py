@@ -15,7 +15,7 @@ This is the only place where the order is written and the only place where the s
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from urllib.parse import unquote_plus
@@ -91,9 +91,13 @@ class CallerKnown:
 
 @dataclass(frozen=True, slots=True)
 class BodyArrived:
-    """The whole body of a request, as it was on the wire."""
+    """The whole body of a request, as it was on the wire.
+
+    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
+    """
 
     data: bytes = field(repr=False)
+    masked: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +246,7 @@ class Crossing:
         self.asked: Asked | None = None
         self.verdict: Verdict | None = None
         self.masked_body = b""
+        self.masked_before: tuple[Finding, ...] = ()
         self.prompt_findings: tuple[Finding, ...] = ()
         self.denial: Denial | None = None
         self.outcome: Outcome | None = None
@@ -312,6 +317,7 @@ class Crossing:
     def _body(self, event: BodyArrived) -> Step:
         assert self.grant is not None
         assert self.head is not None
+        self.masked_before = event.masked
         judged = self._judge(self.grant, self.head, event.data)
         if isinstance(judged, tuple):
             return self._refuse(*judged)
@@ -360,9 +366,18 @@ class Crossing:
         found = inspect_request(self._endpoint(), self.policy.engine, decide, value, extra=_extra(head, grant.route))
         if isinstance(found, Denial):
             return "inspect", found
-        self.prompt_findings, self.masked_body = found.findings, found.body
-        denial = blocked(found.findings)
-        return Verdict(grant, what, found.body, found.findings) if denial is None else ("inspect", denial)
+        self.masked_body = found.body
+        self.prompt_findings = (*found.findings, *self._found_before(found.findings))
+        denial = blocked(self.prompt_findings)
+        return Verdict(grant, what, found.body, self.prompt_findings) if denial is None else ("inspect", denial)
+
+    def _found_before(self, now: tuple[Finding, ...]) -> Iterator[Finding]:
+        """Decide again on what a recorded request no longer holds, because it was masked before it was kept."""
+        decisions, seen = self.policy.decisions[Direction.PROMPT], {(each.rule, each.where) for each in now}
+        for each in self.masked_before:
+            action = decisions.get(each.rule)  # a rule that is no longer in force finds nothing
+            if action is not None and (each.rule, each.where) not in seen:
+                yield replace(each, action=action)
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None

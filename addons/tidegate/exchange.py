@@ -20,7 +20,7 @@ from tidegate.evidence.records import ExchangeRecord
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import AnswerLimits, Clearance
 from tidegate.policy.policy import Keep, Policy
-from tidegate.replay.flows import EXCHANGE, safe_state
+from tidegate.replay.flows import EXCHANGE, masked, safe_state
 
 ECHO = b"[REDACTED:credential]"
 
@@ -50,6 +50,7 @@ class Exchange:
         self.path = flow.request.path
         self.target = (flow.request.scheme, flow.request.host, flow.request.port)
         self.replay_of = str(flow.metadata.get(EXCHANGE)) if flow.is_replay and EXCHANGE in flow.metadata else None
+        self.masked_before = masked(flow) if flow.is_replay else ()
         self.request_bytes = 0
         self.response_bytes = 0
         self.kept: list[bytes] = []

@@ -207,7 +207,7 @@ class Gateway:
         if exchange.crossing.stage is Stage.PASSING:
             exchange.clear()
             return None
-        event = steps.BodyArrived(flow.request.raw_content or b"")
+        event = steps.BodyArrived(flow.request.raw_content or b"", exchange.masked_before)
         if exchange.request_bytes > THREAD_BYTES:
             return self._judge_in_thread(exchange, event)
         return self._judged(exchange, exchange.crossing.receive(event))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mitmproxy import exceptions
+from mitmproxy import exceptions, http
 
 CANARY = "text-of-a-bug-CANARY-51c0"
 
@@ -66,6 +66,16 @@ def order() -> dict[str, str]:
     return found
 
 
+def at_hand(given: Any) -> str:
+    """Write out what a hook was given: the text of a bug may well hold a body, or a header field."""
+    flow = getattr(given, "flow", given)
+    if not isinstance(flow, http.HTTPFlow):
+        return repr(given)
+    answer = flow.response
+    parts = [flow.request.path, flow.request.headers, flow.request.raw_content]
+    return " ".join(map(str, parts if answer is None else [*parts, answer.headers, answer.raw_content]))
+
+
 def breaking(place: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``original`` with the order looked up at each call."""
 
@@ -74,7 +84,7 @@ def breaking(place: str, original: Callable[..., Any]) -> Callable[..., Any]:
         asked = order()
         if asked.get("place") != place:
             return original(*given, **named)
-        bug = ERRORS[asked["error"]](CANARY)
+        bug = ERRORS[asked["error"]](f"{CANARY}: {' '.join(map(at_hand, given))}")
         if asked["when"] == "before":
             raise bug
         result = original(*given, **named) if asked["when"] == "after" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.break_hook import CANARY as BUG
 from tests.e2e.harness import (
     BIN,
     CREDENTIAL,
+    ROOT,
     Process,
     Upstream,
     chat,
@@ -25,6 +28,7 @@ from tests.e2e.harness import (
     policy,
     post,
     raw,
+    started,
     token,
     wait_for_port,
 )
@@ -123,4 +127,51 @@ def test_no_canary_is_found(sinks: tuple[str, dict[str, bytes]], sink: str) -> N
     secret, found = sinks
     assert found[sink], "an empty sink proves nothing"
     planted = {"token": secret, "credential": CREDENTIAL, "key": KEY, "card": CARD}
+    assert [name for name, canary in planted.items() if canary.encode() in found[sink]] == []
+
+
+# ── bugs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BREAKS = [
+    *((f"Gateway.{hook}", when) for hook in ("requestheaders", "request") for when in ("before", "after", "later")),
+    *((f"Gateway.{hook}", when) for hook in ("responseheaders", "response") for when in ("before", "after", "later")),
+    *((place, "before") for place in ("Engine.find_many", "Verifier.cached", "Exchange.record", "Exchange.state")),
+    *((place, "before") for place in ("Recorder.intent", "Recorder.seal", "Exchange.line", "Gateway.released")),
+    *((place, when) for place in ("SseAnswer.feed", "SseAnswer.end") for when in ("before", "after")),
+]
+
+
+@pytest.fixture(scope="module")
+def bugs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Let everything break while secrets cross; the text of each bug holds all that was in flight."""
+    folder, port = tmp_path_factory.mktemp("bugs"), free_port()
+    with Upstream() as upstream:
+        written, secret = policy(folder, upstream.url), token(folder)
+        script = ROOT / "tests" / "e2e" / "break_hook.py"
+        command = [sys.executable, script, "run", "--policy", written, "--listen", f"127.0.0.1:{port}"]
+        bearer, order = f"authorization: Bearer {secret}", folder / "break.json"
+        answers = b""
+        with started([*command, "--confdir", folder / "ca"], port, folder) as gate:
+            for place, when in BREAKS:
+                order.write_text(json.dumps({"place": place, "when": when, "error": "RuntimeError"}))
+                answers += raw(port, post(CHAT, chat(f"use {KEY}"), bearer), seconds=1.5)
+                upstream.says(http_answer(json.dumps({"choices": [], "leak": f"it is {CARD}"}).encode()))
+                answers += raw(port, post(CHAT, chat("hi"), bearer), seconds=1.5)
+                upstream.streams(chat_sse(f"it is {CARD} ok", size=40), pause=0)
+                answers += raw(port, post(CHAT, chat("hi", stream=True), bearer), seconds=1.5)
+                order.unlink()
+        found = {"answers": answers, "log": gate.log.encode()}
+        found["file"] = b"".join(each.read_bytes() for each in folder.glob("recording.db*"))
+        assert gate.log.count("RuntimeError") >= len(BREAKS), "every place broke"
+        assert answers.count(b'"bug"') >= len(BREAKS)
+        assert CREDENTIAL.encode() in upstream.data, "the credential was in play"
+        assert KEY.encode() not in upstream.data
+        yield secret, found
+
+
+@pytest.mark.parametrize("sink", ["answers", "log", "file"])
+def test_no_canary_is_found_after_a_bug(bugs: tuple[str, dict[str, bytes]], sink: str) -> None:
+    secret, found = bugs
+    assert found[sink], "an empty sink proves nothing"
+    planted = {"token": secret, "credential": CREDENTIAL, "key": KEY, "card": CARD, "bug": BUG}
     assert [name for name, canary in planted.items() if canary.encode() in found[sink]] == []

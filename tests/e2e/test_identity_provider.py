@@ -5,95 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import free_port
-from tests.tokens import identity
+from tests.e2e.provider import Provider, nanoidp
 from tidegate.identity import keys
 from tidegate.identity.keys import KeySource
 from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller, Denial, Reason
-from tidegate.policy.policy import OidcIdentity
 
 pytestmark = pytest.mark.e2e
-
-SETTINGS = """
-config_version: 1
-server: {{host: 127.0.0.1, port: {port}}}
-oauth:
-  issuer: "{url}"
-  audience: tidegate
-  clients: [{{client_id: tg-cli, client_secret: s3cret, redirect_uris: ["{url}/cb"]}}]
-"""
-USERS = """
-config_version: 1
-users:
-  alice: {password: pw, email: alice@example.org, groups: [ml-eng]}
-"""
-
-
-@dataclass(frozen=True)
-class Provider:
-    """A running nanoidp."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def post(self, path: str, **fields: str) -> bytes:
-        request = urllib.request.Request(f"{self.url}{path}", urllib.parse.urlencode(fields).encode(), method="POST")
-        request.add_header("authorization", "Basic " + base64.b64encode(b"tg-cli:s3cret").decode())
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
-            return bytes(answer.read())
-
-    def token(self, kind: str = "access_token") -> str:
-        answer = self.post("/token", grant_type="password", username="alice", password="pw", scope="openid")
-        return str(json.loads(answer)[kind])
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
-    def identity(self) -> OidcIdentity:
-        return identity(
-            issuer=self.url,
-            discovery_url=f"{self.url}/.well-known/openid-configuration",
-            insecure_http=True,
-        )
 
 
 @pytest.fixture
 def provider(tmp_path: Path) -> Iterator[Provider]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "settings.yaml").write_text(SETTINGS.format(port=port, url=url))
-    (tmp_path / "config" / "users.yaml").write_text(USERS)
-    command = [str(Path(sys.executable).parent / "nanoidp"), "--config", "config", "--port", str(port)]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        found = Provider(url, process)
-        try:
-            until = time.monotonic() + 60
-            while True:
-                try:
-                    found.token()
-                    break
-                except (OSError, urllib.error.URLError):
-                    assert time.monotonic() < until, "nanoidp did not start"
-                    assert process.poll() is None, "nanoidp ended"
-                    time.sleep(0.2)
-            yield found
-        finally:
-            found.stop()
+    with nanoidp(tmp_path) as found:
+        yield found
 
 
 async def test_from_a_token_to_a_caller_and_through_a_rotation(

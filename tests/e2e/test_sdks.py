@@ -25,12 +25,7 @@ KEY = "AKIA" + "Z7QK4WJX2MVT5R3P"
 LEAK = "show the customer record"
 TOOL = {"type": "object", "properties": {"to": {"type": "string"}}}
 ROLES = {
-    "dev": {
-        "allow": [
-            {"connections": ["*"], "endpoints": ["*"], "models": ["sample-*"]},
-            {"connections": ["*"], "endpoints": ["models"]},
-        ]
-    },
+    "dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["sample-*"]}]},
     "other": {"allow": [{"connections": ["openai"], "endpoints": ["embeddings"], "models": ["*"]}]},
 }
 BINDINGS = [{"groups": ["local:dev"], "roles": ["dev"]}, {"groups": ["local:guest"], "roles": ["other"]}]

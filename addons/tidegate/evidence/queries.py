@@ -17,6 +17,7 @@ from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # the one SQLite module of the process
 
 from tidegate.evidence.records import APPLICATION_ID, RecordingError
+from tidegate.model import Action, Direction, Finding
 
 Row = dict[str, Any]
 
@@ -28,12 +29,16 @@ _COLOURS = {"answered": "green", "denied": "red", "aborted": "yellow", "failed":
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """A flow state as it lies in the recording, with what belongs beside it when it is shown or replayed."""
+    """A flow state as it lies in the recording, with what belongs beside it when it is shown or replayed.
+
+    ``masked`` is what was found in the request.
+    """
 
     exchange: str
     format: int
     state: bytes
     row: Row
+    masked: tuple[Finding, ...] = ()
 
 
 @contextmanager
@@ -134,13 +139,23 @@ def states(path: Path, ids: Sequence[str] | None = None) -> list[StoredState]:
         ):
             if wanted is None or row["id"] in wanted:
                 form, state = row.pop("format"), row.pop("state")
-                found.append(StoredState(row["id"], form, state, {**row, "rules": _rules(db, row)}))
+                found.append(StoredState(row["id"], form, state, {**row, "rules": _rules(db, row)}, _masked(db, row)))
     missing = set(wanted or ()) - {each.exchange for each in found}
     if missing:
         raise RecordingError(
             f"{path}: found no bodies for {', '.join(sorted(missing))}; accepted: an exchange that kept them"
         )
     return found
+
+
+def _masked(db: Database, row: Row) -> tuple[Finding, ...]:
+    if not row["findings"]:
+        return ()
+    found = db["finding"].rows_where("exchange = ? AND direction = ?", [row["id"], Direction.PROMPT], order_by="seq")
+    return tuple(
+        Finding(each["rule"], each["class"], each["where"], each["start"], each["end"], Action(each["action"]))
+        for each in found
+    )
 
 
 def since_us(text: str, now: float | None = None) -> int:

@@ -157,12 +157,24 @@ class _Roles:
         allowed: Sequence[tuple[AllowDoc, Covered]],
         denied: Sequence[tuple[DenyDoc, Covered]],
     ) -> Place:
-        """Collect a role's rules on one endpoint. A token limit means nothing where the dialect counts no tokens."""
-        counts = bool(self.dialects[self.connections[at[0]].dialect].endpoints[at[1]].asked.max_output.paths)
-        here = [rule for rule, covered in denied if at in covered]
+        """Collect a role's rules on one endpoint.
+
+        A token limit means nothing where the dialect counts no tokens. A condition on models means nothing where no
+        request can name one: a list of models has no body to name it in. With a body, an unknown model stays unknown.
+        """
+        endpoint = self.dialects[self.connections[at[0]].dialect].endpoints[at[1]]
+        counts = bool(endpoint.asked.max_output.paths)
+        names = endpoint.body or bool(endpoint.asked.model.paths)
+        here = [rule for rule, covered in denied if at in covered and (names or rule.models is None)]
         return Place(
             allows=tuple(
-                AllowRule(role, rule.models, rule.tools, rule.max_output_tokens if counts else None, rule.body)
+                AllowRule(
+                    role,
+                    rule.models if names else None,
+                    rule.tools,
+                    rule.max_output_tokens if counts else None,
+                    rule.body,
+                )
                 for rule, covered in allowed
                 if at in covered
             ),

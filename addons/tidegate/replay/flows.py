@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ from mitmproxy.version import FLOW_FORMAT_VERSION
 from tidegate import headers
 from tidegate.evidence import queries
 from tidegate.evidence.records import RecordingError, bare_path
+from tidegate.model import Action, Finding
 from tidegate.policy.policy import Keep
 
 EXCHANGE, PATH, TARGET, REVERSE = "tidegate.exchange", "tidegate.path", "tidegate.target", "tidegate.reverse"
-"""Keys of a kept flow's metadata: its exchange, and how the client asked: path, origin, whether by a path prefix."""
+MASKED = "tidegate.masked"
+"""Keys of a kept flow's metadata: its exchange, and how the client asked: path, origin, whether by a path prefix.
+
+``MASKED`` is set when a flow is loaded: the findings (rule and place) whose texts the kept request no longer holds.
+"""
 
 NOWHERE = "reverse:http://unset.invalid"
 
@@ -254,6 +260,9 @@ def _flow(path: Path, stored: queries.StoredState) -> http.HTTPFlow:
             f"accepted: format {FLOW_FORMAT_VERSION} or older ({type(error).__name__})"
         ) from error
     assert isinstance(flow, http.HTTPFlow)
+    flow.metadata[MASKED] = [
+        [*astuple(each)[:5], each.action.value] for each in stored.masked
+    ]  # plain: it may be saved
     flow.comment = _comment(stored.row)
     flow.marked = {"denied": ":no_entry:", "aborted": ":warning:", "failed": ":warning:"}.get(stored.row["outcome"], "")
     return flow
@@ -264,6 +273,12 @@ def _comment(row: queries.Row) -> str:
     parts = [ended if row["reason"] is None else f"{ended}: {row['reason']}", queries.who(row)]
     parts += [rule if times == 1 else f"{rule} x{times}" for rule, times in row["rules"].items()]
     return ", ".join(queries.printable(each) for each in parts if each)
+
+
+def masked(flow: http.HTTPFlow) -> tuple[Finding, ...]:
+    """Return what was found in a recorded request when it was judged, and is no longer in it."""
+    found = flow.metadata.get(MASKED, ())
+    return tuple(Finding(rule, cls, where, at, end, Action(act)) for rule, cls, where, at, end, act in found)
 
 
 def client_form(flow: http.HTTPFlow) -> None:
