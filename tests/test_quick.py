@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mitmproxy import http
+from mitmproxy import http, options
 from mitmproxy.proxy.layers.http import HttpRequestHook
 from mitmproxy.proxy.server_hooks import ServerConnectHook, ServerConnectionHookData
 from mitmproxy.test import tflow
@@ -65,4 +66,14 @@ def test_hooks_have_the_arguments_that_mitmproxy_gives_them() -> None:
 def test_ids_are_random_and_of_the_usual_form() -> None:
     ids = {quick.Ids().uuid4() for _ in range(100)}
     assert len(ids) == 100
-    assert {each.version for each in ids} == {4}
+    assert {str(uuid.UUID(each)) for each in ids} == ids
+    assert {(uuid.UUID(each).version, uuid.UUID(each).variant) for each in ids} == {(4, uuid.RFC_4122)}
+
+
+def test_options_have_the_values_that_mitmproxy_gives_them() -> None:
+    known = options.Options()
+    known.update(mode=["reverse:http://example.com"], listen_port=8123)
+    for option in known._options.values():
+        assert quick.current(option) == option.current()
+    quick.current(known._options["mode"]).append("x")
+    assert known.mode == ["reverse:http://example.com"]

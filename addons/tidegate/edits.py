@@ -88,7 +88,8 @@ def with_credential(request: http.Request, name: str, value: str) -> http.Reques
     sent, data = object.__new__(http.Request), object.__new__(http.RequestData)
     vars(sent).update(vars(request), data=data)
     vars(data).update(vars(request.data))
-    data.headers = http.Headers((*request.data.headers.fields, (name.encode(), value.encode())))
+    data.headers = http.Headers()
+    data.headers.fields = (*request.data.headers.fields, (name.encode(), value.encode()))
     return sent
 
 

@@ -10,6 +10,7 @@ permissions and credential apply, so the request is refused.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def _unlisted(policy: Policy, origin: Origin) -> Pass | Denial:
     return Denial(Reason.UNLISTED_HOST, 403, "This host is not listed in the gateway's policy.")
 
 
+@functools.lru_cache(maxsize=256)
 def _strange(path: str, query: str) -> Denial | None:
     """Refuse a path or query that has more than one reading, or that carries a credential."""
     if len(path) > PATH_BYTES or not _PATH.fullmatch(path) or _TRAP.search(path):
