@@ -204,15 +204,18 @@ class Socket:
         value = parse(said.data)
         if isinstance(value, Denial):
             return value
-        if value.get(self._stream.event_type or "") not in self._socket.messages:
+        kind = value.get(self._stream.event_type or "")
+        if not isinstance(kind, str) or kind not in self._socket.messages:
             known = ", ".join(sorted(self._socket.messages))
             return Denial(Reason.PROTOCOL, 400, f"A message on this WebSocket must be of the type {known}.")
         return value
 
     def _judge(self, value: JsonObject, size: int) -> bytes | Denial:
-        earlier = self._socket.continues
-        own = earlier if earlier is not None and value.get(earlier) in self._own else ""
-        judged = judge(self._policy, self._endpoint, self._grant, value, size, known=own)
+        earlier = self._socket.continues or ""
+        named = value.get(earlier)
+        own = isinstance(named, str) and named in self._own
+        known = earlier if own else ""
+        judged = judge(self._policy, self._endpoint, self._grant, value, size, known=known)
         place = f"message {self._heard}"
         self.prompt_findings += [replace(each, where=f"{place}: {each.where}") for each in judged.findings]
         if judged.denial is not None:
