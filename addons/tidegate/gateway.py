@@ -407,6 +407,8 @@ class Gateway:
         self.sockets.pop(flow.id, None)
         exchange = self.exchanges.pop(flow.id, None)
         if exchange is not None:
+            if exchange.crossing.stage is Stage.SOCKET:  # the relay cut it, because the gate failed under it
+                exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
             self._seal(exchange)
             exchange.stop_watching()
 

@@ -18,8 +18,14 @@ from typing import Any, Protocol
 import wsproto.events
 from mitmproxy import http, websocket
 from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.layers.websocket import Fragmentizer, WebsocketConnection, WebsocketEndHook, WebsocketLayer
-from wsproto.connection import ConnectionState
+from mitmproxy.proxy.layers.websocket import (
+    Fragmentizer,
+    WebsocketConnection,
+    WebsocketEndHook,
+    WebsocketLayer,
+    WebsocketStartHook,
+)
+from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.frame_protocol import Opcode
 
 from tidegate.sockets import POLICY
@@ -90,10 +96,19 @@ def harden(ask: Ask) -> None:
     if getattr(WebsocketLayer, "tidegate_hardened", False):
         return
     WebsocketLayer.tidegate_hardened = True  # type: ignore[attr-defined]
+    WebsocketLayer._handle_event = _start
     WebsocketLayer.relay_messages = _guarded  # type: ignore[method-assign]
     WebsocketLayer.done = _nothing  # type: ignore[method-assign]
     send2 = WebsocketConnection.send2
     WebsocketConnection.send2 = lambda self, event: send2(self, _small(event))  # type: ignore[method-assign]
+
+
+def _start(self: WebsocketLayer, _event: events.Event) -> Commands:
+    """Begin without any extension, whatever the head of the answer says by now."""
+    self.client_ws = WebsocketConnection(ConnectionType.SERVER, [], conn=self.context.client)
+    self.server_ws = WebsocketConnection(ConnectionType.CLIENT, [], conn=self.context.server)
+    self._handle_event = self.relay_messages
+    yield WebsocketStartHook(self.flow)
 
 
 def _guarded(self: WebsocketLayer, event: events.Event) -> Commands:

@@ -63,6 +63,7 @@ class SocketUpstream:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: Server | None = None
+        self._newest: ServerConnection | None = None
 
     @property
     def url(self) -> str:
@@ -110,6 +111,11 @@ class SocketUpstream:
 
         return play
 
+    def push(self, message: str) -> None:
+        """Send a message on the newest connection."""
+        assert self._newest is not None
+        asyncio.run_coroutine_threadsafe(self._newest.send(message), self._loop).result(5)
+
     async def _start(self) -> None:
         upstream = self
 
@@ -145,6 +151,7 @@ class SocketUpstream:
         return response
 
     async def _serve(self, socket: ServerConnection) -> None:
+        self._newest = socket
         try:
             for each in self.greeting:
                 await socket.send(each)
