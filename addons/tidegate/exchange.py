@@ -65,6 +65,12 @@ class Exchange:
         route = self.crossing.route
         return AnswerLimits() if route is None else route.connection.answer
 
+    @property
+    def wants_socket(self) -> bool:
+        """Whether a request is about to be sent that asks for a WebSocket."""
+        clear = self.crossing.stage is Stage.SENT
+        return clear and self.flow.request.headers.get("upgrade", "").lower() == "websocket"
+
     # what may leave ──────────────────────────────────────────────────────────
 
     def clear(self, clearance: Clearance | None = None) -> None:

@@ -115,6 +115,8 @@ class Gateway:
     @guarded
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> Awaitable[None] | None:
         """Be the fence under everything: no connection to anything that is not an upstream of the policy."""
+        if any(each.flow.client_conn is data.client and each.wants_socket for each in self.exchanges.values()):
+            data.server.alpn_offers = (b"http/1.1",)  # over HTTP/2 there is no upgrade
         address = data.server.address
         if address is None or not self._may_reach(address[0].lower(), address[1]):
             data.server.error = "not an upstream of the policy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -50,7 +51,8 @@ class SocketUpstream:
     fields of its ``101``; ``closed`` counts the connections that have ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.context = context
         self.port = free_port()
         self.heads: list[Headers] = []
         self.messages: list[dict[str, Any]] = []
@@ -68,7 +70,7 @@ class SocketUpstream:
     @property
     def url(self) -> str:
         """The address a policy gives as ``upstream``."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.context else ''}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> SocketUpstream:
         self._thread.start()
@@ -129,6 +131,7 @@ class SocketUpstream:
             self._serve,
             "127.0.0.1",
             self.port,
+            ssl=self.context,
             process_request=self._head,
             process_response=self._more,
             create_connection=Recorded,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,9 @@ from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
 from tests.e2e.harness import BIN, CREDENTIAL, Process, free_port, mitm, policy, raw, tidegate_run, token
+from tests.e2e.peers import authority
 from tests.e2e.socket_peer import SocketUpstream, answer
+from tests.e2e.test_modes import trusting
 from tests.e2e.wiring import CARD, KEY, MAIL
 
 pytestmark = pytest.mark.e2e
@@ -118,15 +121,21 @@ def wait_for(met: Callable[[], object], seconds: float = 5.0) -> None:
 
 
 @contextlib.contextmanager
-def a_rig(folder: Path, program: str = "tidegate run", **changes: object) -> Iterator[Rig]:
-    with SocketUpstream() as upstream:
+def a_rig(
+    folder: Path,
+    program: str = "tidegate run",
+    context: ssl.SSLContext | None = None,
+    options: Sequence[str] = (),
+    **changes: object,
+) -> Iterator[Rig]:
+    with SocketUpstream(context) as upstream:
         written = policy(folder, upstream.url, **changes)
         access, stranger = token(folder), token(folder, "mallory", ("visitors",))
         explicit = free_port()
         if program == "tidegate run":
-            started = tidegate_run(written, "--mode", "reverse", "--mode", f"regular@{explicit}")
+            started = tidegate_run(written, "--mode", "reverse", "--mode", f"regular@{explicit}", *options)
         else:
-            started = mitm("mitmdump", written, "--mode", f"regular@{explicit}")
+            started = mitm(program, written, "--mode", f"regular@{explicit}", *options)
         with started as gate:
             wait_for(lambda: "recording" in gate.log, 60)
             yield Rig(gate, upstream, access, stranger, explicit)
@@ -458,6 +467,38 @@ def test_the_sdk_of_openai(rig: Rig) -> None:
         refused = connection.recv()
         assert refused.type == "error"
         assert refused.error.code == "finding"
+
+
+@pytest.fixture(scope="module", params=["tidegate run", "mitmdump"])
+def secure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """An upstream behind TLS that would rather speak HTTP/2."""
+    folder = tmp_path_factory.mktemp("socket-tls")
+    trust = authority(folder, "127.0.0.1")
+    options = ("--set", f"ssl_verify_upstream_trusted_ca={trust.ca}")
+    with a_rig(folder, request.param, trust.context(["h2", "http/1.1"]), options) as rig:
+        rig.upstream.plays = rig.upstream.says(LEAK)
+        yield rig
+
+
+@pytest.mark.parametrize("offers", [None, ["http/1.1"], ["http/1.1", "h2"]], ids=["no ALPN", "h1", "h1 and h2"])
+def test_explicit_over_tls(secure: Rig, offers: list[str] | None) -> None:
+    context = trusting(secure.gate.cwd)
+    if offers:
+        context.set_alpn_protocols(offers)
+    address, proxy = f"wss://127.0.0.1:{secure.upstream.port}/v1/responses", f"http://127.0.0.1:{secure.explicit}"
+    headers = {"authorization": f"Bearer {secure.token}"}
+    with connect(address, additional_headers=headers, proxy=proxy, ssl=context, close_timeout=3) as socket:
+        ask(socket)
+        assert text_of(hear(socket)) == MASKED
+        ask(socket, f"use {KEY}")
+        assert hear(socket)[0]["error"]["code"] == "finding"
+    assert KEY.encode() not in secure.upstream.data
+
+
+def test_reverse_to_an_upstream_over_tls(secure: Rig) -> None:
+    with secure.open() as socket:
+        ask(socket)
+        assert text_of(hear(socket)) == MASKED
 
 
 # ── what is recorded ─────────────────────────────────────────────────────────────────────────────────────────────────
