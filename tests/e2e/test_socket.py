@@ -7,6 +7,8 @@ import json
 import ssl
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -539,3 +541,78 @@ def test_a_socket_is_recorded_and_shown_masked(rig: Rig) -> None:
     ]
     (line,) = [each for each in lines if each["exchange"] == name]
     assert (line["outcome"], line["reason"], line["status"]) == ("denied", "finding", 101)
+
+
+def test_a_credential_that_the_upstream_repeats_is_taken_out(rig: Rig) -> None:
+    event = {"type": "response.created", "note": f"you are {CREDENTIAL}"}
+    rig.upstream.plays = rig.upstream.sends(event, hang=True)
+    with rig.open() as socket:
+        ask(socket)
+        assert json.loads(socket.recv(timeout=5))["note"] == "you are [REDACTED:credential]"
+    assert CREDENTIAL not in json.dumps(rig.row(socket))
+
+
+def test_without_bodies_no_message_is_kept(tmp_path: Path) -> None:
+    recording = {"mode": "strict", "keep": "none", "path": "recording.db"}
+    with a_rig(tmp_path, recording=recording) as rig:
+        with rig.open() as socket:
+            ask(socket, "words of a prompt")
+            hear(socket)
+        row = rig.row(socket)
+        assert json.loads(rig.shown(row["id"], "--json"))["messages"] is None
+        rig.gate.stop()
+        assert b"words of a prompt" not in b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*"))
+
+
+class Page:
+    """mitmweb's own interface, as a person signed in to its page would use it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, str]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)
+        for name, value in (
+            ("authorization", "Bearer page-password"),
+            ("content-type", "application/json"),
+            ("cookie", "_mitmproxy_xsrf=x"),
+            ("x-xsrftoken", "x"),
+        ):
+            request.add_header(name, value)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code, refused.read().decode()
+
+
+def test_a_page_shows_what_was_sent_and_injects_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    options = ("--no-web-open-browser", "--set", f"web_port={port}", "--set", "web_password=page-password")
+    with a_rig(tmp_path, "mitmweb", options=options) as rig, rig.open() as socket:
+        page = Page(port)
+        rig.upstream.plays = rig.upstream.says(LEAK, size=40)
+        ask(socket, f"write to {MAIL}")
+        hear(socket)
+        ask(socket, f"use {KEY}")
+        hear(socket)
+        (flow,) = json.loads(page.ask("GET", "/flows")[1])
+        shown = json.dumps(flow) + page.ask("GET", f"/flows/{flow['id']}/messages/content.data")[1]
+        shown += page.ask("GET", f"/flows/{flow['id']}/messages/content/raw.json")[1]
+        assert "REDACTED:email" in shown
+        planted = (MAIL, CARD, KEY, CREDENTIAL, rig.token)
+        assert [secret for secret in planted if secret in shown] == []
+        told = len(rig.upstream.messages)
+        for to_client in ("true", "false"):
+            words = json.dumps({"type": "response.create", "input": KEY})
+            command = {"arguments": ["@all", to_client, words]}
+            page.ask("POST", "/commands/inject.websocket", command)
+        with pytest.raises(TimeoutError):
+            socket.recv(timeout=0.5)
+        assert len(rig.upstream.messages) == told
+        assert KEY.encode() not in rig.upstream.data
+        ask(socket, "still here")
+        assert text_of(hear(socket)) == MASKED
