@@ -121,6 +121,17 @@ def test_a_bug_about_an_upstreams_message_cuts_the_socket(rig: Rig, place: str, 
     assert KEY not in rig.gate.log[quiet:]
 
 
+@pytest.mark.parametrize("error", ["RuntimeError", "AddonHalt"])
+@pytest.mark.parametrize("when", ["before", "after", "later"])
+@pytest.mark.parametrize("hook", ["requestheaders", "request", "responseheaders", "response"])
+def test_a_bug_in_the_handshake_opens_no_socket(rig: Rig, hook: str, when: str, error: str) -> None:
+    rig.upstream.greeting = [json.dumps({"type": "response.created", "note": KEY})]
+    with order(rig, "break.json", place=f"Gateway.{hook}", when=when, error=error):
+        assert rig.refused() == (503, "bug")
+    assert bool(rig.upstream.heads) == hook.startswith("response")
+    wait_for(lambda: rig.upstream.closed == len(rig.upstream.heads))
+
+
 @pytest.mark.parametrize("place", ["Gateway.over", "Gateway._seal", "Exchange.state", "Exchange.line"])
 def test_a_bug_at_the_end_shows_nothing(rig: Rig, place: str) -> None:
     rig.upstream.plays = rig.upstream.says(f"the key is {KEY}.")
