@@ -54,7 +54,7 @@ def half_a_message(size: int) -> Play:
         async def parts() -> Any:
             for _number in range(size // 1000):
                 yield "x" * 1000
-            await asyncio.sleep(5)
+            await socket.wait_closed()
 
         await socket.send(parts())
 
