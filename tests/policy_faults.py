@@ -106,7 +106,7 @@ FAULTS: dict[str, list[str]] = {
         "FILE:8: connections[0].dialect: found 'opnai'; accepted: anthropic or openai",
     ],
     "unknown-endpoint": [
-        "FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: chat or completions or embeddings or models or responses",
+        "FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: chat or completions or embeddings or models or responses or responses_socket",
     ],
     "unknown-key": [
         "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording",

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tidegate import crossing as steps
-from tidegate.crossing import Crossing, OutOfOrder, Stage
+from tidegate import steps
+from tidegate.crossing import Crossing
 from tidegate.inspection.cache import DiskCache
 from tidegate.model import Action, Caller, Denial, Direction, Finding, Head, Origin, Outcome, Reason
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy
+from tidegate.steps import OutOfOrder, Stage
 
 RULES = Path(__file__).resolve().parents[1] / "rules" / "policy.yaml"
 ALICE = Caller("local", "alice", frozenset({"local:dev"}))
@@ -287,6 +288,9 @@ EVENTS: list[steps.Event] = [
     steps.AnswerChunk(b"x"),
     steps.AnswerEnded(),
     steps.AnswerWhole(b"{}"),
+    steps.ClientSaid(steps.Form.TEXT, b"{}", 0.0),
+    steps.UpstreamSaid(steps.Form.TEXT, b"{}"),
+    steps.SocketRested(),
 ]
 ALLOWED = {
     Stage.HEAD: {steps.HeadArrived},
@@ -296,6 +300,7 @@ ALLOWED = {
     Stage.SENT: {steps.AnswerBegan},
     Stage.STREAM: {steps.AnswerChunk, steps.AnswerEnded},
     Stage.WHOLE: {steps.AnswerWhole},
+    Stage.SOCKET: {steps.ClientSaid, steps.UpstreamSaid, steps.SocketRested},
     Stage.PASSING: {steps.AnswerEnded},
     Stage.OVER: set(),
 }

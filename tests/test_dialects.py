@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.dialects import load, streaming
+from tidegate.dialects import load, messages, streaming
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.fields import LeafKind
 from tidegate.dialects.load import parse_dialect
@@ -260,7 +260,10 @@ def test_what_is_no_dialect_is_a_fault(text: str) -> None:
 def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "dialects.md").read_text(encoding="utf-8")
     tables = {
-        name: value for module in (load, streaming) for name, value in vars(module).items() if name.endswith("_KEYS")
+        name: value
+        for module in (load, messages, streaming)
+        for name, value in vars(module).items()
+        if name.endswith("_KEYS")
     }
     assert len(tables) >= 10
     missing = {key for keys in tables.values() for key in keys if f"`{key}`" not in page}

@@ -15,7 +15,7 @@ from mitmproxy import exceptions, hooks
 from mitmproxy.addons import default_addons, dumper
 from mitmproxy.test import taddons, tflow, tutils
 
-from tidegate import edits, egress, standalone
+from tidegate import edits, egress, socket_relay, standalone
 from tidegate.gateway import BROKEN, Gateway
 from tidegate.policy.policy import Unlisted
 from tidegate.running import Settings, StartError, mitmproxy_options
@@ -223,14 +223,14 @@ def test_only_what_was_released_comes_in() -> None:
 @pytest.mark.parametrize("kind", [wsproto.events.Ping, wsproto.events.Pong])
 def test_a_ping_that_could_carry_text_closes_instead(kind: type[Any]) -> None:
     small = kind(payload=bytearray(b"12345678"))
-    assert egress._small(small) is small
-    closing = egress._small(kind(payload=bytearray(b"123456789")))
+    assert socket_relay._small(small) is small
+    closing = socket_relay._small(kind(payload=bytearray(b"123456789")))
     assert isinstance(closing, wsproto.events.CloseConnection)
     assert not closing.reason
 
 
 def test_a_close_reason_is_not_relayed() -> None:
-    closing = egress._small(wsproto.events.CloseConnection(code=1000, reason=CANARY))
+    closing = socket_relay._small(wsproto.events.CloseConnection(code=1000, reason=CANARY))
     assert (closing.code, closing.reason) == (1000, None)
 
 

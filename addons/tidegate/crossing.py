@@ -1,7 +1,8 @@
 """The order of an exchange, as a pure state machine: events in, actions out. No I/O, no clock, no await.
 
     HEAD ──▶ CALLER ──▶ BODY ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
-      │        │          │         │        └─────▶ WHOLE ──▶ OVER
+      │        │          │         │        ├─────▶ WHOLE ──▶ OVER
+      │        │          │         │        └─────▶ SOCKET ─▶ OVER
       ├▶ PASSING (unlisted: pass)    │
       └────────┴──────────┴─────────┴── every refusal ───────▶ OVER
 
@@ -9,23 +10,23 @@ Each stage takes the product of the one before it (``Route -> Caller -> Grant ->
 uninspected request has nothing to carry a credential. An event that does not belong to the stage is a bug and raises
 ``OutOfOrder``; whoever drives the machine answers a bug with ``Stopped``. Refusals are values: the action ``Refuse``.
 
+A WebSocket is one exchange: its handshake passes these stages, and at ``SOCKET`` each message is judged (``sockets``).
 This is the only place where the order is written and the only place where the stage changes.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
-from urllib.parse import unquote_plus
 
-from tidegate import headers
+from tidegate import headers, sockets
 from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
-from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, asked, refused
+from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
-from tidegate.inspection.bodies import inspect_answer, inspect_request
+from tidegate.inspection.bodies import inspect_answer
+from tidegate.judging import NAMES, Judged, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
     Asked,
@@ -44,192 +45,40 @@ from tidegate.model import (
 )
 from tidegate.policy.policy import Policy
 from tidegate.policy.routing import Pass, route
+from tidegate.steps import (
+    AnswerBegan,
+    AnswerChunk,
+    AnswerEnded,
+    AnswerWhole,
+    BodyArrived,
+    Buffer,
+    CallerKnown,
+    ClientSaid,
+    Emit,
+    Event,
+    Forward,
+    HeadArrived,
+    Identify,
+    IntentKept,
+    KeepIntent,
+    Nothing,
+    OpenSocket,
+    OutOfOrder,
+    ReadBody,
+    Refuse,
+    Relay,
+    Send,
+    SocketRested,
+    Stage,
+    Step,
+    Stopped,
+    Stream,
+    UpstreamSaid,
+)
 from tidegate.streams.answers import SseAnswer
-
-NAMES = "header names"
-"""Where a finding in the name of a header field is reported: the name itself would be the value."""
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
-
-
-class Stage(enum.Enum):
-    """Where an exchange stands."""
-
-    HEAD = enum.auto()
-    CALLER = enum.auto()
-    BODY = enum.auto()
-    INTENT = enum.auto()
-    SENT = enum.auto()
-    STREAM = enum.auto()
-    WHOLE = enum.auto()
-    PASSING = enum.auto()
-    OVER = enum.auto()
-
-
-class OutOfOrder(Exception):
-    """An event came at a stage where it has no meaning: a bug of whoever drives the crossing."""
-
-
-# ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class HeadArrived:
-    """The head of a request; ``caller`` where it is known already, as in a replay."""
-
-    head: Head
-    caller: Caller | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CallerKnown:
-    """What the verifier says of the token that ``Identify`` asked about."""
-
-    caller: Caller | Denial
-
-
-@dataclass(frozen=True, slots=True)
-class BodyArrived:
-    """The whole body of a request, as it was on the wire.
-
-    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
-    """
-
-    data: bytes = field(repr=False)
-    masked: tuple[Finding, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class IntentKept:
-    """Whether the record of the intent is where the policy wants it before anything is sent."""
-
-    kept: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerBegan:
-    """The head of an answer; header names are lower case."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerChunk:
-    """Some bytes of a streamed answer, cut anywhere."""
-
-    data: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerEnded:
-    """The end of a streamed answer; ``cut`` if the upstream broke off."""
-
-    cut: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerWhole:
-    """The whole body of an answer, as it was on the wire."""
-
-    data: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Something outside ends the exchange: a limit passed, a peer left, a bug was caught."""
-
-    denial: Denial
-    outcome: Outcome = Outcome.DENIED
-
-
-Event = (
-    HeadArrived
-    | CallerKnown
-    | BodyArrived
-    | IntentKept
-    | AnswerBegan
-    | AnswerChunk
-    | AnswerEnded
-    | AnswerWhole
-    | Stopped
-)
-
-
-# ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Identify:
-    """Ask the verifier who holds this token; come back with ``CallerKnown``."""
-
-    token: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ReadBody:
-    """Read the request's body, no more than ``limit`` bytes of it; come back with ``BodyArrived``."""
-
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """An unlisted host under ``unlisted: pass``: let the exchange through untouched and uninspected."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeepIntent:
-    """Record that this exchange is about to be sent; come back with ``IntentKept``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send exactly this, with the credential of the clearance's connection."""
-
-    clearance: Clearance
-    fields: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Relay the answer as it comes: each chunk is an ``AnswerChunk``. ``drop`` names header fields to leave out."""
-
-    drop: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """Collect the answer: its body is an ``AnswerWhole``. ``drop`` names header fields to leave out."""
-
-    drop: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    """Give the client these bytes; ``last``: nothing follows, whatever the upstream still sends."""
-
-    data: bytes = field(repr=False)
-    last: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Answer the client with this refusal instead; nothing more goes up or down."""
-
-    denial: Denial
-
-
-@dataclass(frozen=True, slots=True)
-class Nothing:
-    """The exchange is over and all is said."""
-
-
-Step = Identify | ReadBody | Forward | KeepIntent | Send | Stream | Buffer | Emit | Refuse | Nothing
-
-
-# ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Crossing:
@@ -246,7 +95,6 @@ class Crossing:
         self.asked: Asked | None = None
         self.verdict: Verdict | None = None
         self.masked_body = b""
-        self.masked_before: tuple[Finding, ...] = ()
         self.prompt_findings: tuple[Finding, ...] = ()
         self.denial: Denial | None = None
         self.outcome: Outcome | None = None
@@ -255,6 +103,7 @@ class Crossing:
         self.answer_findings: tuple[Finding, ...] = ()
         self.streamed = False
         self.passing = False
+        self.socket: sockets.Socket | None = None
         self._stream: SseAnswer | None = None
         self._encodings: list[str] = []
 
@@ -276,18 +125,23 @@ class Crossing:
 
     def _head(self, event: HeadArrived) -> Step:
         self.head = event.head
-        denial = _upgrade(event.head)
-        if denial is not None:
-            return self._refuse("head", denial)
+        upgrade = sockets.wanted(event.head)
+        if isinstance(upgrade, Denial):
+            return self._refuse("head", upgrade)
         found = route(self.policy, event.head)
         if isinstance(found, Denial):
             return self._refuse("route", found)
         if isinstance(found, Pass):
+            if upgrade:
+                return self._refuse("route", sockets.NO_SWITCH)
             self._decide("route", "pass")
             self.stage = Stage.PASSING
             self.passing = True
             return Forward()
         self.route = found
+        denial = sockets.fits(self._endpoint(), asked=upgrade)
+        if denial is not None:
+            return self._refuse("route", denial)
         self._decide("route", "allow", f"{found.connection.name}/{found.endpoint}")
         if event.caller is not None or self.policy.identities is None:
             return self._admit(event.caller or ANONYMOUS)
@@ -315,69 +169,43 @@ class Crossing:
         return ReadBody(grant.request_bytes)
 
     def _body(self, event: BodyArrived) -> Step:
-        assert self.grant is not None
-        assert self.head is not None
-        self.masked_before = event.masked
-        judged = self._judge(self.grant, self.head, event.data)
-        if isinstance(judged, tuple):
-            return self._refuse(*judged)
-        self.verdict = judged
-        self._decide("inspect", _worst(judged.findings))
+        judged = again(self.policy, self._judge(event.data), event.masked)
+        self.asked = judged.asked or self.asked
+        self.prompt_findings, self.masked_body = judged.findings, judged.body
+        if judged.denial is not None:
+            return self._refuse(judged.stage, judged.denial)
+        assert judged.asked is not None
+        self.grant = judged.grant
+        self.verdict = Verdict(judged.grant, judged.asked, judged.body, judged.findings)
+        self._decide("inspect", worst(judged.findings))
         self.stage = Stage.INTENT
         return KeepIntent()
 
-    def _judge(self, grant: Grant, head: Head, data: bytes) -> Verdict | tuple[str, Denial]:
-        """Decode, read, permit and inspect a body; a denial comes with the stage that made it."""
+    def _judge(self, data: bytes) -> Judged:
+        """Decode and read a body, then judge it with the rest of its request."""
+        assert self.grant is not None
+        assert self.head is not None
+        grant, head, endpoint = self.grant, self.head, self._endpoint()
         if len(data) > grant.request_bytes:
-            return "body", too_large(grant.request_bytes)
+            return Judged(grant, "body", too_large(grant.request_bytes))
         plain = bodies.decode(data, headers.values(head.headers, "content-encoding"), grant.request_bytes)
         if isinstance(plain, Denial):
-            return "body", plain
-        endpoint = self._endpoint()
-        value = self._read(endpoint, plain)
-        if isinstance(value, Denial):
-            return "body", value
-        what = Asked(None, False, (), None) if value is None else asked(endpoint, value)
-        if isinstance(what, Denial):
-            return "body", what
-        self.asked = what
-        permitted = permission.permit(grant, what)
+            return Judged(grant, "body", plain)
+        extra = beside(head, grant.route)
+        if endpoint.body and endpoint.socket is None:
+            value = parse(plain)
+            if isinstance(value, Denial):
+                return Judged(grant, "body", value)
+            return judge(self.policy, endpoint, grant, value, len(plain), extra=extra)
+        if plain:
+            return Judged(grant, "body", NO_BODY)
+        nothing = Asked(None, False, (), None)
+        if endpoint.socket is not None:  # who may use which model is asked of each message
+            return inspect(self.policy, endpoint, grant, nothing, None, extra)
+        permitted = permission.permit(grant, nothing)
         if isinstance(permitted, Denial):
-            return "permission", permitted
-        if len(plain) > permitted.request_bytes:
-            return "body", too_large(permitted.request_bytes)
-        self.grant = permitted
-        return self._inspect(permitted, head, what, value)
-
-    def _read(self, endpoint: Endpoint, plain: bytes) -> dict[str, object] | Denial | None:
-        """Parse a body and refuse what rules could not read in it; ``None`` for an endpoint without one."""
-        if not endpoint.body:
-            return None if not plain else Denial(Reason.BODY_MALFORMED, 400, "This endpoint takes no request body.")
-        value = bodies.strict_json(plain)
-        if isinstance(value, Denial):
-            return value
-        if not isinstance(value, dict):
-            return Denial(Reason.BODY_MALFORMED, 400, "The request body is not a JSON object.")
-        return refused(endpoint, value, redacting=self.policy.redacts_answers) or value
-
-    def _inspect(self, grant: Grant, head: Head, what: Asked, value: object) -> Verdict | tuple[str, Denial]:
-        """Look at every text of a request: all of its body, its path and its header fields."""
-        decide = self.policy.decide(Direction.PROMPT)
-        found = inspect_request(self._endpoint(), self.policy.engine, decide, value, extra=_extra(head, grant.route))
-        if isinstance(found, Denial):
-            return "inspect", found
-        self.masked_body = found.body
-        self.prompt_findings = (*found.findings, *self._found_before(found.findings))
-        denial = blocked(self.prompt_findings)
-        return Verdict(grant, what, found.body, self.prompt_findings) if denial is None else ("inspect", denial)
-
-    def _found_before(self, now: tuple[Finding, ...]) -> Iterator[Finding]:
-        """Decide again on what a recorded request no longer holds, because it was masked before it was kept."""
-        decisions, seen = self.policy.decisions[Direction.PROMPT], {(each.rule, each.where) for each in now}
-        for each in self.masked_before:
-            action = decisions.get(each.rule)  # a rule that is no longer in force finds nothing
-            if action is not None and (each.rule, each.where) not in seen:
-                yield replace(each, action=action)
+            return Judged(grant, "permission", permitted, nothing)
+        return inspect(self.policy, endpoint, permitted, nothing, None, extra)
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None
@@ -388,12 +216,14 @@ class Crossing:
             )
         self.stage = Stage.SENT
         masked = {f.where for f in self.verdict.findings if f.action is not Action.FLAG}
-        if masked & {"path", NAMES}:
+        if masked & {"path", NAMES, "header sec-websocket-key"}:
             return self._refuse("inspect", _UNMASKABLE)
         own = self.verdict.grant.route.connection.credential
         taken = own.header.lower() if own is not None else ""
         crossing = ((k, v) for k, v in headers.upstream(self.head.headers) if k != taken)
         fields = tuple((k, v) for k, v in crossing if f"header {k}" not in masked)
+        if self._endpoint().socket is not None:
+            fields = sockets.opening(fields)
         return Send(Clearance(self.verdict, self.exchange), fields)
 
     # answer ──────────────────────────────────────────────────────────────────
@@ -401,6 +231,8 @@ class Crossing:
     def _answer(self, event: AnswerBegan) -> Step:
         assert self.asked is not None
         self.status = event.status
+        if event.status == 101 and self._endpoint().socket is not None:
+            return self._open(event)
         if event.status < 200 or 300 <= event.status < 400:  # a redirect would lead the client past the gate
             return self._refuse("answer", _PROTOCOL)
         drop = self._inspect_head(event)
@@ -422,9 +254,20 @@ class Crossing:
         self.streamed = True
         return Stream(drop)
 
+    def _open(self, event: AnswerBegan) -> Step:
+        assert self.head is not None
+        assert self.grant is not None
+        drop = self._inspect_head(event) - {"upgrade"}
+        if not sockets.accepted(self.head, event.headers) or "sec-websocket-accept" in drop:
+            return self._refuse("answer", _PROTOCOL)
+        self.socket = sockets.Socket(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange)
+        self.stage = Stage.SOCKET
+        self.streamed = True
+        return OpenSocket(drop)
+
     def _inspect_head(self, event: AnswerBegan) -> frozenset[str]:
         """Return the header fields of an answer that must not reach the client."""
-        fields = [(name, value) for name, value in event.headers if not _plain(name, value)]
+        fields = [(name, value) for name, value in event.headers if not headers.is_plain(name, value)]
         texts = [*(value for _, value in fields), *(name for name, _ in fields)]
         found = self.policy.engine.find_many(texts) if fields else {}
         decide = self.policy.decide(Direction.RESPONSE)
@@ -463,6 +306,27 @@ class Crossing:
         self._close(Outcome.DENIED)
         return Emit(data, last=True)
 
+    def _client_said(self, event: ClientSaid) -> Step:
+        assert self.socket is not None
+        return self._relayed(self.socket.client(event))
+
+    def _upstream_said(self, event: UpstreamSaid) -> Step:
+        assert self.socket is not None
+        return self._relayed(self.socket.upstream(event))
+
+    def _rested(self, _event: SocketRested) -> Step:
+        assert self.socket is not None
+        return self._relayed(self.socket.rest())
+
+    def _relayed(self, step: Relay) -> Step:
+        assert self.socket is not None
+        self.asked = self.socket.asked or self.asked
+        if step.close is not None:
+            self.denial = self.socket.denial
+            self.decisions.extend(self.socket.decisions)
+            self._close(self.socket.outcome or Outcome.FAILED)
+        return step
+
     def _whole(self, event: AnswerWhole) -> Step:
         assert self.route is not None
         assert self.status is not None
@@ -476,7 +340,7 @@ class Crossing:
         if isinstance(found, Denial):
             return self._refuse("answer", found)
         self.answer_findings += found.findings
-        self._decide("answer", _worst(found.findings))
+        self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
 
@@ -510,6 +374,8 @@ class Crossing:
             data = self._stream.stop(event.denial)
             self._close(event.outcome)
             return Emit(data, last=True)
+        if self.stage is Stage.SOCKET and self.socket is not None:
+            return self._relayed(self.socket.stop(event.denial, event.outcome))
         return self._refuse(self.stage.name.lower(), event.denial, event.outcome)
 
     def _refuse(self, stage: str, denial: Denial, outcome: Outcome = Outcome.DENIED) -> Step:
@@ -522,6 +388,9 @@ class Crossing:
     def _close(self, outcome: Outcome) -> None:
         if self._stream is not None:
             self.answer_findings += tuple(self._stream.findings)
+        if self.socket is not None:
+            self.prompt_findings += tuple(self.socket.prompt_findings)
+            self.answer_findings += self.socket.answer_findings
         self.outcome = outcome
         self.stage = Stage.OVER
 
@@ -548,70 +417,13 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,
+        (Stage.SOCKET, ClientSaid): Crossing._client_said,
+        (Stage.SOCKET, UpstreamSaid): Crossing._upstream_said,
+        (Stage.SOCKET, SocketRested): Crossing._rested,
         (Stage.PASSING, AnswerEnded): Crossing._passed,
     },
 )
 
 _PROTOCOL = Denial(Reason.UPSTREAM_PROTOCOL, 502, "The upstream answered in a form that the gateway cannot inspect.")
-
-
+NO_BODY = Denial(Reason.BODY_MALFORMED, 400, "This endpoint takes no request body.")
 _UNMASKABLE = Denial(Reason.FINDING, 403, "Blocked by policy: the address or a header name holds what may not be sent.")
-
-
-def too_large(limit: int) -> Denial:
-    """Refuse a request body over ``limit`` bytes."""
-    return Denial(
-        Reason.BODY_TOO_LARGE, 413, f"The request body is larger than the {limit} bytes this connection accepts."
-    )
-
-
-def blocked(findings: tuple[Finding, ...]) -> Denial | None:
-    """Refuse a request with a finding that the policy blocks; the sentence names rule and place, never the value."""
-    first = next((f for f in findings if f.action is Action.BLOCK), None)
-    if first is None:
-        return None
-    return Denial(
-        Reason.FINDING,
-        403,
-        f"Blocked by policy: {first.where} contains something of the class {first.cls} (rule {first.rule}). "
-        "Nothing was sent to the model; remove it and try again.",
-    )
-
-
-def _worst(findings: tuple[Finding, ...]) -> str:
-    return max((f.action for f in findings), key=list(Action).index).value if findings else Action.ALLOW.value
-
-
-def _plain(name: str, value: str) -> bool:
-    """Say whether a header field has one of the few values that HTTP itself prescribes, and so holds no text."""
-    return value in _PLAIN.get(name, ()) or (name == "content-length" and value.isdecimal() and len(value) < 12)
-
-
-_PLAIN = {
-    "content-type": ("application/json", "application/json; charset=utf-8", "text/event-stream"),
-    "connection": ("keep-alive", "close"),
-    "transfer-encoding": ("chunked",),
-}
-
-
-def _extra(head: Head, found: Route) -> dict[str, str]:
-    """The texts of a request outside its body: query and header values, by the place a finding is reported at."""
-    texts = {"path": readings(found.path), NAMES: "\n".join(name for name, _ in headers.upstream(head.headers))}
-    for name, value in headers.upstream(head.headers):
-        place = f"header {name}"
-        texts[place] = f"{texts[place]}\n{value}" if place in texts else value
-    return texts
-
-
-def readings(path: str) -> str:
-    """Return a path as it is written and, where that differs, with its percent escapes undone."""
-    return f"{path}\n{unquote_plus(path)}" if "%" in path or "+" in path else path
-
-
-def _upgrade(head: Head) -> Denial | None:
-    """Refuse a change of protocol: what follows a ``101`` would pass unseen."""
-    if head.method.upper() == "CONNECT" or any(
-        name == "upgrade" and value.lower() != "h2c" for name, value in head.headers
-    ):
-        return Denial(Reason.PROTOCOL, 400, "This gateway does not switch protocols on this address.")
-    return None

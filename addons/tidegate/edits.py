@@ -10,10 +10,11 @@ from mitmproxy.net.http import status_codes
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from tidegate import headers
-from tidegate.crossing import Send, readings
 from tidegate.inspection.engine import Engine
+from tidegate.judging import readings
 from tidegate.model import Origin
 from tidegate.policy.policy import Policy
+from tidegate.steps import Send
 
 _CREDENTIALS = frozenset(name.encode() for name in headers.CREDENTIALS)
 

@@ -7,22 +7,19 @@ also asked where mitmproxy sends: a request leaves only if it is, byte for byte,
 released it. Errors that mitmproxy would word itself become the gate's own refusals, and one exchange can be cut
 without touching its neighbours.
 
-Everything that changes mitmproxy's classes stands in this file. ``harden`` applies it once; without a keeper nothing
-passes.
+Everything that changes mitmproxy's layers stands in this file and, for WebSockets, in ``socket_relay``. ``harden``
+applies it once; without a keeper nothing passes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import wsproto.events
 from mitmproxy import flow as mitm_flow
 from mitmproxy import http
 from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.layers import websocket
 from mitmproxy.proxy.layers.http import DropStream as Drop
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http import _events as http_events
@@ -30,11 +27,11 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.http._http1 import Http1Connection
 
+from tidegate import socket_relay
+from tidegate.socket_relay import Cut
+from tidegate.sockets import POLICY
+
 Commands = Generator[commands.Command, Any, None]
-
-MAX_CONTROL_PAYLOAD = 8
-"""Bytes of a WebSocket ping or pong that may pass: room for a counter or a time, not for a secret (RFC 6455: 125)."""
-
 
 TRAILERS = "trailers are not accepted"
 """The error of an HTTP/1 message with trailers."""
@@ -58,16 +55,11 @@ class Keeper(Protocol):
     def farewell(self, flow: http.HTTPFlow) -> bytes:
         """Return the last words of a stream that breaks off in the middle; empty if there is nothing to say."""
 
+    def socket(self, flow: http.HTTPFlow) -> socket_relay.Keeper | None:
+        """Return who judges the messages of a WebSocket."""
+
     def over(self, flow: http.HTTPFlow) -> None:
         """Take note that the HTTP layer is done with a flow."""
-
-
-@dataclass(frozen=True)
-class Cut(events.Event):
-    """End one exchange now: refuse it if its answer has not begun, else send ``data`` and end; stop the upstream."""
-
-    flow: http.HTTPFlow
-    data: bytes
 
 
 _keeper: Keeper | None = None
@@ -77,6 +69,7 @@ def harden(keeper: Keeper | None) -> None:
     """Change mitmproxy's HTTP layer once and make ``keeper`` the one it asks; ``None`` makes it refuse everything."""
     global _keeper  # noqa: PLW0603 - mitmproxy's layers are classes of the process, so is the one they ask
     _keeper = keeper
+    socket_relay.harden(_ask)
     if getattr(HttpStream, "tidegate_hardened", False):
         return
     _handle_event = HttpStream._handle_event
@@ -87,15 +80,13 @@ def harden(keeper: Keeper | None) -> None:
     Http1Connection.read_body = lambda self, event: _without_trailers(  # type: ignore[method-assign]
         self, event, _read_body
     )
-    _send2 = websocket.WebsocketConnection.send2
-    websocket.WebsocketConnection.send2 = lambda self, event: _send2(self, _small(event))  # type: ignore[method-assign]
     HttpStream.tidegate_hardened = True  # type: ignore[attr-defined]
     logging.getLogger("mitmproxy.proxy.server").addFilter(_without_data)
 
 
-def cut(handler: Any, flow: http.HTTPFlow, data: bytes) -> Any:
+def cut(handler: Any, flow: http.HTTPFlow, data: bytes, code: int = POLICY) -> Any:
     """Return a coroutine that cuts ``flow``; ``handler`` is the entry of ``proxyserver.connections`` of its client."""
-    return handler.server_event(Cut(flow, data))
+    return handler.server_event(Cut(flow, data, code))
 
 
 def _stream(self: HttpStream, event: events.Event, original: Callable[..., Commands]) -> Commands:
@@ -246,15 +237,6 @@ def _without_trailers(self: Http1Connection, event: events.Event, original: Call
         if kind is http_events.RequestProtocolError:
             code = http_events.ErrorCode.GENERIC_CLIENT_ERROR
         yield ReceiveHttp(kind(self.stream_id, TRAILERS, code))
-
-
-def _small(event: wsproto.events.Event) -> wsproto.events.Event:
-    """Close instead of relaying a ping or pong that could carry text, and relay no close reason: no hook sees them."""
-    if isinstance(event, (wsproto.events.Ping, wsproto.events.Pong)) and len(event.payload) > MAX_CONTROL_PAYLOAD:
-        return wsproto.events.CloseConnection(code=1008)
-    if isinstance(event, wsproto.events.CloseConnection):
-        return wsproto.events.CloseConnection(code=event.code)
-    return event
 
 
 def _without_data(record: logging.LogRecord) -> bool:

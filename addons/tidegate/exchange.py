@@ -14,13 +14,15 @@ from typing import Any
 from mitmproxy import http
 
 from tidegate import edits
-from tidegate.crossing import Crossing, Stage, readings
+from tidegate.crossing import Crossing
 from tidegate.dialects.errors import render
 from tidegate.evidence.records import ExchangeRecord
+from tidegate.judging import readings
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import AnswerLimits, Clearance
 from tidegate.policy.policy import Keep, Policy
 from tidegate.replay.flows import EXCHANGE, masked, safe_state
+from tidegate.steps import Stage
 
 ECHO = b"[REDACTED:credential]"
 
@@ -67,6 +69,12 @@ class Exchange:
         """The limits of the answer; the defaults where no connection is known."""
         route = self.crossing.route
         return AnswerLimits() if route is None else route.connection.answer
+
+    @property
+    def wants_socket(self) -> bool:
+        """Whether a request is about to be sent that asks for a WebSocket."""
+        clear = self.crossing.stage is Stage.SENT
+        return clear and self.flow.request.headers.get("upgrade", "").lower() == "websocket"
 
     # what may leave ──────────────────────────────────────────────────────────
 
@@ -116,13 +124,18 @@ class Exchange:
         """Count and keep what goes to the client; returned as the list that a stream callable returns."""
         if not data:
             return []
+        data = self.said(data)
+        self.kept.append(data)
+        return [data]
+
+    def said(self, data: bytes) -> bytes:
+        """Count what goes to the client; returned without the upstream credential."""
         if self.echo:
             data = data.replace(self.echo, ECHO)
         if self.first_byte is None:
             self.first_byte = time.perf_counter()
         self.response_bytes += len(data)
-        self.kept.append(data)
-        return [data]
+        return data
 
     # timers ──────────────────────────────────────────────────────────────────
 
@@ -195,7 +208,8 @@ class Exchange:
         if not inspected:
             self.path = self._shown_path()
             edits.hide_findings(self.flow.request, crossing.policy.engine)
-        return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected)
+        socket = crossing.socket is not None
+        return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected, websocket=socket)
 
     @staticmethod
     def line(record: ExchangeRecord) -> str:

@@ -21,17 +21,20 @@ from mitmproxy.proxy import layer as proxy_layer
 from mitmproxy.proxy import layers, server_hooks
 from mitmproxy.proxy.layers.http import HTTPMode
 
-from tidegate import crossing as steps
-from tidegate import edits, egress
-from tidegate.crossing import Stage
+from tidegate import edits, egress, judging, steps
+from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UNLISTED, UPSTREAM_FAILED, limit
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.exchange import Exchange
 from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import Caller, Denial, Head, Outcome, Reason
+from tidegate.model import Caller, Head, Outcome, Reason
 from tidegate.policy.policy import Policy, RecordingMode, Unlisted
+from tidegate.socket_gate import LiveSocket
+from tidegate.socket_relay import Said
+from tidegate.sockets import POLICY
+from tidegate.steps import Stage
 
 log = logging.getLogger("tidegate")
 
@@ -39,24 +42,8 @@ THREAD_BYTES = 256 * 1024
 """Bodies above this are judged in a thread: below it, handing over costs more than the milliseconds it keeps from the
 loop."""
 
-BUG = Denial(Reason.BUG, 503, "The gateway failed on this exchange and stopped it.")
 BROKEN = "the gateway failed"
 """The error of an upstream connection that was not opened because the fence failed."""
-
-UNLISTED = Denial(Reason.UNLISTED_HOST, 403, "This host is not listed in the gateway's policy.")
-NOT_HTTP = Denial(Reason.PROTOCOL, 400, "The request is not written as HTTP allows, or it has trailers.")
-CLIENT_GONE = Denial(Reason.CLIENT_GONE, 499, "The client left before its answer was complete.")
-UPSTREAM_FAILED = Denial(Reason.UPSTREAM_FAILED, 502, "The model provider could not be reached, or it broke off.")
-STOPPING = Denial(Reason.STOPPING, 503, "The gateway was stopped before this exchange was complete.")
-NO_CREDENTIAL = Denial(
-    Reason.CREDENTIAL_UNAVAILABLE, 503, "The gateway has no credential for this model provider right now."
-)
-LIMITS = {
-    Reason.ANSWER_TOO_LARGE: "The answer is larger than this connection allows.",
-    Reason.ANSWER_FIRST_BYTE: "The model provider did not begin to answer in the time this connection allows.",
-    Reason.ANSWER_IDLE: "The model provider paused in its answer for longer than this connection allows.",
-    Reason.ANSWER_DURATION: "The answer took longer than this connection allows.",
-}
 
 
 def guarded(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,6 +86,7 @@ class Gateway:
         self.credentials = credentials
         self.replay_caller = replay_caller
         self.exchanges: dict[str, Exchange] = {}
+        self.sockets: dict[str, LiveSocket] = {}
         self.tunnels: set[str] = set()
         egress.harden(self)
 
@@ -127,6 +115,8 @@ class Gateway:
     @guarded
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> Awaitable[None] | None:
         """Be the fence under everything: no connection to anything that is not an upstream of the policy."""
+        if any(each.flow.client_conn is data.client and each.wants_socket for each in self.exchanges.values()):
+            data.server.alpn_offers = (b"http/1.1",)  # over HTTP/2 there is no upgrade
         address = data.server.address
         if address is None or not self._may_reach(address[0].lower(), address[1]):
             data.server.error = "not an upstream of the policy"
@@ -170,9 +160,10 @@ class Gateway:
         """Route, identify and admit before the body is read."""
         exchange = self._open(flow)
         known = self.replay_caller if flow.is_replay == "request" else None
-        head = Head(
-            flow.request.method, flow.request.path, edits.fields(flow.request.headers), edits.origin(flow, self.policy)
-        )
+        request = flow.request
+        fields, origin = edits.fields(request.headers), edits.origin(flow, self.policy)
+        http1 = not (request.is_http2 or request.is_http3)
+        head = Head(request.method, request.path, fields, origin, http1)
         step = exchange.crossing.receive(steps.HeadArrived(head, known))
         edits.hide_credentials(flow.request)
         if isinstance(step, steps.Identify):
@@ -191,7 +182,7 @@ class Gateway:
         if isinstance(step, steps.ReadBody):
             announced = exchange.flow.request.headers.get("content-length", "")
             if announced.isdecimal() and int(announced) > step.limit:
-                step = exchange.crossing.receive(steps.Stopped(steps.too_large(step.limit)))
+                step = exchange.crossing.receive(steps.Stopped(judging.too_large(step.limit)))
         if isinstance(step, steps.Refuse):
             exchange.refuse()
 
@@ -270,12 +261,14 @@ class Gateway:
             edits.drop_fields_with(flow.response, exchange.echo)
         head = steps.AnswerBegan(flow.response.status_code, edits.fields(flow.response.headers))
         step = exchange.crossing.receive(head)
-        limit = exchange.limits.bytes
+        most = exchange.limits.bytes
         announced = flow.response.headers.get("content-length", "")
-        if isinstance(step, steps.Buffer) and announced.isdecimal() and int(announced) > limit:
-            step = exchange.crossing.receive(steps.Stopped(_limit(Reason.ANSWER_TOO_LARGE)))
+        if isinstance(step, steps.Buffer) and announced.isdecimal() and int(announced) > most:
+            step = exchange.crossing.receive(steps.Stopped(limit(Reason.ANSWER_TOO_LARGE)))
         if isinstance(step, steps.Refuse):
             flow.error = Error(Error.KILLED_MESSAGE)  # the egress then refuses the client and stops the upstream
+        elif isinstance(step, steps.OpenSocket):
+            edits.write_answer_head(flow.response, step.drop, exchange.id, streamed=True, http1=False)
         elif isinstance(step, (steps.Stream, steps.Buffer)):
             streamed = isinstance(step, steps.Stream)
             http1 = not flow.request.is_http2
@@ -292,7 +285,7 @@ class Gateway:
         try:
             passed = exchange.meter.received(len(chunk), time.monotonic()) if exchange.meter else None
             if passed is not None:
-                step = crossing.receive(steps.Stopped(_limit(passed)))
+                step = crossing.receive(steps.Stopped(limit(passed)))
             else:
                 step = crossing.receive(steps.AnswerChunk(chunk) if chunk else steps.AnswerEnded())
         except Exception as bug:
@@ -312,7 +305,7 @@ class Gateway:
         if exchange.crossing.stage in (Stage.WHOLE, Stage.STREAM):  # STREAM: another addon's reply, no callable saw it
             data = flow.response.raw_content or b""
             if len(data) > exchange.limits.bytes:
-                step = exchange.crossing.receive(steps.Stopped(_limit(Reason.ANSWER_TOO_LARGE)))
+                step = exchange.crossing.receive(steps.Stopped(limit(Reason.ANSWER_TOO_LARGE)))
             else:
                 step = exchange.crossing.whole(data)
             if isinstance(step, steps.Emit):
@@ -322,8 +315,28 @@ class Gateway:
                 exchange.refuse()
         elif exchange.crossing.stage is Stage.PASSING:
             exchange.crossing.receive(steps.AnswerEnded())
-        if flow.websocket is None:
+        elif exchange.crossing.stage is Stage.SOCKET:
+            self._open_socket(exchange)
+        if exchange.crossing.stage is not Stage.SOCKET:
             self._seal(exchange)
+
+    def _open_socket(self, exchange: Exchange) -> None:
+        """Let the client have its WebSocket, if the proxy is going to make one."""
+        flow = exchange.flow
+        assert flow.response is not None
+        if flow.websocket is None or exchange.crossing.status != flow.response.status_code:
+            self._fail(exchange)
+            exchange.refuse()
+            return
+        flow.response.data.content = b""
+        self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut)
+        exchange.release()
+
+    @guarded
+    def tidegate_socket(self, said: Said) -> Awaitable[None] | None:
+        """Judge what a peer did on a WebSocket: nothing is sent but what this puts on ``said``."""
+        socket = self.socket(said.flow)
+        return None if socket is None else socket.take(said)
 
     @guarded
     def error(self, flow: http.HTTPFlow) -> None:
@@ -387,10 +400,17 @@ class Gateway:
         exchange = self.exchanges.get(flow.id)
         return exchange.farewell if exchange is not None else b""
 
+    def socket(self, flow: http.HTTPFlow) -> LiveSocket | None:
+        """Return who judges the messages of a WebSocket."""
+        return self.sockets.get(flow.id)
+
     def over(self, flow: http.HTTPFlow) -> None:
         """Forget an exchange: the HTTP layer is done with it."""
+        self.sockets.pop(flow.id, None)
         exchange = self.exchanges.pop(flow.id, None)
         if exchange is not None:
+            if exchange.crossing.stage is Stage.SOCKET:  # the relay cut it, because the gate failed under it
+                exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
             self._seal(exchange)
             exchange.stop_watching()
 
@@ -426,6 +446,11 @@ class Gateway:
                 exchange.refuse()
             if hook == "http_connect":
                 self._seal(exchange)  # no other hook follows a refused CONNECT
+        elif isinstance(data, Said):
+            data.released = None  # the relay then asks for the last words, and ends the WebSocket
+            socket = self.socket(data.flow)
+            if socket is not None:
+                socket.stop(BUG, Outcome.FAILED)
         elif hasattr(data, "client_conn"):
             self.tcp_start(data)
 
@@ -450,10 +475,10 @@ class Gateway:
     def _handler(self, flow: Any) -> Any:
         return ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
 
-    def _cut(self, exchange: Exchange, data: bytes = b"") -> None:
+    def _cut(self, exchange: Exchange, data: bytes = b"", code: int = POLICY) -> None:
         handler = self._handler(exchange.flow)
         if handler is not None:  # None in a client replay: what follows is swallowed
-            exchange.later(egress.cut(handler, exchange.flow, data))
+            exchange.later(egress.cut(handler, exchange.flow, data, code))
 
     def _watch(self, exchange: Exchange) -> None:
         """Look at the time limits when the next of them is due."""
@@ -473,7 +498,7 @@ class Gateway:
 
     def _end(self, exchange: Exchange, passed: Reason) -> None:
         """End an exchange that broke a limit: with a refusal, or in a stream with the dialect's error event."""
-        step = exchange.crossing.receive(steps.Stopped(_limit(passed)))
+        step = exchange.crossing.receive(steps.Stopped(limit(passed)))
         data = step.data if isinstance(step, steps.Emit) else b""
         self._cut(exchange, b"".join(exchange.emitted(data)))
 
@@ -493,9 +518,9 @@ def _lost(exchange: Exchange) -> steps.Stopped:
     message = flow.error.msg if flow.error else ""
     reading = crossing.stage in (Stage.HEAD, Stage.CALLER, Stage.BODY)
     if message.startswith("Request body exceeds") and crossing.grant is not None:
-        return steps.Stopped(steps.too_large(crossing.grant.request_bytes))
+        return steps.Stopped(judging.too_large(crossing.grant.request_bytes))
     if message.startswith("Response body exceeds"):
-        return steps.Stopped(_limit(Reason.ANSWER_TOO_LARGE))
+        return steps.Stopped(limit(Reason.ANSWER_TOO_LARGE))
     if reading and message == egress.TRAILERS:
         return steps.Stopped(NOT_HTTP)
     if "lient disconnected" in message or not flow.client_conn.connected:
@@ -503,7 +528,3 @@ def _lost(exchange: Exchange) -> steps.Stopped:
     if BROKEN in message:
         return steps.Stopped(BUG, Outcome.FAILED)
     return steps.Stopped(NOT_HTTP) if reading else steps.Stopped(UPSTREAM_FAILED, Outcome.FAILED)
-
-
-def _limit(reason: Reason) -> Denial:
-    return Denial(reason, 504 if reason is Reason.ANSWER_FIRST_BYTE else 502, LIMITS[reason])

@@ -45,3 +45,15 @@ def upstream(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def values(fields: Iterable[tuple[str, str]], name: str) -> list[str]:
     """Return the comma-separated members of every field called ``name``, in order, stripped, empty ones left out."""
     return [part for key, value in fields if key == name for raw in value.split(",") if (part := raw.strip())]
+
+
+def is_plain(name: str, value: str) -> bool:
+    """Say whether a field has one of the few values that HTTP itself prescribes, and so holds no text."""
+    return value in _PLAIN.get(name, ()) or (name == "content-length" and value.isdecimal() and len(value) < 12)
+
+
+_PLAIN = {
+    "content-type": ("application/json", "application/json; charset=utf-8", "text/event-stream"),
+    "connection": ("keep-alive", "close"),
+    "transfer-encoding": ("chunked",),
+}

@@ -170,12 +170,14 @@ class Head:
     """A request head. ``path`` holds the query; header names are lower case, repeats are kept in order.
 
     ``origin`` is where the client's connection leads (explicit, transparent) and ``None`` on a reverse listener.
+    ``http1``: it came as HTTP/1.1, the only version whose connections can become a WebSocket here.
     """
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
     origin: Origin | None
+    http1: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +195,18 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class AnswerLimits:
-    """Limits of an answer: bytes, and seconds to the first byte, between two bytes, and in all."""
+    """Limits of an answer: bytes, and seconds to the first byte, between two bytes, and in all.
+
+    A WebSocket carries many answers, each with these limits. Between two of them it may be silent for ``socket_idle``
+    seconds, and no new one begins after ``socket_duration``.
+    """
 
     bytes: int = 16 * 1024 * 1024
     first_byte: float = 300.0
     idle: float = 120.0
     duration: float = 900.0
+    socket_idle: float = 600.0  # mitmproxy by itself ends a connection that is silent for 10 minutes
+    socket_duration: float = 3600.0  # OpenAI closes a WebSocket of the Responses API after 60 minutes
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,14 +36,16 @@ HOOKS = (
     "responseheaders",
     "response",
     "error",
+    "tidegate_socket",
 )
-KEEPER = ("outgoing", "released", "refusal", "farewell", "over", "_refuse_bug", "_relay", "_seal")
+KEEPER = ("outgoing", "released", "refusal", "farewell", "over", "socket", "_refuse_bug", "_relay", "_seal")
 
 PLACES = (
     *(f"tidegate.gateway:Gateway.{name}" for name in (*HOOKS, *KEEPER)),
     "tidegate.exchange:Exchange.refuse",
     "tidegate.exchange:Exchange.refusal",
     "tidegate.exchange:Exchange.record",
+    "tidegate.exchange:Exchange.said",
     "tidegate.exchange:Exchange.state",
     "tidegate.exchange:Exchange.line",
     "tidegate.evidence.store:Recorder.intent",
@@ -53,6 +55,11 @@ PLACES = (
     "tidegate.inspection.engine:Engine.find_many",
     "tidegate.streams.answers:SseAnswer.feed",
     "tidegate.streams.answers:SseAnswer.end",
+    "tidegate.socket_gate:LiveSocket.take",
+    "tidegate.socket_gate:LiveSocket.heard",
+    "tidegate.socket_gate:LiveSocket.kept",
+    "tidegate.sockets:Socket.client",
+    "tidegate.sockets:Socket.upstream",
     "tidegate.limits.answer:AnswerMeter.began",
     "tidegate.limits.answer:AnswerMeter.received",
 )

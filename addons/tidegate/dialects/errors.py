@@ -48,6 +48,11 @@ def render_event(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:
     return name + b"data: " + dump(_fill(shape.event, _values(shape, denial, request_id))) + b"\n\n"
 
 
+def render_message(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:
+    """Write a refusal as one message on a WebSocket."""
+    return dump(_fill(shape.message, _values(shape, denial, request_id)))
+
+
 def _values(shape: ErrorShape, denial: Denial, request_id: str) -> dict[str, object]:
     return {
         "message": denial.message,

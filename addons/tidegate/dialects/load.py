@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tidegate.dialects.errors import PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
+from tidegate.dialects.messages import socket
 from tidegate.dialects.paths import EXPRESSION, REASON, compiled, words
 from tidegate.dialects.spec import (
     ALPHABETS,
@@ -31,8 +32,10 @@ from tidegate.policy.source import Node, parse
 
 ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints")
 SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
-ERROR_KEYS = ("body", "event", "event_name", "types")
-ENDPOINT_KEYS = ("like", "methods", "paths", "body", "asked", "request", "deny", "refuse", "answer", "stream")
+ERROR_KEYS = ("body", "event", "event_name", "message", "types")
+ENDPOINT_KEYS = (
+    "like", "methods", "paths", "body", "asked", "request", "deny", "refuse", "answer", "stream", "socket",
+)  # fmt: skip
 ASKED_KEYS = ("model", "stream", "tools", "max_output")
 TOOL_KEYS = ("each", "named")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
@@ -65,6 +68,8 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
     error = _error(reader, top["error"]) if "error" in top else ErrorShape(None, None, None, {0: ""})
     nodes = reader.entries(top.get("endpoints"))
     endpoints = {name: _endpoint(reader, name, nodes, shapes) for name in nodes}
+    if "error" in top and error.message is None and any(each.socket is not None for each in endpoints.values()):
+        reader.fault(top["error"], "a message too, which an endpoint with a socket refuses with", "no key message")
     return Dialect(
         name=reader.name(top.get("dialect")), endpoints=endpoints, error=error, exact=_exact(reader, endpoints, nodes)
     )
@@ -95,7 +100,7 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
     template = "a body with places such as ${message}"
     required = {"body": template, "event": template, "types": "error types by status, and other"}
     entry = reader.section(node, ERROR_KEYS, required)
-    for key in ("body", "event"):
+    for key in ("body", "event", "message"):
         if key in entry:
             _check_template(reader, entry[key])
     types = {0: ""}
@@ -108,8 +113,8 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
         reader.fault(entry["types"], "a type for every other status too", "no key other")
     named = entry.get("event_name")
     name = None if named is None or named.value is None else reader.text(named, "the name of the event")
-    body, event = (_plain(entry[key]) if key in entry else None for key in ("body", "event"))
-    return ErrorShape(body, event, name, types)
+    body, event, message = (_plain(entry[key]) if key in entry else None for key in ("body", "event", "message"))
+    return ErrorShape(body, event, name, types, message)
 
 
 def _check_template(reader: Reader, node: Node) -> None:
@@ -130,6 +135,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
     paths = words(reader, entry.get("paths"), f"a list with {_PATH}")
     if not paths or not all(map(_is_path, paths)):
         reader.fault(nodes[name], f"a list with {_PATH}", _list(paths), f"{nodes[name].key}.paths")
+    spoken = stream(reader, entry["stream"]) if "stream" in entry and entry["stream"].value is not None else None
     return Endpoint(
         name=name,
         methods=methods,
@@ -140,9 +146,10 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         answer=_trie(
             reader, entry.get("answer"), lambda node: _answer_field(reader, node), lambda one: one.exempt is not None
         ),
-        stream=stream(reader, entry["stream"]) if "stream" in entry and entry["stream"].value is not None else None,
+        stream=spoken,
         deny=_trie(reader, entry.get("deny"), lambda node: _condition(reader, node)),
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
+        socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
     )
 
 

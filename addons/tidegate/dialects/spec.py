@@ -207,6 +207,26 @@ class StreamSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketSpec:
+    """How a WebSocket is spoken: text messages of one JSON object each, whose type is in the stream's ``event_type``.
+
+    ``messages`` are the types by which a client asks; the object is then a request body. ``events`` are the types an
+    upstream may send (``*`` at the end: any rest), ``ends`` those that end an answer. ``continues`` is the request's
+    field that names an earlier answer, ``names`` the field names that lead to where an answer names itself.
+    """
+
+    messages: frozenset[str]
+    events: tuple[str, ...]
+    ends: frozenset[str]
+    continues: str | None = None
+    names: tuple[str, ...] = ()
+
+    def knows(self, kind: str) -> bool:
+        """Say whether an upstream may send an event of this type."""
+        return any(kind.startswith(each[:-1]) if each.endswith("*") else kind == each for each in self.events)
+
+
+@dataclass(frozen=True, slots=True)
 class ToolNames:
     """Where the tools of a request are named.
 
@@ -233,18 +253,23 @@ class ErrorShape:
     """How a refusal is written. Templates hold ``${message}``, ``${reason}``, ``${type}``, ``${id}`` and ``${status}``.
 
     ``types`` maps an HTTP status to the family's error type; 0 is any other status. ``event`` is the body of an error
-    in mid-stream and ``event_name`` its SSE event name (``None``: the event has no name).
+    in mid-stream and ``event_name`` its SSE event name (``None``: the event has no name). ``message`` is an error on a
+    WebSocket (``None``: the family has none).
     """
 
     body: object
     event: object
     event_name: str | None
     types: Mapping[int, str]
+    message: object = None
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part."""
+    """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part.
+
+    With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
+    """
 
     name: str
     methods: tuple[str, ...]
@@ -256,6 +281,7 @@ class Endpoint:
     stream: StreamSpec | None
     deny: Trie[Condition]
     refuse: Trie[Condition]
+    socket: SocketSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "connections[]": ("name", "dialect", "upstream", "serve", "credential", "limits"),
     "connections[].serve": ("path",),
     "connections[].credential": ("header", "value"),
-    "connections[].limits": ("request", "response"),
-    "limits": ("request", "response"),
+    "connections[].limits": ("request", "response", "socket"),
+    "limits": ("request", "response", "socket"),
     "limits.request": ("bytes",),
     "limits.response": ("bytes", "first_byte", "idle", "duration"),
+    "limits.socket": ("idle", "duration"),
 }
 
 REQUEST_BYTES = 8 * 1024 * 1024  # a prompt of a million tokens is 4 to 5 MB of JSON
@@ -44,6 +45,8 @@ class LimitsDoc:
     first_byte: float | None = None
     idle: float | None = None
     duration: float | None = None
+    socket_idle: float | None = None
+    socket_duration: float | None = None
     nodes: Mapping[str, Node] | None = None
 
 
@@ -95,12 +98,15 @@ def read_limits(reader: Reader, node: Node | None) -> LimitsDoc:
     answer = (
         reader.section(section["response"], CONNECTION_SECTIONS["limits.response"]) if "response" in section else {}
     )
+    socket = reader.section(section["socket"], CONNECTION_SECTIONS["limits.socket"]) if "socket" in section else {}
     return LimitsDoc(
         request_bytes=reader.bytes(request.get("bytes")),
         bytes=reader.bytes(answer.get("bytes")),
         first_byte=reader.seconds(answer.get("first_byte")),
         idle=reader.seconds(answer.get("idle")),
         duration=reader.seconds(answer.get("duration")),
+        socket_idle=reader.seconds(socket.get("idle")),
+        socket_duration=reader.seconds(socket.get("duration")),
         nodes=answer,
     )
 
@@ -114,7 +120,7 @@ def merge(reader: Reader, general: LimitsDoc, own: LimitsDoc) -> tuple[int, Answ
     base = AnswerLimits()
     written = {
         name: getattr(own, name) if getattr(own, name) is not None else getattr(general, name)
-        for name in ("bytes", "first_byte", "idle", "duration")
+        for name in ("bytes", "first_byte", "idle", "duration", "socket_idle", "socket_duration")
     }
     limits = replace(base, **{name: value for name, value in written.items() if value is not None})
     nodes = own.nodes or {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mitmproxy import http
+from mitmproxy.websocket import WebSocketMessage
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -25,13 +26,14 @@ SHOWN = 16_384
 def details(path: Path, prefix: str) -> Row:
     """Return an exchange as JSON values: its columns, ``decisions``, ``finding_list``, ``request`` and ``response``.
 
-    ``request`` and ``response`` are ``None`` where no bodies were kept. Raises ``RecordingError``.
+    ``request`` and ``response`` are ``None`` where no bodies were kept. ``messages`` are those of a WebSocket, ``None``
+    where it is none. Raises ``RecordingError``.
     """
     row = queries.show(path, prefix)
     try:
         flow = load_recording(path, [row["id"]])[0]
     except RecordingError:
-        return {**row, "request": None, "response": None}
+        return {**row, "request": None, "response": None, "messages": None}
     asked = {
         "method": flow.request.method,
         "path": flow.metadata.get(PATH, flow.request.path),
@@ -39,7 +41,12 @@ def details(path: Path, prefix: str) -> Row:
         **_message(flow.request),
     }
     answer = None if flow.response is None else {"status": flow.response.status_code, **_message(flow.response)}
-    return {**row, "request": asked, "response": answer}
+    said = None if flow.websocket is None else [_said(each) for each in flow.websocket.messages]
+    return {**row, "request": asked, "response": answer, "messages": said}
+
+
+def _said(message: WebSocketMessage) -> dict[str, Any]:
+    return {"from": "client" if message.from_client else "upstream", "body": message.content.decode("utf-8", "replace")}
 
 
 def _message(message: http.Message) -> dict[str, Any]:
@@ -61,6 +68,8 @@ def view(found: Row) -> RenderableType:
     for title, message in (("Request", found["request"]), ("Answer", found["response"])):
         if message is not None:
             parts += [Text(f"\n{title}", style="bold"), Text(_body(message["body"]))]
+    if found["messages"] is not None:
+        parts += [Text("\nMessages", style="bold"), Text(_messages(found["messages"]))]
     return Group(*parts)
 
 
@@ -95,6 +104,12 @@ def _table(title: str, names: tuple[str, ...], rows: list[Row]) -> Table:
     for row in rows:
         table.add_row(*(Text(printable(str(row[name] or ""))) for name in names))
     return table
+
+
+def _messages(messages: list[dict[str, Any]]) -> str:
+    """Return the messages of a WebSocket, one a line."""
+    text = "\n".join(f"{each['from']:>8}: {printable(each['body'])}" for each in messages)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}\n... {len(text) - SHOWN} more characters; --json shows all"
 
 
 def _body(body: str | None) -> str:

@@ -1,0 +1,141 @@
+"""What is asked of every request before it may travel: permission for what it asks, and no text that must stay. Pure.
+
+A body of a request and a client's message on a socket are judged alike; ``crossing`` and ``sockets`` say when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import unquote_plus
+
+from tidegate import headers
+from tidegate.dialects import body as bodies
+from tidegate.dialects.spec import Endpoint, JsonObject, asked, refused
+from tidegate.identity import permission
+from tidegate.inspection.bodies import inspect_request
+from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Reason, Route
+from tidegate.policy.policy import Policy
+
+NAMES = "header names"
+"""Where a finding in the name of a header field is reported: the name itself would be the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What came of it. ``denial`` was made by ``stage``; what was known by then is there all the same."""
+
+    grant: Grant
+    stage: str = "inspect"
+    denial: Denial | None = None
+    asked: Asked | None = None
+    body: bytes = field(default=b"", repr=False)
+    findings: tuple[Finding, ...] = ()
+
+
+def parse(plain: bytes) -> JsonObject | Denial:
+    """Read a body that must be a JSON object."""
+    value = bodies.strict_json(plain)
+    if isinstance(value, Denial):
+        return value
+    if not isinstance(value, dict):
+        return Denial(Reason.BODY_MALFORMED, 400, "The request body is not a JSON object.")
+    return value
+
+
+def judge(
+    policy: Policy,
+    endpoint: Endpoint,
+    grant: Grant,
+    value: JsonObject,
+    size: int,
+    *,
+    extra: Mapping[str, str] | None = None,
+    known: str = "",
+) -> Judged:
+    """Judge a parsed body of ``size`` bytes. ``value`` is changed in place.
+
+    ``extra`` holds texts outside the body by the place their findings are reported at. ``known`` names a field of the
+    root that the dialect's conditions do not speak of this time; it is inspected like any other.
+    """
+    judged = value if not known else {name: each for name, each in value.items() if name != known}
+    denial = refused(endpoint, judged, redacting=policy.redacts_answers)
+    if denial is not None:
+        return Judged(grant, "body", denial)
+    what = asked(endpoint, value)
+    if isinstance(what, Denial):
+        return Judged(grant, "body", what)
+    permitted = permission.permit(grant, what)
+    if isinstance(permitted, Denial):
+        return Judged(grant, "permission", permitted, what)
+    if size > permitted.request_bytes:
+        return Judged(permitted, "body", too_large(permitted.request_bytes), what)
+    return inspect(policy, endpoint, permitted, what, value, extra)
+
+
+def inspect(
+    policy: Policy,
+    endpoint: Endpoint,
+    grant: Grant,
+    what: Asked,
+    value: JsonObject | None,
+    extra: Mapping[str, str] | None,
+) -> Judged:
+    """Look at every text of a permitted request: all of its body and what stands beside it."""
+    found = inspect_request(endpoint, policy.engine, policy.decide(Direction.PROMPT), value, extra=extra)
+    if isinstance(found, Denial):
+        return Judged(grant, "inspect", found, what)
+    return Judged(grant, "inspect", blocked(found.findings), what, found.body, found.findings)
+
+
+def again(policy: Policy, judged: Judged, before: tuple[Finding, ...]) -> Judged:
+    """Decide again on what a recorded request no longer holds, because it was masked before it was kept."""
+    if not before or (judged.denial is not None and judged.denial.reason is not Reason.FINDING):
+        return judged
+    decisions, seen = policy.decisions[Direction.PROMPT], {(each.rule, each.where) for each in judged.findings}
+    lost = tuple(  # a rule that is no longer in force finds nothing
+        replace(each, action=decisions[each.rule])
+        for each in before
+        if each.rule in decisions and (each.rule, each.where) not in seen
+    )
+    findings = (*judged.findings, *lost)
+    return replace(judged, findings=findings, denial=blocked(findings))
+
+
+def too_large(limit: int) -> Denial:
+    """Refuse a request body over ``limit`` bytes."""
+    return Denial(
+        Reason.BODY_TOO_LARGE, 413, f"The request body is larger than the {limit} bytes this connection accepts."
+    )
+
+
+def blocked(findings: tuple[Finding, ...]) -> Denial | None:
+    """Refuse a request with a finding that the policy blocks; the sentence names rule and place, never the value."""
+    first = next((f for f in findings if f.action is Action.BLOCK), None)
+    if first is None:
+        return None
+    return Denial(
+        Reason.FINDING,
+        403,
+        f"Blocked by policy: {first.where} contains something of the class {first.cls} (rule {first.rule}). "
+        "Nothing was sent to the model; remove it and try again.",
+    )
+
+
+def worst(findings: tuple[Finding, ...]) -> str:
+    """Name the strictest action among findings."""
+    return max((f.action for f in findings), key=list(Action).index).value if findings else Action.ALLOW.value
+
+
+def beside(head: Head, found: Route) -> dict[str, str]:
+    """The texts of a request outside its body: query and header values, by the place a finding is reported at."""
+    texts = {"path": readings(found.path), NAMES: "\n".join(name for name, _ in headers.upstream(head.headers))}
+    for name, value in headers.upstream(head.headers):
+        place = f"header {name}"
+        texts[place] = f"{texts[place]}\n{value}" if place in texts else value
+    return texts
+
+
+def readings(path: str) -> str:
+    """Return a path as it is written and, where that differs, with its percent escapes undone."""
+    return f"{path}\n{unquote_plus(path)}" if "%" in path or "+" in path else path

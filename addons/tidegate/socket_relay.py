@@ -1,0 +1,262 @@
+"""mitmproxy's WebSocket layer, made to send what the gate releases and nothing else.
+
+mitmproxy shows each message to its addons and sends whatever is left of it, in one piece, also when an addon failed.
+Here a message is shown to the gate alone, by a hook of our own, before any other addon can see it; only the messages
+that the gate hands back are sent, however many they are. No answer from the gate (it was removed, it failed) ends the
+WebSocket on both sides, and so does every other failure in this layer. What is put on the flow, for mitmweb and
+recordings, is what was sent. ``egress.harden`` applies this.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import wsproto.events
+from mitmproxy import http, websocket
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layers.websocket import (
+    Fragmentizer,
+    WebsocketConnection,
+    WebsocketEndHook,
+    WebsocketLayer,
+    WebsocketStartHook,
+)
+from wsproto.connection import ConnectionState, ConnectionType
+from wsproto.frame_protocol import Opcode
+
+from tidegate.sockets import POLICY
+from tidegate.steps import Form, Relay
+
+Commands = Generator[commands.Command, Any, None]
+
+MAX_CONTROL_PAYLOAD = 8
+"""Bytes of a WebSocket ping or pong that may pass: room for a counter or a time, not for a secret (RFC 6455: 125)."""
+
+Ask = Callable[..., Any]
+"""Asks the keeper: (question, flow). No keeper, and a bug in it, give ``None``."""
+
+
+@dataclass(frozen=True)
+class Cut(events.Event):
+    """End one exchange now: refuse it if its answer has not begun, else send ``data`` and end; stop the upstream.
+
+    ``code`` is the close code on a WebSocket.
+    """
+
+    flow: http.HTTPFlow
+    data: bytes
+    code: int = POLICY
+
+
+@dataclass
+class Said:
+    """What a peer did on a WebSocket; the gate fills in what may be sent because of it."""
+
+    flow: http.HTTPFlow
+    from_client: bool
+    form: Form
+    data: bytes = field(repr=False)
+    released: Relay | None = None
+
+
+@dataclass
+class TidegateSocketHook(commands.StartHook):
+    """A peer did something on a WebSocket: asked of the gate and of nobody else."""
+
+    said: Said
+
+
+class Keeper(Protocol):
+    """What this layer asks about one WebSocket. The keeper's ``socket`` gives it, by its flow."""
+
+    def room(self, from_client: bool) -> int:
+        """Say how many bytes of a message are worth collecting."""
+
+    def heard(self, from_client: bool, size: int) -> None:
+        """Take note of bytes of a message that is coming."""
+
+    def kept(self, flow: http.HTTPFlow) -> None:
+        """Bound what the flow remembers after one more message."""
+
+    def last_words(self) -> tuple[bytes, ...]:
+        """Return what is still to be said where the gate gave no answer about a message."""
+
+
+_ask: Ask = lambda *_: None  # noqa: E731 - until ``harden``, nobody answers
+
+
+def harden(ask: Ask) -> None:
+    """Change mitmproxy's WebSocket layer, and make ``ask`` the way to the keeper."""
+    global _ask  # noqa: PLW0603 - mitmproxy's layers are classes of the process, so is the one they ask
+    _ask = ask
+    if getattr(WebsocketLayer, "tidegate_hardened", False):
+        return
+    WebsocketLayer.tidegate_hardened = True  # type: ignore[attr-defined]
+    WebsocketLayer._handle_event = _start
+    WebsocketLayer.relay_messages = _guarded  # type: ignore[method-assign]
+    WebsocketLayer.done = _nothing  # type: ignore[method-assign]
+    send2 = WebsocketConnection.send2
+    WebsocketConnection.send2 = lambda self, event: send2(self, _small(event))  # type: ignore[method-assign]
+
+
+def _start(self: WebsocketLayer, _event: events.Event) -> Commands:
+    """Begin without any extension, whatever the head of the answer says by now."""
+    self.client_ws = WebsocketConnection(ConnectionType.SERVER, [], conn=self.context.client)
+    self.server_ws = WebsocketConnection(ConnectionType.CLIENT, [], conn=self.context.server)
+    self._handle_event = self.relay_messages
+    yield WebsocketStartHook(self.flow)
+
+
+def _guarded(self: WebsocketLayer, event: events.Event) -> Commands:
+    """Take one event; a bug on the way ends the WebSocket."""
+    try:
+        yield from _relay(self, event)
+    except Exception as bug:  # noqa: BLE001 - whatever it is, nothing more may pass
+        logging.getLogger("tidegate").error("tidegate failed on a WebSocket: %s", type(bug).__name__)
+        yield from _close(self, POLICY)
+
+
+def _nothing(_self: WebsocketLayer, _event: events.Event) -> Commands:
+    """Take no more events: the WebSocket is over."""
+    yield from ()
+
+
+def _socket(self: WebsocketLayer) -> Keeper:
+    """Return who judges this WebSocket; without one it ends."""
+    found: Keeper | None = _ask("socket", self.flow)
+    if found is None:
+        raise LookupError
+    return found
+
+
+def _relay(self: WebsocketLayer, event: events.Event) -> Commands:
+    if isinstance(event, Cut):
+        if event.flow is self.flow:
+            yield from _end(self, (event.data,) if event.data else (), event.code)
+        return
+    if not isinstance(event, events.ConnectionEvent):
+        return  # a message that a person injects: nobody judged it
+    from_client = event.connection == self.context.client
+    source = self.client_ws if from_client else self.server_ws
+    if source.state is not ConnectionState.CLOSED:
+        source.receive_data(event.data if isinstance(event, events.DataReceived) else None)
+    for each in source.events():
+        if isinstance(each, wsproto.events.Message):
+            yield from _message(self, source, each, from_client)
+        elif isinstance(each, wsproto.events.CloseConnection):
+            yield from _closed(self, int(each.code), from_client)
+        elif isinstance(each, (wsproto.events.Ping, wsproto.events.Pong)):
+            if len(each.payload) > MAX_CONTROL_PAYLOAD:
+                yield from _hear(self, Said(self.flow, from_client, Form.CONTROL, b""))
+            else:
+                yield from _send(self.server_ws if from_client else self.client_ws, each)
+        if _is_over(self):
+            return
+
+
+def _message(
+    self: WebsocketLayer, source: WebsocketConnection, part: wsproto.events.Message[Any], from_client: bool
+) -> Commands:
+    """Collect the parts of a message, no more than the gate takes; show it when it is whole or too large."""
+    text = isinstance(part.data, str)
+    data = part.data.encode() if text else bytes(part.data)
+    source.frame_buf.append(data)
+    size = sum(map(len, source.frame_buf))
+    keeper = _socket(self)
+    keeper.heard(from_client, len(data))
+    if not part.message_finished and size <= keeper.room(from_client):
+        if len(source.frame_buf) > 64:  # parts are joined now and then: a byte each would cost a list of them
+            source.frame_buf[:] = [b"".join(source.frame_buf)]
+        return
+    whole = b"".join(source.frame_buf)
+    source.frame_buf = []
+    yield from _hear(self, Said(self.flow, from_client, Form.TEXT if text else Form.BINARY, whole))
+    if not part.message_finished and not _is_over(self):
+        yield from _end(self, (), POLICY)  # the gate took the first part of a message for all of it
+
+
+def _hear(self: WebsocketLayer, said: Said) -> Commands:
+    """Show the gate what a peer did, and send what it releases."""
+    yield TidegateSocketHook(said)
+    step = said.released
+    if step is None:
+        yield from _end(self, _socket(self).last_words(), POLICY)
+        return
+    for data in step.up:
+        yield from _text(self, self.server_ws, data)
+    if step.close is not None:
+        yield from _end(self, step.down, step.close)
+        return
+    for data in step.down:
+        yield from _text(self, self.client_ws, data)
+
+
+def _closed(self: WebsocketLayer, code: int, by_client: bool) -> Commands:
+    """Pass on a peer's end, after the last that the gate has to say."""
+    assert self.flow.websocket
+    self.flow.websocket.closed_by_client = by_client
+    said = Said(self.flow, by_client, Form.END, b"")
+    yield TidegateSocketHook(said)
+    step = said.released
+    last = step.down if step is not None else _socket(self).last_words()
+    broken = step is None or step.close == POLICY
+    yield from _end(self, last, POLICY if broken else code)
+
+
+def _end(self: WebsocketLayer, last: tuple[bytes, ...], code: int) -> Commands:
+    """Say the last words to the client and close both sides; nothing is relayed after that."""
+    if not _is_over(self):
+        self._handle_event = self.done
+        for data in last:
+            yield from _text(self, self.client_ws, data)
+        yield from _close(self, code)
+
+
+def _close(self: WebsocketLayer, code: int) -> Commands:
+    assert self.flow.websocket
+    self._handle_event = self.done
+    self.flow.websocket.timestamp_end = time.time()
+    self.flow.websocket.close_code = code
+    self.flow.websocket.close_reason = ""
+    for each in (self.server_ws, self.client_ws):
+        yield from _send(each, wsproto.events.CloseConnection(code=code))
+        yield commands.CloseConnection(each.conn)
+    yield WebsocketEndHook(self.flow)
+    self.flow.live = False
+    _ask("over", self.flow)
+
+
+def _text(self: WebsocketLayer, to: WebsocketConnection, data: bytes) -> Commands:
+    """Send one text message and put it on the flow."""
+    if to.state is not ConnectionState.OPEN:
+        return
+    assert self.flow.websocket
+    message = websocket.WebSocketMessage(Opcode.TEXT, to is self.server_ws, data)
+    self.flow.websocket.messages.append(message)
+    _socket(self).kept(self.flow)
+    for each in Fragmentizer([], True)(data):
+        yield to.send2(each)
+
+
+def _send(to: WebsocketConnection, event: wsproto.events.Event) -> Commands:
+    """Send a control frame where it still can be sent."""
+    closing = isinstance(event, wsproto.events.CloseConnection)
+    if to.state is ConnectionState.OPEN or (closing and to.state is ConnectionState.REMOTE_CLOSING):
+        yield to.send2(event)
+
+
+def _is_over(self: WebsocketLayer) -> bool:
+    return bool(self._handle_event == self.done)
+
+
+def _small(event: wsproto.events.Event) -> wsproto.events.Event:
+    """Close instead of relaying a ping or pong that could carry text, and relay no close reason: no rule reads them."""
+    if isinstance(event, (wsproto.events.Ping, wsproto.events.Pong)) and len(event.payload) > MAX_CONTROL_PAYLOAD:
+        return wsproto.events.CloseConnection(code=POLICY)
+    if isinstance(event, wsproto.events.CloseConnection):
+        return wsproto.events.CloseConnection(code=event.code)
+    return event

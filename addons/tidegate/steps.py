@@ -1,0 +1,240 @@
+"""What may happen to an exchange, and what is to be done about it: the events and actions of ``crossing``."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome
+
+
+class Stage(enum.Enum):
+    """Where an exchange stands."""
+
+    HEAD = enum.auto()
+    CALLER = enum.auto()
+    BODY = enum.auto()
+    INTENT = enum.auto()
+    SENT = enum.auto()
+    STREAM = enum.auto()
+    WHOLE = enum.auto()
+    SOCKET = enum.auto()
+    PASSING = enum.auto()
+    OVER = enum.auto()
+
+
+class OutOfOrder(Exception):
+    """An event came at a stage where it has no meaning: a bug of whoever drives the crossing."""
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class HeadArrived:
+    """The head of a request; ``caller`` where it is known already, as in a replay."""
+
+    head: Head
+    caller: Caller | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallerKnown:
+    """What the verifier says of the token that ``Identify`` asked about."""
+
+    caller: Caller | Denial
+
+
+@dataclass(frozen=True, slots=True)
+class BodyArrived:
+    """The whole body of a request, as it was on the wire.
+
+    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
+    """
+
+    data: bytes = field(repr=False)
+    masked: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IntentKept:
+    """Whether the record of the intent is where the policy wants it before anything is sent."""
+
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerBegan:
+    """The head of an answer; header names are lower case."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerChunk:
+    """Some bytes of a streamed answer, cut anywhere."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnded:
+    """The end of a streamed answer; ``cut`` if the upstream broke off."""
+
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerWhole:
+    """The whole body of an answer, as it was on the wire."""
+
+    data: bytes = field(repr=False)
+
+
+class Form(enum.Enum):
+    """What came over a WebSocket: a message, a ping or pong that is no plain one, or its end."""
+
+    TEXT = enum.auto()
+    BINARY = enum.auto()
+    CONTROL = enum.auto()
+    END = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSaid:
+    """A client did something on its WebSocket. ``now`` is a Unix time in seconds."""
+
+    form: Form
+    data: bytes = field(repr=False)
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSaid:
+    """An upstream did something on its WebSocket."""
+
+    form: Form
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SocketRested:
+    """A WebSocket without an answer in flight has been open, or silent, for as long as it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Something outside ends the exchange: a limit passed, a peer left, a bug was caught."""
+
+    denial: Denial
+    outcome: Outcome = Outcome.DENIED
+
+
+Event = (
+    HeadArrived
+    | CallerKnown
+    | BodyArrived
+    | IntentKept
+    | AnswerBegan
+    | AnswerChunk
+    | AnswerEnded
+    | AnswerWhole
+    | ClientSaid
+    | UpstreamSaid
+    | SocketRested
+    | Stopped
+)
+
+
+# ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Identify:
+    """Ask the verifier who holds this token; come back with ``CallerKnown``."""
+
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBody:
+    """Read the request's body, no more than ``limit`` bytes of it; come back with ``BodyArrived``."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """An unlisted host under ``unlisted: pass``: let the exchange through untouched and uninspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepIntent:
+    """Record that this exchange is about to be sent; come back with ``IntentKept``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send exactly this, with the credential of the clearance's connection."""
+
+    clearance: Clearance
+    fields: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Relay the answer as it comes: each chunk is an ``AnswerChunk``. ``drop`` names header fields to leave out."""
+
+    drop: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Collect the answer: its body is an ``AnswerWhole``. ``drop`` names header fields to leave out."""
+
+    drop: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Give the client these bytes; ``last``: nothing follows, whatever the upstream still sends."""
+
+    data: bytes = field(repr=False)
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSocket:
+    """Let the connection become a WebSocket: what comes is a ``ClientSaid`` or an ``UpstreamSaid``."""
+
+    drop: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Send these text messages down to the client and up to the upstream, then close both ends if ``close`` is a code.
+
+    Codes are those of RFC 6455, 7.4.
+    """
+
+    down: tuple[bytes, ...] = field(default=(), repr=False)
+    up: tuple[bytes, ...] = field(default=(), repr=False)
+    close: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer the client with this refusal instead; nothing more goes up or down."""
+
+    denial: Denial
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The exchange is over and all is said."""
+
+
+Step = (
+    Identify | ReadBody | Forward | KeepIntent | Send | Stream | Buffer | Emit | OpenSocket | Relay | Refuse | Nothing
+)
