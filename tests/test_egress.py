@@ -16,7 +16,8 @@ from mitmproxy.addons import default_addons, dumper
 from mitmproxy.test import taddons, tflow, tutils
 
 from tidegate import edits, egress, socket_relay, standalone
-from tidegate.gateway import BROKEN, Gateway
+from tidegate.fence import BROKEN
+from tidegate.gateway import Gateway
 from tidegate.policy.policy import Unlisted
 from tidegate.running import Settings, StartError, mitmproxy_options
 

@@ -1,6 +1,6 @@
 """mitmproxy hooks in, crossing events out, flow edits back: the one adapter, behind the one guard.
 
-mitmproxy logs an exception in a hook and forwards the traffic. Every hook here runs under ``guarded``, which turns a
+mitmproxy logs an exception in a hook and forwards the traffic. Every hook runs under ``guarded``, which turns a
 bug into a refusal; what mitmproxy does without asking a hook is held by ``egress``.
 """
 
@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
-import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from mitmproxy import connection, ctx, http
+from mitmproxy import http
 from mitmproxy.flow import Error
-from mitmproxy.proxy import layer as proxy_layer
-from mitmproxy.proxy import layers, server_hooks
-from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy import server_hooks
 
 from tidegate import edits, egress, judging, steps
-from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UNLISTED, UPSTREAM_FAILED, limit
+from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.exchange import Exchange
+from tidegate.fence import BROKEN, Fence
+from tidegate.guard import guarded
 from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Caller, Head, Outcome, Reason
-from tidegate.policy.policy import Policy, RecordingMode, Unlisted
+from tidegate.policy.policy import Policy, RecordingMode
 from tidegate.socket_gate import LiveSocket
 from tidegate.socket_relay import Said
 from tidegate.sockets import POLICY
@@ -42,32 +40,8 @@ THREAD_BYTES = 256 * 1024
 """Bodies above this are judged in a thread: below it, handing over costs more than the milliseconds it keeps from the
 loop."""
 
-BROKEN = "the gateway failed"
-"""The error of an upstream connection that was not opened because the fence failed."""
 
-
-def guarded(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a bug in a hook deny what the hook was asked about. A bug's text may hold data: only its type is logged."""
-
-    @functools.wraps(hook)
-    def run(self: Gateway, data: Any) -> Awaitable[None] | None:
-        try:
-            result = hook(self, data)
-        except Exception as bug:
-            self.deny_bug(hook.__name__, data, bug)
-            return None
-        return rest(self, data, result) if result is not None and inspect.isawaitable(result) else None
-
-    async def rest(self: Gateway, data: Any, result: Awaitable[None]) -> None:
-        try:
-            await result
-        except Exception as bug:
-            self.deny_bug(hook.__name__, data, bug)
-
-    return run
-
-
-class Gateway:
+class Gateway(Fence):
     """The enforcement addon. ``policy`` may be replaced between exchanges; an exchange keeps the one it began with."""
 
     name = "tidegate"
@@ -80,78 +54,13 @@ class Gateway:
         credentials: Mapping[str, Secret],
         replay_caller: Caller | None = None,
     ) -> None:
-        self.policy = policy
+        super().__init__(policy)
         self.recorder = recorder
         self.verifier = verifier
         self.credentials = credentials
         self.replay_caller = replay_caller
-        self.exchanges: dict[str, Exchange] = {}
         self.sockets: dict[str, LiveSocket] = {}
-        self.tunnels: set[str] = set()
         egress.harden(self)
-
-    # ── connections ──────────────────────────────────────────────────────────
-
-    @guarded
-    def http_connect(self, flow: http.HTTPFlow) -> None:
-        """Open a tunnel only to a host of the policy; who calls is asked inside it, where the SDK puts its token."""
-        edits.hide_credentials(flow.request)
-        if self._may_reach(flow.request.host.lower(), flow.request.port):
-            self.tunnels.add(flow.id)
-            return
-        exchange = self._open(flow)
-        exchange.crossing.receive(steps.Stopped(UNLISTED))
-        exchange.refuse()
-        self._seal(exchange)
-
-    @guarded
-    def next_layer(self, data: proxy_layer.NextLayer) -> None:
-        """Speak HTTP/2 without TLS to a client that does; mitmproxy by itself ends such a connection."""
-        context = data.context
-        if not context.client.tls and data.data_client().startswith(b"PRI * HTTP/2.0"):
-            context.client.alpn = b"h2"
-            data.layer = layers.HttpLayer(context, HTTPMode.transparent)
-
-    @guarded
-    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> Awaitable[None] | None:
-        """Be the fence under everything: no connection to anything that is not an upstream of the policy."""
-        if any(each.flow.client_conn is data.client and each.wants_socket for each in self.exchanges.values()):
-            data.server.alpn_offers = (b"http/1.1",)  # over HTTP/2 there is no upgrade
-        address = data.server.address
-        if address is None or not self._may_reach(address[0].lower(), address[1]):
-            data.server.error = "not an upstream of the policy"
-        elif address[0].lower() not in self.policy.routes.hosts:
-            return self._pin(data.server)
-        return None
-
-    async def _pin(self, server: connection.Server) -> None:
-        """Connect to an unlisted host at the address it has now, unless that is ours: a name can lead anywhere."""
-        assert server.address is not None
-        host, port = server.address[:2]
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError:
-            found = []
-        addresses = [str(each[4][0]) for each in found]
-        if not addresses or any(edits.is_local(each) for each in addresses):
-            server.error = "not a public address"
-        else:
-            server.address = (addresses[0], port)
-
-    @guarded
-    def tcp_start(self, flow: Any) -> None:
-        """Close raw TCP and UDP: nobody can inspect what it carries."""
-        handler = self._handler(flow)
-        if handler is not None and flow.client_conn in handler.transports:
-            handler.close_connection(flow.client_conn)
-
-    @guarded
-    def tcp_message(self, flow: Any) -> None:
-        """Blank what arrives on raw TCP or UDP before its connection is closed."""
-        flow.messages[-1].content = b""
-
-    udp_start = tcp_start
-    udp_message = tcp_message
 
     # ── requests ─────────────────────────────────────────────────────────────
 
@@ -459,21 +368,6 @@ class Gateway:
         exchange.revoke()
         exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
         exchange.sealed = False
-
-    def _open(self, flow: http.HTTPFlow) -> Exchange:
-        exchange = self.exchanges[flow.id] = Exchange(self.policy, flow)
-        return exchange
-
-    def _may_reach(self, host: str, port: int) -> bool:
-        routes = self.policy.routes
-        if any(origin.host == host and origin.port == port for origin in routes.origins):
-            return True
-        return (
-            self.policy.unlisted is Unlisted.PASS and host.rstrip(".") not in routes.hosts and not edits.is_local(host)
-        )
-
-    def _handler(self, flow: Any) -> Any:
-        return ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
 
     def _cut(self, exchange: Exchange, data: bytes = b"", code: int = POLICY) -> None:
         handler = self._handler(exchange.flow)

@@ -1,0 +1,117 @@
+"""The fence under everything: which connections are opened at all, and which protocols are spoken on them.
+
+Its hooks ask about connections, not about exchanges; ``gateway`` has the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable
+from typing import Any
+
+from mitmproxy import connection, ctx, http
+from mitmproxy.proxy import layer as proxy_layer
+from mitmproxy.proxy import layers, server_hooks
+from mitmproxy.proxy.layers.http import HTTPMode
+
+from tidegate import edits, steps
+from tidegate.endings import UNLISTED
+from tidegate.exchange import Exchange
+from tidegate.guard import guarded
+from tidegate.policy.policy import Policy, Unlisted
+
+BROKEN = "the gateway failed"
+"""The error of an upstream connection that was not opened because the fence failed."""
+
+
+class Fence:
+    """The part of the enforcement addon that stands at connections."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.exchanges: dict[str, Exchange] = {}
+        self.tunnels: set[str] = set()
+
+    def deny_bug(self, hook: str, data: Any, bug: Exception) -> None:
+        """Refuse what a hook was asked about, because the hook failed."""
+        raise NotImplementedError
+
+    def _seal(self, exchange: Exchange) -> None:
+        raise NotImplementedError
+
+    def _open(self, flow: http.HTTPFlow) -> Exchange:
+        exchange = self.exchanges[flow.id] = Exchange(self.policy, flow)
+        return exchange
+
+    @guarded
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        """Open a tunnel only to a host of the policy; who calls is asked inside it, where the SDK puts its token."""
+        edits.hide_credentials(flow.request)
+        if self._may_reach(flow.request.host.lower(), flow.request.port):
+            self.tunnels.add(flow.id)
+            return
+        exchange = self._open(flow)
+        exchange.crossing.receive(steps.Stopped(UNLISTED))
+        exchange.refuse()
+        self._seal(exchange)
+
+    @guarded
+    def next_layer(self, data: proxy_layer.NextLayer) -> None:
+        """Speak HTTP/2 without TLS to a client that does; mitmproxy by itself ends such a connection."""
+        context = data.context
+        if not context.client.tls and data.data_client().startswith(b"PRI * HTTP/2.0"):
+            context.client.alpn = b"h2"
+            data.layer = layers.HttpLayer(context, HTTPMode.transparent)
+
+    @guarded
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> Awaitable[None] | None:
+        """Be the fence under everything: no connection to anything that is not an upstream of the policy."""
+        if any(each.flow.client_conn is data.client and each.wants_socket for each in self.exchanges.values()):
+            data.server.alpn_offers = (b"http/1.1",)  # over HTTP/2 there is no upgrade
+        address = data.server.address
+        if address is None or not self._may_reach(address[0].lower(), address[1]):
+            data.server.error = "not an upstream of the policy"
+        elif address[0].lower() not in self.policy.routes.hosts:
+            return self._pin(data.server)
+        return None
+
+    async def _pin(self, server: connection.Server) -> None:
+        """Connect to an unlisted host at the address it has now, unless that is ours: a name can lead anywhere."""
+        assert server.address is not None
+        host, port = server.address[:2]
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError:
+            found = []
+        addresses = [str(each[4][0]) for each in found]
+        if not addresses or any(edits.is_local(each) for each in addresses):
+            server.error = "not a public address"
+        else:
+            server.address = (addresses[0], port)
+
+    @guarded
+    def tcp_start(self, flow: Any) -> None:
+        """Close raw TCP and UDP: nobody can inspect what it carries."""
+        handler = self._handler(flow)
+        if handler is not None and flow.client_conn in handler.transports:
+            handler.close_connection(flow.client_conn)
+
+    @guarded
+    def tcp_message(self, flow: Any) -> None:
+        """Blank what arrives on raw TCP or UDP before its connection is closed."""
+        flow.messages[-1].content = b""
+
+    udp_start = tcp_start
+    udp_message = tcp_message
+
+    def _may_reach(self, host: str, port: int) -> bool:
+        routes = self.policy.routes
+        if any(origin.host == host and origin.port == port for origin in routes.origins):
+            return True
+        return (
+            self.policy.unlisted is Unlisted.PASS and host.rstrip(".") not in routes.hosts and not edits.is_local(host)
+        )
+
+    def _handler(self, flow: Any) -> Any:
+        return ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
