@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from mitmproxy import http
@@ -17,6 +17,7 @@ from tidegate import edits
 from tidegate.crossing import Crossing
 from tidegate.dialects.errors import render
 from tidegate.evidence.records import ExchangeRecord
+from tidegate.identity.credential import Secret
 from tidegate.judging import readings
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import AnswerLimits, Clearance
@@ -61,6 +62,7 @@ class Exchange:
         self.released: tuple[http.Response, object] | None = None
         self.farewell = b""
         self.echo = b""
+        self.credentials: Mapping[str, Secret] = {}
         self.sealed = False
         self._cleared: tuple[object, ...] | None = None
 

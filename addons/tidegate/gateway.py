@@ -68,6 +68,7 @@ class Gateway(Fence):
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """Route, identify and admit before the body is read."""
         exchange = self._open(flow)
+        exchange.credentials = self.credentials  # a reload changes neither policy nor credentials under an exchange
         known = self.replay_caller if flow.is_replay == "request" else None
         request = flow.request
         fields, origin = edits.fields(request.headers), edits.origin(flow, self.policy)
@@ -140,12 +141,12 @@ class Gateway(Fence):
             exchange.refuse()
             return
         connection = step.clearance.verdict.grant.route.connection
-        if connection.credential is not None and connection.name not in self.credentials:
+        if connection.credential is not None and connection.name not in exchange.credentials:
             exchange.crossing.receive(steps.Stopped(NO_CREDENTIAL))
             exchange.refuse()
             return
-        if connection.name in self.credentials:
-            exchange.expect_no_echo(self.credentials[connection.name].reveal())
+        if connection.name in exchange.credentials:
+            exchange.expect_no_echo(exchange.credentials[connection.name].reveal())
         edits.write_request(exchange.flow, step)
         exchange.clear(step.clearance)
         exchange.meter = AnswerMeter(connection.answer, time.monotonic())
@@ -274,7 +275,7 @@ class Gateway(Fence):
         route = exchange.crossing.route
         if route is None or route.connection.credential is None:
             return request
-        secret = self.credentials[route.connection.name]
+        secret = exchange.credentials[route.connection.name]
         return edits.with_credential(request, route.connection.credential.header, secret.reveal())
 
     def released(self, flow: http.HTTPFlow, response: http.Response) -> bool:
