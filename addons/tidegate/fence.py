@@ -14,6 +14,7 @@ from mitmproxy import connection, ctx, http
 from mitmproxy.proxy import layer as proxy_layer
 from mitmproxy.proxy import layers, server_hooks
 from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy.mode_specs import UpstreamMode
 
 from tidegate import edits, steps
 from tidegate.endings import UNLISTED
@@ -69,7 +70,9 @@ class Fence:
         """Be the fence under everything: no connection to anything that is not an upstream of the policy."""
         if any(each.flow.client_conn is data.client and each.wants_socket for each in self.exchanges.values()):
             data.server.alpn_offers = (b"http/1.1",)  # over HTTP/2 there is no upgrade
-        address = data.server.address
+        address, mode = data.server.address, data.client.proxy_mode
+        if isinstance(mode, UpstreamMode) and address == mode.address:
+            return None  # the parent proxy; what goes through it was cleared for its own host
         if address is None or not self._may_reach(address[0].lower(), address[1]):
             data.server.error = "not an upstream of the policy"
         elif address[0].lower() not in self.policy.routes.hosts:

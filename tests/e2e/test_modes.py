@@ -257,6 +257,26 @@ def test_an_upstream_whose_certificate_is_not_trusted_gets_nothing(tmp_path: Pat
     assert explicit.old.data == b""
 
 
+@pytest.mark.parametrize("target", ["plain", "both"])
+def test_through_a_parent_proxy(tmp_path: Path, target: str) -> None:
+    trust, parent = authority(tmp_path, "127.0.0.1"), free_port()
+    context = trust.context(["h2", "http/1.1"]) if target == "both" else None
+    tunnels = ["--ignore-hosts", ".*", "--listen-host", "127.0.0.1", "--set", f"confdir={tmp_path / 'parent'}"]
+    with leaking(context) as upstream, leaking() as other:
+        path, access = policy(tmp_path, upstream.url, connections=[listed(target, upstream)]), token(tmp_path)
+        options = ["--mode", f"upstream:http://127.0.0.1:{parent}"]
+        with (
+            started([BIN / "mitmdump", *tunnels, "-p", parent], parent, tmp_path) as through,
+            tidegate_run(path, *options, "--set", f"ssl_verify_upstream_trusted_ca={trust.ca}") as gate,
+            httpx.Client(proxy=gate.url, verify=trusting(tmp_path), timeout=20) as client,
+        ):
+            holds(client, f"{upstream.url}/v1/chat/completions", access, upstream)
+            assert str(upstream.port) in through.log  # it went through the parent
+            assert client.get(f"{other.url}/v1/models").json()["error"]["code"] == "unlisted_host"
+            assert client.get(f"http://127.0.0.1:{parent}/").json()["error"]["code"] == "unlisted_host"
+        assert other.data == b""
+
+
 # ── hosts that the policy does not list ──────────────────────────────────────────────────────────────────────────────
 
 
