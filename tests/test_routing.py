@@ -155,10 +155,22 @@ def test_a_credential_in_the_query_is_refused(policy: Policy, query: str) -> Non
     assert (found.reason, found.status) == (Reason.CALLER_MISSING, 401)
 
 
-def test_an_ambiguous_address_names_its_connections(policy: Policy) -> None:
-    found = go(policy, "/v1/models", SHARED, "GET")
+@pytest.mark.parametrize(
+    ("path", "origin", "method", "said"),
+    [
+        ("/v1/models", SHARED, "GET", "several connections of the gateway's policy; use a path of one."),
+        ("/other/v1/models", None, "GET", "No connection of the gateway's policy is served under this path."),
+    ],
+    ids=["an address of several", "a path of none"],
+)
+def test_no_connection_is_named_before_the_caller_is_known(
+    policy: Policy, path: str, origin: Origin | None, method: str, said: str
+) -> None:
+    found = go(policy, path, origin, method)
     assert isinstance(found, Denial)
-    assert found.message == "This address belongs to several connections (local, claude); use a connection's path."
+    assert (found.reason, found.status) == (Reason.NO_CONNECTION, 404)
+    assert found.message.endswith(said)
+    assert not any(name in found.message for name in policy.connections)
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ def _by_prefix(policy: Policy, head: Head, path: str) -> tuple[Connection, str, 
             continue
         endpoint = match(policy.dialects[connection.dialect], head.method, below)
         return _no_endpoint(connection) if endpoint is None else (connection, endpoint.name, below)
-    served = ", ".join(sorted(prefix or "/" for prefix, _ in policy.routes.prefixes))
-    return Denial(Reason.NO_CONNECTION, 404, f"No connection is served under this path; there are: {served or 'none'}.")
+    # who calls is not known yet, so the paths that are served are not named
+    return Denial(Reason.NO_CONNECTION, 404, "No connection of the gateway's policy is served under this path.")
 
 
 def _by_origin(policy: Policy, head: Head, origin: Origin, path: str) -> tuple[Connection, str, str] | Denial:
@@ -123,9 +123,10 @@ def _by_origin(policy: Policy, head: Head, origin: Origin, path: str) -> tuple[C
         return found[0]
     if not found:
         return _no_endpoint(candidates[0])
-    names = ", ".join(connection.name for connection, _, _ in found)
     return Denial(
-        Reason.NO_CONNECTION, 404, f"This address belongs to several connections ({names}); use a connection's path."
+        Reason.NO_CONNECTION,
+        404,
+        "This address belongs to several connections of the gateway's policy; use a path of one.",
     )
 
 
