@@ -8,6 +8,7 @@ noticed. Of a text every gram is looked up, so what is found does not depend on 
 
 from __future__ import annotations
 
+import re
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
@@ -26,37 +27,53 @@ WINDOW = 4
 DEFAULT_THRESHOLD = 4  # fingerprints: about eighteen words in a row
 MOST_DOCUMENTS = 8  # a gram of more documents is boilerplate: a licence, an import
 KNOWN = 1 << 16  # words whose hash is remembered
+KNOWN_LENGTH = 40
 _MASK = (1 << 64) - 1
 _TOKEN, _BASE = b"token", b"base"
+_RUN = re.compile(rb"\x01{%d,}" % GRAM)
 
 
 class _Hasher:
-    """Rolling keyed hashes of grams: a polynomial with a secret base over keyed hashes of words, modulo 2^64."""
+    """Rolling keyed hashes of grams: a polynomial with a secret base over keyed hashes of words, modulo 2^64.
 
-    def __init__(self, key: bytes) -> None:
+    ``vocabulary`` holds the first half of the hash of every word that counts; without one all words do.
+    """
+
+    def __init__(self, key: bytes, vocabulary: array[int] | None = None) -> None:
         self._key = key
         self._base = int.from_bytes(mac(key, _BASE, b"")[:8]) | 1
         self._out = pow(self._base, GRAM, 1 << 64)
+        self._vocabulary = vocabulary
         self._known: dict[bytes, int] = {}
 
-    def grams(self, parts: Sequence[bytes]) -> Iterator[int]:
-        """Return the hash of each gram, in order."""
-        if len(parts) < GRAM:
-            return
-        values = [self._known.get(each) or self._word(each) for each in parts]
-        base, out, rolled = self._base, self._out, 0
-        for value in values[:GRAM]:
-            rolled = (rolled * base + value) & _MASK
-        yield rolled
-        for old, new in zip(values, values[GRAM:], strict=False):
-            rolled = (rolled * base + new - old * out) & _MASK
-            yield rolled
+    def values(self, parts: Sequence[bytes]) -> list[int]:
+        """Return the hash of each word, zero for one that does not count."""
+        known = list(map(self._known.get, parts))
+        return [self._word(parts[at]) if value is None else value for at, value in enumerate(known)]
+
+    def grams(self, values: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Return where each gram begins, and its hash; grams with a word that does not count are left out."""
+        base, out = self._base, self._out
+        for run in _RUN.finditer(bytes(map(bool, values))):
+            start, end = run.span()
+            rolled = 0
+            for value in values[start : start + GRAM]:
+                rolled = (rolled * base + value) & _MASK
+            yield start, rolled
+            for at in range(start + GRAM, end):
+                rolled = (rolled * base + values[at] - values[at - GRAM] * out) & _MASK
+                yield at - GRAM + 1, rolled
 
     def _word(self, word: bytes) -> int:
         if len(self._known) >= KNOWN:
             self._known.clear()
         value = int.from_bytes(mac(self._key, _TOKEN, word)[:8])
-        if len(word) <= 40:
+        if self._vocabulary is not None:
+            half = value >> 32
+            at = bisect_left(self._vocabulary, half)
+            if at == len(self._vocabulary) or self._vocabulary[at] != half:
+                value = 0
+        if len(word) <= KNOWN_LENGTH:
             self._known[word] = value
         return value
 
@@ -76,10 +93,13 @@ class DocumentBuilder:
     documents: int = 0
     short: int = 0
     _prints: dict[int, list[int]] = field(default_factory=dict, repr=False)
+    _words: set[int] = field(default_factory=set, repr=False)
 
     def add(self, text: str) -> None:
         """Take one document."""
-        prints = winnow(list(_Hasher(self.key).grams([word.form for word in words(text)])))
+        hasher = _Hasher(self.key)
+        values = hasher.values([word.form for word in words(text)])
+        prints = winnow([value for _, value in hasher.grams(values)])
         if not prints:
             self.short += 1
             return
@@ -87,6 +107,7 @@ class DocumentBuilder:
             holders = self._prints.setdefault(each, [])
             if len(holders) <= MOST_DOCUMENTS:
                 holders.append(self.documents)
+        self._words.update(value >> 32 for value in values)
         self.documents += 1
 
     def file(self) -> bytes:
@@ -98,7 +119,8 @@ class DocumentBuilder:
                     hashes.append(each)
                     holders.append(document)
                     sizes[document] += 1
-        return table.write(KIND, {"gram": GRAM, "window": WINDOW}, [hashes, holders, array("I", sizes)], self.key)
+        arrays = [hashes, holders, array("I", sizes), array("I", sorted(self._words))]
+        return table.write(KIND, {"gram": GRAM, "window": WINDOW}, arrays, self.key)
 
 
 class DocumentMatch:
@@ -106,10 +128,10 @@ class DocumentMatch:
 
     def __init__(self, data: bytes, key: bytes, rule: Rule, *, threshold: float = DEFAULT_THRESHOLD) -> None:
         """Open an index. Raises ``IndexFault``."""
-        _, (self._hashes, self._holders, self._sizes) = table.read(data, KIND, key)
+        _, (self._hashes, self._holders, self._sizes, vocabulary) = table.read(data, KIND, key)
         self.rule = rule
         self.documents = len(self._sizes)
-        self._hasher = _Hasher(key)
+        self._hasher = _Hasher(key, vocabulary)
         self._threshold = threshold
         slots = 1 << max(16, (len(self._hashes) * 8).bit_length())
         self._slot = slots - 1
@@ -122,7 +144,7 @@ class DocumentMatch:
         return bool(self._enough(self._places(forms(data))))
 
     def find(self, text: str) -> Sequence[CodedSpan]:
-        """Return the parts of a text that an indexed document has too, each from its first to its last shared gram."""
+        """Return the parts of a text that a document has too, with the few words beside them that may belong to it."""
         parts = words(text)
         places = self._places([word.form for word in parts])
         reach = 2 * (GRAM + WINDOW)
@@ -132,13 +154,17 @@ class DocumentMatch:
                 runs[-1][1] = at + GRAM - 1
             else:
                 runs.append([at, at + GRAM - 1])
-        return [CodedSpan(self.rule, parts[first].start, parts[last].end) for first, last in runs]
+        more, end = WINDOW - 1, len(parts) - 1  # a shared run may begin so many words before its first fingerprint
+        return [
+            CodedSpan(self.rule, parts[max(first - more, 0)].start, parts[min(last + more, end)].end)
+            for first, last in runs
+        ]
 
     def _places(self, parts: Sequence[bytes]) -> dict[int, list[tuple[int, int]]]:
         """Return by document where which of its fingerprints stand, counted in words."""
         front, slot = self._front, self._slot
         found: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        for at, value in enumerate(self._hasher.grams(parts)):
+        for at, value in self._hasher.grams(self._hasher.values(parts)):
             if front[value & slot]:
                 index = bisect_left(self._hashes, value)
                 while index < len(self._hashes) and self._hashes[index] == value:

@@ -186,8 +186,8 @@ class ExactMatch:
     def _numbers(self, text: str) -> Iterator[_Hit]:
         if not self._digits:
             return
-        for digits, start, end in numbers(text, min(self._digits), max(self._digits)):
-            if len(digits) in self._digits and (rows := self._look(mac(self._key, _NUMBER, digits.encode()))):
+        for digits, start, end in numbers(text, self._digits):
+            if rows := self._look(mac(self._key, _NUMBER, digits.encode())):
                 yield _Hit(start, end, rows)
 
     def _look(self, digest: bytes) -> tuple[tuple[int, int], ...]:

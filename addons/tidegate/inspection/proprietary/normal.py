@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 # A single class repeated, so linear. Marks belong to their letter; an underscore parts words (see _spaced).
 _WORD = re.compile(r"[\w\u0300-\u036f]+")
@@ -44,27 +45,27 @@ def forms(data: bytes) -> list[bytes]:
     return [form for each in _WORD.findall(text) if (form := _form(each))]
 
 
-def numbers(text: str, least: int, most: int) -> Iterator[tuple[str, int, int]]:
-    """Return the digits of each number that may be meant, and its place: every run of groups with so many digits.
+def numbers(text: str, lengths: Collection[int]) -> Iterator[tuple[str, int, int]]:
+    """Return the digits of each number that may be meant, and its place: groups in a row with so many digits in all.
 
-    A group that touches a letter is part of a word. At most ``most`` groups are joined from each start: linear.
+    A group that touches a letter is part of a word. Linear: from each group, one look per length.
     """
+    least = min(lengths, default=0)
     for run in _RUN.finditer(text):
         if run.end() - run.start() < least:
             continue
-        groups = [(hit[0], hit.start(), hit.end()) for hit in _DIGITS.finditer(text, run.start(), run.end())]
+        groups = list(_DIGITS.finditer(text, run.start(), run.end()))
         if run.start() and _joins(text[run.start() - 1]):
-            groups = groups[1:]
-        if run.end() < len(text) and _joins(text[run.end()]):
-            groups = groups[:-1]
-        for first, (_, start, _) in enumerate(groups):
-            digits = ""
-            for part, _, end in groups[first:]:
-                digits += part
-                if len(digits) > most:
-                    break
-                if len(digits) >= least:
-                    yield digits, start, end
+            del groups[0]
+        if groups and run.end() < len(text) and _joins(text[run.end()]):
+            del groups[-1]
+        digits = "".join(each[0] for each in groups)
+        counts = list(accumulate((len(each[0]) for each in groups), initial=0))
+        ends = {count: each.end() for count, each in zip(counts[1:], groups, strict=True)}
+        for first, group in zip(counts, groups, strict=False):
+            for length in lengths:
+                if first + length in ends:
+                    yield digits[first : first + length], group.start(), ends[first + length]
 
 
 def number(value: str) -> str | None:
