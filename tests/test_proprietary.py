@@ -364,7 +364,10 @@ def test_words_become_a_rule() -> None:
         (WORDS.replace("words: [", "word: ["), "words[0].word: found an unknown key"),
         (WORDS.partition("    words: [")[0], "words[0]: found neither; accepted: words (words or phrases"),
         (WORDS, "words[0].file: found 'more.txt'; accepted: a UTF-8 text file in or below the pack's folder"),
-        (WORDS.replace("kestrel", ", ".join(f"bird{n}" for n in range(501))), "at most 500; a longer list is a table"),
+        (
+            WORDS.replace("kestrel", ", ".join(f"bird{n}" for n in range(501))),
+            "at most 1500; make it several lists, or a table for",
+        ),
     ],
     ids=["short", "key", "neither", "file", "many"],
 )

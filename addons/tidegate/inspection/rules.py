@@ -188,10 +188,11 @@ def _words(reader: Reader, entry: Node, named: tuple[str, str], lists: Lists | N
     unfit = sum(not words.is_usable(each) for each in said)
     if unfit:
         reader.fault(entry, _WORDS, found=f"{unfit} that are too short, too long or not printable")
-    if len(said) > words.MOST_WORDS:
-        accepted = f"at most {words.MOST_WORDS}; a longer list is a table for tidegate rules fingerprint --columns"
-        reader.fault(entry, accepted, found=f"{len(said)} words")
-    fit = [each for each in said if words.is_usable(each)][: words.MOST_WORDS]
+    fit = [each for each in said if words.is_usable(each)]
+    if words.letters(fit) > words.MOST_LETTERS:
+        accepted = f"at most {words.MOST_LETTERS}; make it several lists, or a table for tidegate rules fingerprint"
+        reader.fault(entry, accepted, found=f"{words.letters(fit)} letters in all (outside ASCII each counts six)")
+        fit = []
     match, passes = words.examples(fit) if fit else ((), ())
     pattern = words.pattern(fit) if fit else ""
     if fit and not isinstance(examine(pattern), Shape):

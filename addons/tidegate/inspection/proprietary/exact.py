@@ -31,6 +31,9 @@ _WORDS, _NUMBER, _HEAD = b"words", b"number", b"head"
 _RECORD = 13
 
 
+type _Rows = tuple[tuple[int, int], ...]
+
+
 @dataclass(slots=True)
 class ExactBuilder:
     """Collects values: 13 bytes for each and 4 for each first word, in 256 parts that are sorted one by one."""
@@ -116,7 +119,7 @@ class _Hit:
 
     start: int
     end: int
-    rows: tuple[tuple[int, int], ...]
+    rows: _Rows
 
 
 class ExactMatch:
@@ -139,9 +142,12 @@ class ExactMatch:
 
     def may_find(self, data: bytes) -> bool:
         """Say whether any value may stand in the text: a look-up of each word, and of each number."""
-        return self._has_head(forms(data)) or (
-            bool(self._digits) and any(True for _ in self._numbers(data.decode("utf-8", "surrogatepass")))
-        )
+        parts = forms(data)
+        if not self._cold.issuperset(parts):
+            warm = {each for each in set(parts) - self._cold if self._begins(each)}
+            if warm and any(self._phrase(parts, at) for at, each in enumerate(parts) if each in warm):
+                return True
+        return bool(self._digits) and any(True for _ in self._numbers(data.decode("utf-8", "surrogatepass")))
 
     def find(self, text: str) -> Sequence[CodedSpan]:
         """Return the values that stand in a text, each with its whole words."""
@@ -153,9 +159,6 @@ class ExactMatch:
             if not spans or hit.end > spans[-1].end:  # what lies within another says nothing new
                 spans.append(CodedSpan(self.rule, hit.start, hit.end))
         return spans
-
-    def _has_head(self, parts: Sequence[bytes]) -> bool:
-        return not self._cold.issuperset(parts) and any(self._begins(each) for each in set(parts) - self._cold)
 
     def _begins(self, word: bytes) -> bool:
         """Say whether a word may begin a value, and remember those that do not."""
@@ -172,16 +175,22 @@ class ExactMatch:
         return False
 
     def _phrases(self, text: str) -> Iterator[_Hit]:
-        parts = words(text)
-        for first, word in enumerate(parts):
-            if not self._begins(word.form):
-                continue
-            for length in self._lengths:
-                if first + length > len(parts):
-                    break
-                joined = b" ".join(each.form for each in parts[first : first + length])
-                if rows := self._look(mac(self._key, _WORDS, joined)):
-                    yield _Hit(word.start, parts[first + length - 1].end, rows)
+        found = words(text)
+        parts = [each.form for each in found]
+        for at, word in enumerate(found):
+            if self._begins(word.form):
+                for length, rows in self._phrase(parts, at):
+                    yield _Hit(word.start, found[at + length - 1].end, rows)
+
+    def _phrase(self, parts: Sequence[bytes], at: int) -> list[tuple[int, _Rows]]:
+        """Return the lengths of the values that begin at a word, and what holds them."""
+        found = []
+        for length in self._lengths:
+            if at + length > len(parts):
+                break
+            if rows := self._look(mac(self._key, _WORDS, b" ".join(parts[at : at + length]))):
+                found.append((length, rows))
+        return found
 
     def _numbers(self, text: str) -> Iterator[_Hit]:
         if not self._digits:
@@ -190,7 +199,7 @@ class ExactMatch:
             if rows := self._look(mac(self._key, _NUMBER, digits.encode())):
                 yield _Hit(start, end, rows)
 
-    def _look(self, digest: bytes) -> tuple[tuple[int, int], ...]:
+    def _look(self, digest: bytes) -> _Rows:
         """Return the rows and columns of a value; one without a row where it is in more rows than count."""
         wanted = int.from_bytes(digest[:8])
         first = at = bisect_left(self._hashes, wanted)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-MOST_WORDS = 500  # of one list: a larger one is a table, for `tidegate rules fingerprint --columns`
+MOST_LETTERS = 1500  # of one list: Hyperscan refuses the closure of a list of 2,000
 MOST_BYTES = 200  # of one word or phrase
 LEAST_CHARACTERS = 3
 _WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+
+
+def letters(words: Iterable[str]) -> int:
+    """Return how much of ``MOST_LETTERS`` a list takes: a character outside ASCII takes as much as six."""
+    return sum(1 if each.isascii() else 6 for word in words for each in word)
 
 
 def lines(text: str) -> list[str]:
