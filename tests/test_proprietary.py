@@ -280,10 +280,11 @@ def texts(action: Action = Action.REDACT, *, streamed: bool = False) -> Texts:
     [
         ("x Anna Lee y", "x [REDACTED:customers] y", ["customers"]),
         ("x anna.lee@example.org y", "x [REDACTED:mail] y", ["customers", "mail"]),
+        ("x Anna.lee@example.org y", "x [REDACTED:customers] y", ["customers", "mail"]),
         ("z.anna.lee@example.org", "[REDACTED:mail]", ["mail", "customers"]),
         ("Anna Lee, c@d.org", "[REDACTED:customers], [REDACTED:mail]", ["customers", "mail"]),
     ],
-    ids=["alone", "same-place", "inside", "beside"],
+    ids=["alone", "same-place", "before", "inside", "beside"],
 )
 def test_a_detector_and_a_rule_share_a_placeholder(text: str, expected: str, rules: list[str]) -> None:
     one = texts()
