@@ -58,7 +58,7 @@ def test_a_reason_has_its_statuses_its_meaning_and_what_to_do(reason: Reason) ->
 def test_every_command_and_option_is_documented_and_no_other(words: tuple[str, ...]) -> None:
     row = re.search(rf"(?m)^\| `tidegate {' '.join(words)}` \| .+ \| (.+) \|$", CLIENTS)
     assert row is not None
-    documented = {each.split()[0] for each in re.findall(r"`(--[^`]+)`", row[1])}
+    documented = {each.split()[0] for each in re.findall(r"`(--?[^`]+)`", row[1])}
     assert documented == options(COMMANDS[words])
 
 

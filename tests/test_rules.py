@@ -65,7 +65,7 @@ MESSAGES = {
     ),
     "lookaround": (f":8: rules[acme-token].pattern: found a lookahead or lookbehind; accepted: {ALONE}",),
     "many-faults": (
-        ":4: notes: found an unknown key; accepted: the keys pack, class, version, description, rules",
+        ":4: notes: found an unknown key; accepted: the keys pack, class, version, description, rules, words",
         (
             ":9: rules[acme-token].pattern: found an unbounded repeat (*, + or {n,})"
             "; accepted: a repeat with an upper bound, such as {1,64}"
@@ -103,7 +103,7 @@ MESSAGES = {
         ),
     ),
     "not-a-mapping": (
-        ":1: the file: found a list; accepted: a mapping with the keys pack, class, version, description, rules",
+        ":1: the file: found a list; accepted: a mapping with the keys pack, class, version, description, rules, words",
     ),
     "pass-fires": (": rules[acme-token].pass[1]: found an example that fires its rule; accepted: one that does not",),
     "python-only-repeat": (

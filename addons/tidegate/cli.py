@@ -1,4 +1,4 @@
-"""The command line: ``tidegate run | check | login | flows | replay | sample-model``."""
+"""The command line: ``tidegate run | check | login | rules | flows | replay | sample-model``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from tidegate import __version__
+from tidegate import __version__, cli_proprietary
 from tidegate.places import default_policy
 from tidegate.policy.policy import Policy, PolicyError
 
@@ -152,6 +152,15 @@ def login(policy_path: Path | None, name: str, groups: Sequence[str], identity: 
         raise click.exceptions.Exit(_faults(error)) from None
     click.echo(token)
     click.echo(f"Token of {found[0].name}:{name}, groups {', '.join(groups)}. It is not shown again.", err=True)
+
+
+@main.group()
+def rules() -> None:
+    """Work on what is looked for."""
+
+
+for each in (cli_proprietary.fingerprint, cli_proprietary.canary, cli_proprietary.allow):
+    rules.add_command(each)
 
 
 @main.group()

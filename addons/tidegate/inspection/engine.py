@@ -5,14 +5,15 @@ Immutable once built. Matching is linear in the text whatever the pattern: RE2 a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import re2
 
 from tidegate.inspection.closure import Pattern, PatternError, read
 from tidegate.inspection.patterns import compile_re2
+from tidegate.inspection.proprietary.detector import Detector
 from tidegate.inspection.rules import Rule
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
 from tidegate.inspection.validators import VALIDATORS
@@ -72,6 +73,7 @@ class Compiled:
     value: bool
     checks: tuple[Callable[[bytes], bool], ...]
     end: Marker | None
+    known: Callable[[bytes], bool] | None = None  # a known false positive is passed over whole
 
     def accepts(self, span: bytes) -> bool:
         """Ask every validator of the rule."""
@@ -87,9 +89,29 @@ class Engine:
         self.compiled = tuple(compiled)
         self.rules = tuple(each.rule for each in compiled)
         self.shortest, self.reach = widths
+        self.detectors: tuple[Detector, ...] = ()
         self._words, self._closures = scanners
         self._all = frozenset(range(len(self.compiled)))
         self._regions = frozenset(index for index in self._all if self.compiled[index].end is not None)
+
+    def extended(
+        self,
+        checks: Mapping[str, Callable[[bytes], bool]],
+        known: Mapping[str, Callable[[bytes], bool]],
+        detectors: Sequence[Detector],
+    ) -> Engine:
+        """Return this engine with more: a last check per rule id, known false positives per rule id, detectors."""
+        compiled = [
+            replace(
+                each,
+                checks=(*each.checks, checks[each.rule.id]) if each.rule.id in checks else each.checks,
+                known=known.get(each.rule.id),
+            )
+            for each in self.compiled
+        ]
+        engine = Engine(compiled, (self.shortest, self.reach), (self._words, self._closures))
+        engine.detectors = tuple(detectors)
+        return engine
 
     def candidates(self, data: bytes) -> tuple[int, ...]:
         """Return the indexes of the rules that may match in ``data``: none that does is missing."""

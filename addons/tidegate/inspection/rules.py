@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tidegate.inspection.patterns import Shape, examine
+from tidegate.inspection.proprietary import words
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.model import Fault, Mode
 from tidegate.policy.reader import NAME, Reader
@@ -22,11 +23,13 @@ MAX_DELIMITED = 16384
 # Fewer examples than this prove nothing about either side of a rule.
 MIN_EXAMPLES = 2
 
-PACK_KEYS = ("pack", "class", "version", "description", "rules")
+PACK_KEYS = ("pack", "class", "version", "description", "rules", "words")
 RULE_KEYS = (
     "id", "class", "description", "severity", "pattern", "end", "max", "validators", "mode", "references", "match",
     "pass",
 )  # fmt: skip
+WORD_KEYS = ("id", "class", "description", "severity", "words", "file", "mode")
+_WORDS = "words or phrases of 3 characters to 200 bytes"
 _TEXTS = {
     "description": "one sentence",
     "pattern": "a pattern in RE2 syntax",
@@ -82,13 +85,17 @@ class Finder(Protocol):
         """Return every finding in ``data``."""
 
 
-def parse_pack(text: str, file: str) -> tuple[tuple[Rule, ...], tuple[Fault, ...]]:
+type Lists = Callable[[str], str]
+"""Reads a text file that a pack names; raises ``OSError`` or ``ValueError``."""
+
+
+def parse_pack(text: str, file: str, lists: Lists | None = None) -> tuple[tuple[Rule, ...], tuple[Fault, ...]]:
     """Read one pack. Returns the rules that are whole, and every fault of the file at once; ``file`` names it."""
     root, faults = parse(text, file)
     if root is None:
         return (), faults
     reader = Reader(file)
-    rules = _pack(reader, root)
+    rules = _pack(reader, root, lists)
     names = _names(root)
     return rules, tuple(replace(each, key=_named(each.key, names)) for each in (*faults, *reader.faults))
 
@@ -119,20 +126,23 @@ def _fires(rule: Rule, text: str, engine: Finder) -> bool:
     return any(span.rule.id == rule.id for span in engine.find(text.encode("utf-8", "surrogatepass")))
 
 
-def _pack(reader: Reader, root: Node) -> tuple[Rule, ...]:
+def _pack(reader: Reader, root: Node, lists: Lists | None) -> tuple[Rule, ...]:
     required = {"pack": NAME, "class": NAME, "version": "1", "rules": "a list with at least one rule"}
+    if isinstance(root.value, Mapping) and "words" in root.value and "rules" not in root.value:
+        del required["rules"]
     top = reader.section(root, PACK_KEYS, required)
     if "version" in top and top["version"].value != 1:
         reader.fault(top["version"], "1")
     pack, cls = reader.name(top.get("pack")), reader.name(top.get("class"))
     reader.text(top.get("description"), _TEXTS["description"])
-    entries = reader.items(top.get("rules"), required["rules"])
+    entries = reader.items(top.get("rules"), "a list with at least one rule")
+    word_lists = reader.items(top.get("words"), "a list of word lists")
     if "rules" in top and top["rules"].value == ():
         reader.fault(top["rules"], required["rules"], found="an empty list")
     rules: dict[str, Rule] = {}
-    for entry in entries:
+    for entry in (*entries, *word_lists):
         before = len(reader.faults)
-        rule = _rule(reader, entry, pack, cls)
+        rule = _rule(reader, entry, pack, cls) if entry in entries else _words(reader, entry, (pack, cls), lists)
         if rule.id in rules:
             reader.fault(entry, "each id once in a pack", found="the id of an earlier rule", key=f"{entry.key}.id")
         if len(reader.faults) == before and pack and cls:
@@ -166,6 +176,61 @@ def _rule(reader: Reader, entry: Node, pack: str, pack_class: str) -> Rule:
         references=_references(reader, keys.get("references")),
         file=reader.file,
     )
+
+
+def _words(reader: Reader, entry: Node, named: tuple[str, str], lists: Lists | None) -> Rule:
+    """Read one list of words and make a rule of it, with examples of its own."""
+    keys = reader.section(entry, WORD_KEYS, {"id": NAME, "description": _TEXTS["description"]})
+    said = [_plain(each) for each in reader.texts(keys.get("words"), _WORDS)]
+    said += _listed(reader, keys.get("file"), lists)
+    if isinstance(entry.value, Mapping) and not {"words", "file"} & entry.value.keys():
+        reader.fault(entry, f"words ({_WORDS}), or file (a text file with one a line), or both", found="neither")
+    unfit = sum(not words.is_usable(each) for each in said)
+    if unfit:
+        reader.fault(entry, _WORDS, found=f"{unfit} that are too short, too long or not printable")
+    fit = [each for each in said if words.is_usable(each)]
+    if words.letters(fit) > words.MOST_LETTERS:
+        accepted = f"at most {words.MOST_LETTERS}; make it several lists, or a table for tidegate rules fingerprint"
+        reader.fault(entry, accepted, found=f"{words.letters(fit)} letters in all (outside ASCII each counts six)")
+        fit = []
+    match, passes = words.examples(fit) if fit else ((), ())
+    pattern = words.pattern(fit) if fit else ""
+    if fit and not isinstance(examine(pattern), Shape):
+        reader.fault(entry, _WORDS, found="words that make no pattern")
+    return Rule(
+        id=f"{named[0]}.{reader.name(keys.get('id'))}",
+        cls=reader.name(keys["class"]) if "class" in keys else named[1],
+        pack=named[0],
+        description=reader.text(keys.get("description"), _TEXTS["description"]),
+        severity=reader.choice(keys.get("severity"), Severity, Severity.MEDIUM),
+        pattern=pattern,
+        end=None,
+        cap=0,
+        validators=(),
+        observe=_observe(reader, keys.get("mode")),
+        match=match,
+        passes=passes,
+        references=(),
+        file=reader.file,
+    )
+
+
+def _listed(reader: Reader, node: Node | None, lists: Lists | None) -> list[str]:
+    accepted = "a UTF-8 text file in or below the pack's folder, one word or phrase a line"
+    name = reader.text(node, accepted)
+    if node is None or not name:
+        return []
+    if lists is None:
+        reader.fault(node, "words written in the pack: files are not read here", found="a file")
+        return []
+    try:
+        found = words.lines(lists(name))
+    except (OSError, ValueError):
+        reader.fault(node, accepted)
+        return []
+    if not found:
+        reader.fault(node, accepted, found="a file without words")
+    return found
 
 
 def _bounds(reader: Reader, entry: Node, keys: Mapping[str, Node]) -> tuple[str | None, int]:

@@ -159,6 +159,9 @@ class Walk:
             if first == last:  # the group took no part in the match
                 first, last = start, end
             if compiled.accepts(self.buffer[first:last]):
+                if compiled.known is not None and compiled.known(self.buffer[first:last]):
+                    position = self._resume[index] = end + self.base
+                    continue
                 base = self.base
                 return start + base, -end - base, compiled.rank, index, first + base, last + base
             position = self._resume[index] = start + self.base + 1

@@ -7,7 +7,7 @@ reloads keeps the policy in force until a new one is complete.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from tidegate.dialects.load import parse_dialect
 from tidegate.dialects.spec import Dialect
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
-from tidegate.model import Fault
+from tidegate.model import Action, Direction, Fault
+from tidegate.policy.coded import Coded, open_all, whole_only
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, StaticIdentity
 from tidegate.policy.reader import Reader
@@ -46,14 +47,19 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     dialect_texts = _files(path, "dialects", document.dialects, reader, document)
     below: list[Fault] = []
     dialects = _dialects(dialect_texts, below)
-    rules, engine = _rules(packs, below, engine_cache)
+    coded = open_all(str(path), document.detectors, document.allow_files, path.parent)
+    rules, engine = _rules(packs, below, engine_cache, coded)
+    if not below:
+        coded.check_rules(rules, document.allow_files, path.parent)
+    below += coded.faults
+    rules = (*rules, *coded.coded_rules)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
         raise PolicyError(tuple(faults))
     return Policy(
         file=str(path),
-        sha256=_digest((policy_text, *packs, *dialect_texts)),
+        sha256=_digest((policy_text, *packs, *dialect_texts), coded.files),
         mode=document.mode,
         unlisted=document.unlisted,
         identities=_identities(document, path.parent),
@@ -61,11 +67,11 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         routes=routes(linked.connections.values()),
         permissions=linked.permissions,
         dialects=dialects,
-        engine=engine,
+        engine=coded.extend(engine),
         actions=linked.actions,
         decisions=linked.decisions,
         recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
-        warnings=linked.warnings,
+        warnings=(*linked.warnings, *coded.warnings, *whole_only(coded.coded_rules, _acts(linked.actions))),
     )
 
 
@@ -139,14 +145,14 @@ def _dialects(texts: Sequence[_Text], faults: list[Fault]) -> dict[str, Dialect]
 
 
 def _rules(
-    texts: Sequence[_Text], faults: list[Fault], cache: CompiledCache | None
+    texts: Sequence[_Text], faults: list[Fault], cache: CompiledCache | None, coded: Coded
 ) -> tuple[tuple[Rule, ...], Engine | None]:
     """Parse the packs, build the engine and run every rule's examples; no engine where a pack is at fault."""
     rules: list[Rule] = []
     problems: list[Fault] = []
     known: dict[str, str] = {}
     for each in texts:
-        parsed, found = parse_pack(each.text, each.file)
+        parsed, found = parse_pack(each.text, each.file, _beside(each.file))
         problems.extend(found)
         for rule in parsed:
             if rule.id in known and known[rule.id] != each.file:
@@ -159,13 +165,30 @@ def _rules(
     if problems:
         return tuple(rules), None
     try:
-        engine = build(tuple(rules), cache)
+        engine = build((*rules, *coded.rules), cache)
     except RuleError as error:
         name = error.rule.partition(".")[2]
         faults.append(Fault(known[error.rule], f"rules[{name}].pattern", error.why, "a pattern that can be compiled"))
         return tuple(rules), None
     faults.extend(check_examples(rules, engine))
-    return tuple(rules), engine
+    return (*rules, *coded.rules), engine
+
+
+def _acts(actions: Mapping[tuple[str, Direction], Action]) -> dict[str, str]:
+    return {cls: str(action) for (cls, way), action in actions.items() if way is Direction.RESPONSE}
+
+
+def _beside(file: str) -> Callable[[str], str]:
+    """Return what reads the text files that a pack names: they stand in or below its folder."""
+    folder = Path(file).parent.resolve()
+
+    def read_list(name: str) -> str:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder) or path.stat().st_size > FILE_BYTES:
+            raise ValueError(name)
+        return path.read_text("utf-8")
+
+    return read_list
 
 
 def _identities(document: Document, folder: Path) -> tuple[Identity, ...] | None:
@@ -182,11 +205,11 @@ def _absolute(folder: Path, path: str) -> str:
     return str((folder / path).resolve())
 
 
-def _digest(texts: Sequence[_Text]) -> str:
+def _digest(texts: Sequence[_Text], files: Sequence[tuple[str, bytes]] = ()) -> str:
     """Hash names and texts with their lengths, so that no two sets of files give the same input."""
     digest = hashlib.sha256()
-    for each in texts:
-        for part in (each.name.encode(), each.text.encode()):
+    for name, data in [*((each.name, each.text.encode()) for each in texts), *files]:
+        for part in (name.encode(), data):
             digest.update(len(part).to_bytes(8, "big"))
             digest.update(part)
     return digest.hexdigest()

@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.policy import Keep, RecordingMode, Unlisted
+from tidegate.policy.proprietary import (
+    PROPRIETARY_SECTIONS,
+    AllowFileDoc,
+    DetectorDoc,
+    read_allow_files,
+    read_detectors,
+)
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 from tidegate.policy.upstreams import CONNECTION_SECTIONS, ConnectionDoc, LimitsDoc, read_connection, read_limits
@@ -37,7 +44,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
     "bindings[]": ("groups", "subjects", "roles"),
-    "inspection": ("prompt", "response"),
+    "inspection": ("prompt", "response", "proprietary", "allow"),
+    **PROPRIETARY_SECTIONS,
     "recording": ("mode", "keep", "path"),
 }
 
@@ -106,6 +114,8 @@ class Document:
     dialects: tuple[str, ...]
     inspection: Node
     actions: Mapping[Direction, Mapping[str, tuple[Action, Node]]]
+    detectors: tuple[DetectorDoc, ...]
+    allow_files: tuple[AllowFileDoc, ...]
     limits: LimitsDoc
     recording_mode: RecordingMode
     keep: Keep
@@ -131,6 +141,7 @@ def read(reader: Reader, root: Node) -> Document:
     if connections is not None and connections.value == ():
         reader.fault(connections, "a list of at least one connection", found="an empty list")
     inspection = top.get("inspection", root)
+    below = inspection.value if "inspection" in top and isinstance(inspection.value, Mapping) else {}
     recording = reader.section(top["recording"], SECTIONS["recording"]) if "recording" in top else {}
     return Document(
         root=root,
@@ -144,6 +155,8 @@ def read(reader: Reader, root: Node) -> Document:
         dialects=_globs(reader, top.get("dialects"), DIALECTS),
         inspection=inspection,
         actions=_actions(reader, top.get("inspection")),
+        detectors=read_detectors(reader, below.get("proprietary")),
+        allow_files=read_allow_files(reader, below.get("allow")),
         limits=read_limits(reader, top.get("limits")),
         recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
         keep=reader.choice(recording.get("keep"), Keep, Keep.REDACTED),
@@ -218,7 +231,7 @@ def _actions(reader: Reader, node: Node | None) -> dict[Direction, dict[str, tup
     if node is None:
         return found
     section = reader.section(
-        node, SECTIONS["inspection"], dict.fromkeys(SECTIONS["inspection"], "an action for each class of finding")
+        node, SECTIONS["inspection"], dict.fromkeys(("prompt", "response"), "an action for each class of finding")
     )
     for direction in Direction:
         if direction not in section or not isinstance(section[direction].value, Mapping):

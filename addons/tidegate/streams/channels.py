@@ -148,7 +148,7 @@ class EventRedactor:
     def __init__(
         self, spec: StreamSpec, engine: Engine, decide: Callable[[Rule], Action], caps: HeldCaps | None = None
     ) -> None:
-        self.texts = Texts(engine, decide)
+        self.texts = Texts(engine, decide, streamed=True)
         self._spec = spec
         self._plan = _plan(spec)
         self._caps = caps or HeldCaps()

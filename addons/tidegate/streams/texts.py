@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from tidegate.inspection.engine import Engine, encode
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.streams.coded import WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.source import JsonSource
 
@@ -26,13 +27,16 @@ _ACTING = (Action.REDACT, Action.BLOCK)
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = ("_decide", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
 
-    def __init__(self, engine: Engine, decide: Callable[[Rule], Action]) -> None:
+    def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
+        """Begin. Detectors (``inspection.proprietary``) look at whole texts only, so not at those ``streamed``."""
         self.findings: list[Finding] = []
         self.denial: Denial | None = None
         self.clean: set[str] = set()
         self._engine = engine
+        coded = () if streamed else engine.detectors
+        self._detectors = tuple(each for each in coded if decide(each.rule) is not Action.ALLOW)
         self._flagged = 0
         self._decide = decide
 
@@ -68,14 +72,15 @@ class Texts:
         """
         changed: dict[int, str] = {}
         found = self._engine.find_many(texts) if texts else {}
-        if not found and not source:
+        coded = self._coded(texts) if self._detectors else ()
+        if not found and not source and not coded:
             self._remember(texts)
             return changed
         if seen is not None:
             seen.update((span.rule.id, texts[i][span.start : span.end]) for i, spans in found.items() for span in spans)
         for index, text in enumerate(texts):
             escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
-            if escaped or index in found:
+            if escaped or index in found or index in coded:
                 said = self._whole(text, place(index), source=index in source)
                 if said != text:
                     changed[index] = said
@@ -98,7 +103,8 @@ class Texts:
         """Say that no rule matches in a JSON text or other texts; as ``are_clean``, but JSON source is not opened."""
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
-        return not self._engine.candidates(b"\0".join([_unescaped(body), *map(encode, extra)]))
+        data = b"\0".join([_unescaped(body), *map(encode, extra)])
+        return not self._engine.candidates(data) and not any(each.may_find(data) for each in self._detectors)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -127,8 +133,17 @@ class Texts:
         return encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0])
 
     def _whole(self, text: str, place: str, *, source: bool) -> str:
-        channel = self.source() if source else self.redactor()
+        inner = self.redactor()
+        if self._detectors:
+            inner = WholeRedactor(inner, self._detectors, self._decide)
+        channel = JsonSource(inner) if source else inner
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
+
+    def _coded(self, texts: Sequence[str]) -> set[int]:
+        """Return the indexes of the texts in which a detector finds something; mostly one look at all of them."""
+        data = encode("\n".join(texts))
+        able = [each for each in self._detectors if each.may_find(data)]
+        return {index for index, text in enumerate(texts) if any(each.find(text) for each in able)}
 
     def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
         action = self._decide(rule)

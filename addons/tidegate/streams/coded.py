@@ -1,0 +1,91 @@
+"""What detectors find in a whole text, laid over what the rules made of it: one placeholder for a run of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tidegate.inspection.proprietary.detector import CodedSpan, Detector, find_all
+from tidegate.inspection.rules import Rule
+from tidegate.model import Action
+from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Piece, Redactor, placeholder, short_name
+
+
+class WholeRedactor(Redactor):
+    """A text that is judged at its end: a ``Redactor`` and detectors. Until then everything is held."""
+
+    def __init__(self, redactor: Redactor, detectors: Sequence[Detector], decide: Callable[[Rule], Action]) -> None:
+        self._inner = redactor
+        self._detectors = detectors
+        self._decide = decide
+        self._parts: list[str] = []
+
+    @property
+    def held(self) -> int:
+        """Count the characters that came in and have not left."""
+        return sum(map(len, self._parts))
+
+    def feed(self, text: str) -> list[Piece]:
+        """Take the next part of the text."""
+        self._parts.append(text)
+        return []
+
+    def end(self) -> list[Piece]:
+        """Return the whole text."""
+        text = "".join(self._parts)
+        self._parts.clear()
+        pieces = self._inner.feed(text) + self._inner.end()
+        spans = find_all(self._detectors, text)
+        return _Overlay(spans, self._decide).lay(pieces) if spans else pieces
+
+
+class _Overlay:
+    """Positions count characters of the text. ``covered`` is how far what detectors mask reaches."""
+
+    def __init__(self, spans: Sequence[CodedSpan], decide: Callable[[Rule], Action]) -> None:
+        self._spans = list(reversed(spans))
+        self._decide = decide
+        self._covered = 0
+        self._out: list[Piece] = []
+
+    def lay(self, pieces: Sequence[Piece]) -> list[Piece]:
+        at = 0
+        for piece in pieces:
+            match piece:
+                case Kept(text):
+                    self._kept(text, at)
+                    at += len(text)
+                case Dropped(length):
+                    at += length
+                    while self._spans and self._spans[-1].start < at:
+                        self._begin(hidden=True)
+                    self._out.append(piece)
+                case Masked() if piece.start < self._covered:
+                    self._out.append(Noted(piece.length, piece.rule, piece.action, piece.start))
+                case _:
+                    self._out.append(piece)
+        return self._out
+
+    def _kept(self, text: str, at: int) -> None:
+        end, done = at + len(text), at
+        while done < end:
+            while self._spans and self._spans[-1].start <= done:
+                self._begin(hidden=done < self._covered)
+            stop = min(end, self._spans[-1].start) if self._spans else end
+            if done < self._covered:
+                stop = min(stop, self._covered)
+                self._out.append(Dropped(stop - done))
+            else:
+                self._out.append(Kept(text[done - at : stop - at]))
+            done = stop
+
+    def _begin(self, *, hidden: bool) -> None:
+        """Report the next span; ``hidden``: a placeholder stands for its beginning already."""
+        span = self._spans.pop()
+        action, length = self._decide(span.rule), span.end - span.start
+        if action is not Action.FLAG:
+            self._covered = max(self._covered, span.end)
+        if hidden or action is Action.FLAG:
+            self._out.append(Noted(length, span.rule, action, span.start))
+        else:
+            said = placeholder(short_name(span.rule))
+            self._out.append(Masked(said, length, span.rule, action, span.start))
