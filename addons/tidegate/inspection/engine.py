@@ -13,7 +13,7 @@ import re2
 
 from tidegate.inspection.closure import Pattern, PatternError, read
 from tidegate.inspection.patterns import compile_re2
-from tidegate.inspection.rules import Rule
+from tidegate.inspection.rules import Rule, Severity
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.inspection.walk import Walk
@@ -62,7 +62,7 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A rule ready to search. ``rank`` orders rules by id; ``value`` tells whether a group is the part to redact."""
+    """A rule ready to search. ``rank`` orders rules that match the same; ``value``: a group is the part to redact."""
 
     rule: Rule
     rank: int
@@ -72,10 +72,19 @@ class Compiled:
     value: bool
     checks: tuple[Callable[[bytes], bool], ...]
     end: Marker | None
+    allow: Any = None
+    after: Any = None
+    not_after: Any = None
 
-    def accepts(self, span: bytes) -> bool:
-        """Ask every validator of the rule."""
-        return all(check(span) for check in self.checks)
+    def accepts(self, span: bytes, left: bytes) -> bool:
+        """Ask the rule's conditions on ``left``, the text before the match, its allow-list and its validators."""
+        if self.not_after is not None and self.not_after.search(left) is not None:
+            return False
+        if self.after is not None and self.after.search(left) is None:
+            return False
+        if not all(check(span) for check in self.checks):
+            return False
+        return self.allow is None or self.allow.fullmatch(span) is None
 
 
 class Engine:
@@ -100,7 +109,7 @@ class Engine:
         return tuple(self._closures.hits(data))
 
     def find(self, data: bytes) -> tuple[Span, ...]:
-        """Return the matches of all rules in a whole text, sorted by start, longest first, then rule id."""
+        """Return the matches of all rules in a whole text, sorted by start, longest first, most severe, then rule id."""
         return self._spans(data, None)
 
     def find_text(self, text: str) -> tuple[TextSpan, ...]:
@@ -124,7 +133,7 @@ class Engine:
 
 def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
     """Compile ``rules``; ``cache`` keeps the slow part. Raises ``RuleError`` for the first rule that is refused."""
-    ranks = {rule.id: rank for rank, rule in enumerate(sorted(rules, key=lambda rule: rule.id))}
+    ranks = {rule.id: rank for rank, rule in enumerate(sorted(rules, key=_order))}
     read_in = [(_read(rule, rule.pattern), rule) for rule in rules]
     compiled = [_compile(rule, pattern, ranks[rule.id]) for pattern, rule in read_in]
     words = [pattern.loose for pattern, _ in read_in]
@@ -141,6 +150,11 @@ def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
         max((pattern.longest for pattern, _ in read_in), default=0),
     )
     return Engine(compiled, widths, scanners)
+
+
+def _order(rule: Rule) -> tuple[int, str]:
+    """Order rules that match the very same text: the most severe names it, then the first id."""
+    return -list(Severity).index(rule.severity), rule.id
 
 
 def encode(text: str) -> bytes:
@@ -173,7 +187,14 @@ def _compile(rule: Rule, pattern: Pattern, rank: int) -> Compiled:
         value=value,
         checks=tuple(VALIDATORS[name] for name in rule.validators),
         end=end,
+        allow=_any(rule, rule.allow),
+        after=_any(rule, rule.after),
+        not_after=_any(rule, rule.not_after, r"\z"),
     )
+
+
+def _any(rule: Rule, patterns: Sequence[str], tail: str = "") -> Any:
+    return _re2(rule, f"(?:{'|'.join(patterns)}){tail}") if patterns else None
 
 
 def _live(pattern: Pattern) -> str:

@@ -19,13 +19,15 @@ from tidegate.policy.source import Node, parse
 
 # The longest text a delimited rule may swallow: an armoured 16384-bit RSA key is about 13,000 bytes.
 MAX_DELIMITED = 16384
+# Bytes before a match that `after` and `not-after` look at: a stream keeps more than these of what has left (walk.py).
+LEFT_CONTEXT = 48
 # Fewer examples than this prove nothing about either side of a rule.
 MIN_EXAMPLES = 2
 
 PACK_KEYS = ("pack", "class", "version", "description", "rules")
 RULE_KEYS = (
-    "id", "class", "description", "severity", "pattern", "end", "max", "validators", "mode", "references", "match",
-    "pass",
+    "id", "class", "description", "severity", "pattern", "end", "max", "after", "not-after", "validators", "allow", "mode",
+    "references", "match", "pass",
 )  # fmt: skip
 _TEXTS = {
     "description": "one sentence",
@@ -48,6 +50,7 @@ class Severity(enum.StrEnum):
 class Rule:
     """One detection rule. ``id`` is ``pack.name``; ``cap`` bounds its match in bytes; ``end`` makes it delimited.
 
+    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of values that are no finding.
     Examples are kept out of ``repr``: they look like what the rule finds.
     """
 
@@ -65,6 +68,9 @@ class Rule:
     passes: tuple[str, ...] = field(repr=False)
     references: tuple[str, ...] = field(repr=False)
     file: str
+    after: tuple[str, ...] = ()
+    not_after: tuple[str, ...] = ()
+    allow: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Found(Protocol):
@@ -165,6 +171,9 @@ def _rule(reader: Reader, entry: Node, pack: str, pack_class: str) -> Rule:
         passes=_examples(reader, keys.get("pass")),
         references=_references(reader, keys.get("references")),
         file=reader.file,
+        after=_patterns(reader, keys.get("after"), LEFT_CONTEXT),
+        not_after=_patterns(reader, keys.get("not-after"), LEFT_CONTEXT),
+        allow=_patterns(reader, keys.get("allow")),
     )
 
 
@@ -187,6 +196,8 @@ def _bounds(reader: Reader, entry: Node, keys: Mapping[str, Node]) -> tuple[str 
     if "validators" in keys:
         found = "validators on a delimited rule"
         reader.fault(keys["validators"], "no validators beside end: a stream cannot wait for the end", found=found)
+    if "allow" in keys:
+        reader.fault(keys["allow"], "no allow beside end: a stream cannot wait for the end", found="allow with end")
     if "(?P<value>" in _plain(keys.get("pattern")):
         reader.fault(keys["pattern"], "no value group beside end: all is redacted", found="a value group")
     return _plain(keys["end"]), cap
@@ -203,6 +214,16 @@ def _pattern(reader: Reader, node: Node | None) -> int:
     for problem in result:
         reader.fault(node, problem.accepted, found=problem.found)
     return 0
+
+
+def _patterns(reader: Reader, node: Node | None, longest: int | None = None) -> tuple[str, ...]:
+    """Check a list of patterns, none of which may need more than ``longest`` bytes."""
+    found = reader.texts(node, _TEXTS["pattern"])
+    for each in found:
+        width = _pattern(reader, each)
+        if longest is not None and width > longest:
+            reader.fault(each, f"at most {longest} bytes", found=f"a longest match of {width} bytes")
+    return tuple(_plain(each) for each in found)
 
 
 def _validators(reader: Reader, node: Node | None) -> tuple[str, ...]:
