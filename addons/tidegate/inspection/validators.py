@@ -54,6 +54,8 @@ _DATED = re.compile(
     rb"[12][0-9]{3}-[01][0-9]-[0-3][0-9]|[v^~=]{0,2}[0-9]{1,4}\.[0-9]{1,5}[.\-]|[0-9.:,/_-]{1,300}$|[0-9]{1,6}[a-z]{1,2}$"
 )
 _LETTERS = re.compile(rb"[A-Z]{0,1}[a-z]{1,64}|[A-Z]{1,64}")
+_CHUNKS = re.compile(rb"[A-Za-z0-9]{1,400}")
+_INNER_DIGITS = re.compile(rb"[A-Za-z][0-9]{1,9}(?=[A-Za-z])")
 _VOWEL = re.compile(rb"[aeiouyAEIOUY]")
 _CONSONANTS = re.compile(rb"[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{5}")
 # Words beside "password" in forms, schemas and code.
@@ -99,7 +101,7 @@ def is_random(span: bytes) -> bool:
 
     Letters are split where case, digits and punctuation change; a word has three letters or more, a vowel, and no five
     consonants in a row. Random text of the same length rarely has half of its letters in such words. Many digits among
-    few letters are random too, unless they are a date, a version or an address.
+    few letters, and digits between letters three times over, are random too, dates and versions aside.
     """
     if _DATED.match(span):
         return False
@@ -107,6 +109,8 @@ def is_random(span: bytes) -> bool:
     words = [part for part in letters if len(part) > 2 and _VOWEL.search(part) and not _CONSONANTS.search(part)]
     total, spelt = sum(map(len, letters)), sum(map(len, words))
     digits = sum(48 <= byte <= 57 for byte in span)
+    if max((len(_INNER_DIGITS.findall(part)) for part in _CHUNKS.findall(span)), default=0) > 2:
+        return True
     return 0 < total and (spelt * 2 < total or digits * 4 >= len(span) or (digits > 4 and spelt * 5 < total * 4))
 
 
