@@ -40,7 +40,7 @@ SEQUENCES = (
 STOP_WORDS = STAND_INS + SEQUENCES
 # Whole values that are never the secret itself.
 STOP_VALUES = frozenset(
-    b"password passwd pass pwd passphrase secret token key none null nil true false undefined string text value user "
+    b"password passwd pass pwd passphrase token key none null nil true false undefined string text value user "
     b"username test testing default required optional empty hidden masked prompt admin root guest env config".split()
 )
 # Shell, template and interpolation openings: the secret is elsewhere.
@@ -57,7 +57,8 @@ _LETTERS = re.compile(rb"[A-Z]{0,1}[a-z]{1,64}|[A-Z]{1,64}")
 _CHUNKS = re.compile(rb"[A-Za-z0-9]{1,400}")
 _INNER_DIGITS = re.compile(rb"[A-Za-z][0-9]{1,9}(?=[A-Za-z])")
 _VOWEL = re.compile(rb"[aeiouyAEIOUY]")
-_CONSONANTS = re.compile(rb"[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{5}")
+# Five consonants in a row, or hexadecimal digits alone.
+_UNSPEAKABLE = re.compile(rb"[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{5}|^[a-fA-F]{4,64}$")
 # Words beside "password" in forms, schemas and code.
 FORM_WORDS = frozenset(
     b"required optional invalid incorrect mismatch missing unknown changed confirm confirmation current-password "
@@ -106,7 +107,7 @@ def is_random(span: bytes) -> bool:
     if _DATED.match(span):
         return False
     letters = _LETTERS.findall(span)
-    words = [part for part in letters if len(part) > 2 and _VOWEL.search(part) and not _CONSONANTS.search(part)]
+    words = [part for part in letters if len(part) > 2 and _VOWEL.search(part) and not _UNSPEAKABLE.search(part)]
     total, spelt = sum(map(len, letters)), sum(map(len, words))
     digits = sum(48 <= byte <= 57 for byte in span)
     if max((len(_INNER_DIGITS.findall(part)) for part in _CHUNKS.findall(span)), default=0) > 2:
