@@ -109,7 +109,7 @@ class Engine:
         return tuple(self._closures.hits(data))
 
     def find(self, data: bytes) -> tuple[Span, ...]:
-        """Return the matches of all rules in a whole text, sorted by start, longest first, most severe, then rule id."""
+        """Return the matches of all rules in a whole text, by start, longest first, most severe first, then rule id."""
         return self._spans(data, None)
 
     def fires(self, rule: str, data: bytes) -> bool:

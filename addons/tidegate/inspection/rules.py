@@ -26,8 +26,8 @@ MIN_EXAMPLES = 2
 
 PACK_KEYS = ("pack", "class", "version", "description", "rules")
 RULE_KEYS = (
-    "id", "class", "description", "severity", "pattern", "end", "max", "after", "not-after", "validators", "allow", "mode",
-    "references", "match", "pass",
+    "id", "class", "description", "severity", "pattern", "end", "max", "after", "not-after", "validators", "allow",
+    "mode", "references", "match", "pass",
 )  # fmt: skip
 _TEXTS = {
     "description": "one sentence",
@@ -50,7 +50,7 @@ class Severity(enum.StrEnum):
 class Rule:
     """One detection rule. ``id`` is ``pack.name``; ``cap`` bounds its match in bytes; ``end`` makes it delimited.
 
-    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of values that are no finding.
+    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of harmless values.
     Examples are kept out of ``repr``: they look like what the rule finds.
     """
 

@@ -112,7 +112,7 @@ def is_random(span: bytes) -> bool:
     digits = sum(48 <= byte <= 57 for byte in span)
     if max((len(_INNER_DIGITS.findall(part)) for part in _CHUNKS.findall(span)), default=0) > 2:
         return True
-    return 0 < total and (spelt * 2 < total or digits * 4 >= len(span) or (digits > 4 and spelt * 5 < total * 4))
+    return total > 0 and (spelt * 2 < total or digits * 4 >= len(span) or (digits > 4 and spelt * 5 < total * 4))
 
 
 def is_long(span: bytes, least: int) -> bool:
