@@ -14,7 +14,7 @@ import re2
 from tidegate.inspection.closure import Pattern, PatternError, read
 from tidegate.inspection.patterns import compile_re2
 from tidegate.inspection.proprietary.detector import Detector
-from tidegate.inspection.rules import Rule
+from tidegate.inspection.rules import Rule, Severity
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.inspection.walk import Walk
@@ -63,7 +63,7 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A rule ready to search. ``rank`` orders rules by id; ``value`` tells whether a group is the part to redact."""
+    """A rule ready to search. ``rank`` orders rules that match the same; ``value``: a group is the part to redact."""
 
     rule: Rule
     rank: int
@@ -73,11 +73,20 @@ class Compiled:
     value: bool
     checks: tuple[Callable[[bytes], bool], ...]
     end: Marker | None
+    allow: Any = None
+    after: Any = None
+    not_after: Any = None
     known: Callable[[bytes], bool] | None = None  # a known false positive is passed over whole
 
-    def accepts(self, span: bytes) -> bool:
-        """Ask every validator of the rule."""
-        return all(check(span) for check in self.checks)
+    def accepts(self, span: bytes, left: bytes) -> bool:
+        """Ask the rule's conditions on ``left``, the text before the match, its allow-list and its validators."""
+        if self.not_after is not None and self.not_after.search(left) is not None:
+            return False
+        if self.after is not None and self.after.search(left) is None:
+            return False
+        if not all(check(span) for check in self.checks):
+            return False
+        return self.allow is None or self.allow.fullmatch(span) is None
 
 
 class Engine:
@@ -122,8 +131,16 @@ class Engine:
         return tuple(self._closures.hits(data))
 
     def find(self, data: bytes) -> tuple[Span, ...]:
-        """Return the matches of all rules in a whole text, sorted by start, longest first, then rule id."""
+        """Return the matches of all rules in a whole text, by start, longest first, most severe first, then rule id."""
         return self._spans(data, None)
+
+    def fires(self, rule: str, data: bytes) -> bool:
+        """Tell whether the rule with this id, looked for alone, finds something in ``data``."""
+        index = next(index for index, each in enumerate(self.rules) if each.id == rule)
+        if index not in self.candidates(data):
+            return False
+        alone = frozenset({index})
+        return bool(Walk(self, alone, self._regions & alone, (index,)).feed(data, final=True))
 
     def find_text(self, text: str) -> tuple[TextSpan, ...]:
         """Return the matches of all rules in characters of ``text``."""
@@ -146,7 +163,7 @@ class Engine:
 
 def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
     """Compile ``rules``; ``cache`` keeps the slow part. Raises ``RuleError`` for the first rule that is refused."""
-    ranks = {rule.id: rank for rank, rule in enumerate(sorted(rules, key=lambda rule: rule.id))}
+    ranks = {rule.id: rank for rank, rule in enumerate(sorted(rules, key=_order))}
     read_in = [(_read(rule, rule.pattern), rule) for rule in rules]
     compiled = [_compile(rule, pattern, ranks[rule.id]) for pattern, rule in read_in]
     words = [pattern.loose for pattern, _ in read_in]
@@ -163,6 +180,11 @@ def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
         max((pattern.longest for pattern, _ in read_in), default=0),
     )
     return Engine(compiled, widths, scanners)
+
+
+def _order(rule: Rule) -> tuple[int, str]:
+    """Order rules that match the very same text: the most severe names it, then the first id."""
+    return -list(Severity).index(rule.severity), rule.id
 
 
 def encode(text: str) -> bytes:
@@ -195,7 +217,14 @@ def _compile(rule: Rule, pattern: Pattern, rank: int) -> Compiled:
         value=value,
         checks=tuple(VALIDATORS[name] for name in rule.validators),
         end=end,
+        allow=_any(rule, rule.allow),
+        after=_any(rule, rule.after),
+        not_after=_any(rule, rule.not_after, r"\z"),
     )
+
+
+def _any(rule: Rule, patterns: Sequence[str], tail: str = "") -> Any:
+    return _re2(rule, f"(?:{'|'.join(patterns)}){tail}") if patterns else None
 
 
 def _live(pattern: Pattern) -> str:

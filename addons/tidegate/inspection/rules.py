@@ -20,13 +20,15 @@ from tidegate.policy.source import Node, parse
 
 # The longest text a delimited rule may swallow: an armoured 16384-bit RSA key is about 13,000 bytes.
 MAX_DELIMITED = 16384
+# Bytes before a match that `after` and `not-after` look at: a stream keeps more than these of what has left (walk.py).
+LEFT_CONTEXT = 48
 # Fewer examples than this prove nothing about either side of a rule.
 MIN_EXAMPLES = 2
 
 PACK_KEYS = ("pack", "class", "version", "description", "rules", "words")
 RULE_KEYS = (
-    "id", "class", "description", "severity", "pattern", "end", "max", "validators", "mode", "references", "match",
-    "pass",
+    "id", "class", "description", "severity", "pattern", "end", "max", "after", "not-after", "validators", "allow",
+    "mode", "references", "match", "pass",
 )  # fmt: skip
 WORD_KEYS = ("id", "class", "description", "severity", "words", "file", "mode")
 _WORDS = "words or phrases of 3 characters to 200 bytes"
@@ -51,6 +53,7 @@ class Severity(enum.StrEnum):
 class Rule:
     """One detection rule. ``id`` is ``pack.name``; ``cap`` bounds its match in bytes; ``end`` makes it delimited.
 
+    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of harmless values.
     Examples are kept out of ``repr``: they look like what the rule finds.
     """
 
@@ -68,21 +71,16 @@ class Rule:
     passes: tuple[str, ...] = field(repr=False)
     references: tuple[str, ...] = field(repr=False)
     file: str
-
-
-class Found(Protocol):
-    """A span of the engine, as far as examples are concerned."""
-
-    @property
-    def rule(self) -> Rule:
-        """The rule that matched."""
+    after: tuple[str, ...] = ()
+    not_after: tuple[str, ...] = ()
+    allow: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Finder(Protocol):
     """What runs examples: ``inspection.engine.Engine``."""
 
-    def find(self, data: bytes) -> Sequence[Found]:
-        """Return every finding in ``data``."""
+    def fires(self, rule: str, data: bytes) -> bool:
+        """Tell whether the rule with this id finds something in ``data``."""
 
 
 type Lists = Callable[[str], str]
@@ -123,7 +121,7 @@ def check_examples(rules: Sequence[Rule], engine: Finder) -> tuple[Fault, ...]:
 
 
 def _fires(rule: Rule, text: str, engine: Finder) -> bool:
-    return any(span.rule.id == rule.id for span in engine.find(text.encode("utf-8", "surrogatepass")))
+    return engine.fires(rule.id, text.encode("utf-8", "surrogatepass"))
 
 
 def _pack(reader: Reader, root: Node, lists: Lists | None) -> tuple[Rule, ...]:
@@ -175,6 +173,9 @@ def _rule(reader: Reader, entry: Node, pack: str, pack_class: str) -> Rule:
         passes=_examples(reader, keys.get("pass")),
         references=_references(reader, keys.get("references")),
         file=reader.file,
+        after=_patterns(reader, keys.get("after"), LEFT_CONTEXT),
+        not_after=_patterns(reader, keys.get("not-after"), LEFT_CONTEXT),
+        allow=_patterns(reader, keys.get("allow")),
     )
 
 
@@ -252,6 +253,8 @@ def _bounds(reader: Reader, entry: Node, keys: Mapping[str, Node]) -> tuple[str 
     if "validators" in keys:
         found = "validators on a delimited rule"
         reader.fault(keys["validators"], "no validators beside end: a stream cannot wait for the end", found=found)
+    if "allow" in keys:
+        reader.fault(keys["allow"], "no allow beside end: a stream cannot wait for the end", found="allow with end")
     if "(?P<value>" in _plain(keys.get("pattern")):
         reader.fault(keys["pattern"], "no value group beside end: all is redacted", found="a value group")
     return _plain(keys["end"]), cap
@@ -268,6 +271,16 @@ def _pattern(reader: Reader, node: Node | None) -> int:
     for problem in result:
         reader.fault(node, problem.accepted, found=problem.found)
     return 0
+
+
+def _patterns(reader: Reader, node: Node | None, longest: int | None = None) -> tuple[str, ...]:
+    """Check a list of patterns, none of which may need more than ``longest`` bytes."""
+    found = reader.texts(node, _TEXTS["pattern"])
+    for each in found:
+        width = _pattern(reader, each)
+        if longest is not None and width > longest:
+            reader.fault(each, f"at most {longest} bytes", found=f"a longest match of {width} bytes")
+    return tuple(_plain(each) for each in found)
 
 
 def _validators(reader: Reader, node: Node | None) -> tuple[str, ...]:

@@ -26,16 +26,21 @@ Validator = Callable[[bytes], bool]
 
 # Words that people write where a secret would stand. Each is rare enough in random text: four letters of a base-36
 # alphabet meet by chance once in 1.7 million places.
-STOP_WORDS = (
+STAND_INS = (
     b"example", b"placeholder", b"changeme", b"change_me", b"change-me", b"change_this", b"change-this", b"your",
-    b"dummy", b"sample", b"redacted", b"replace", b"insert", b"fake", b"notreal", b"not-real", b"not_real", b"foobar",
+    b"dummy", b"redacted", b"replace", b"insert", b"notreal", b"not-real", b"not_real", b"foobar",
     b"mysecret", b"my-secret", b"my_secret", b"secret_key", b"secret-key", b"api_key", b"api-key", b"apikey",
-    b"my_token", b"mytoken", b"xxxx", b"****", b"....", b"____", b"----", b"${", b"{{", b"%(", b"<", b"$(",
-    b"0123456789", b"12345678", b"87654321", b"abcdefgh", b"qwerty", b"deadbeef", b"lorem", b"todo",
+    b"my_token", b"mytoken", b"xxxx", b"****", b"....", b"____", b"----", b"####", b"${", b"{{", b"%(", b"<", b"$(",
+    b"lorem", b"todo", b"secretsmanager", b"vault.azure.net",
 )  # fmt: skip
+# What people type when they make a token up: the keyboard, the alphabet, the digits in their order.
+SEQUENCES = (
+    b"0123456789", b"12345678", b"87654321", b"abcdefgh", b"qwerty", b"deadbeef", b"fake", b"sample",
+)  # fmt: skip
+STOP_WORDS = STAND_INS + SEQUENCES
 # Whole values that are never the secret itself.
 STOP_VALUES = frozenset(
-    b"password passwd pass pwd passphrase secret token key none null nil true false undefined string text value user "
+    b"password passwd pass pwd passphrase token key none null nil true false undefined string text value user "
     b"username test testing default required optional empty hidden masked prompt admin root guest env config".split()
 )
 # Shell, template and interpolation openings: the secret is elsewhere.
@@ -44,6 +49,23 @@ _REFERENCE = re.compile(
 )
 # How addresses, paths and templates begin: not what a person or a generator makes up as a password.
 _NOT_TYPED = (b"/", b"./", b"http", b"arn:", b"$", b"{", b"(")
+# A date, a version, an address or a range of numbers, whatever follows it.
+_DATED = re.compile(
+    rb"[12][0-9]{3}-[01][0-9]-[0-3][0-9]|[v^~=]{0,2}[0-9]{1,4}\.[0-9]{1,5}[.\-]|[0-9.:,/_-]{1,300}$|[0-9]{1,6}[a-z]{1,2}$"
+)
+_LETTERS = re.compile(rb"[A-Z]{0,1}[a-z]{1,64}|[A-Z]{1,64}")
+_CHUNKS = re.compile(rb"[A-Za-z0-9]{1,400}")
+_INNER_DIGITS = re.compile(rb"[A-Za-z][0-9]{1,9}(?=[A-Za-z])")
+_VOWEL = re.compile(rb"[aeiouyAEIOUY]")
+# Five consonants in a row, or hexadecimal digits alone.
+_UNSPEAKABLE = re.compile(rb"[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{5}|^[a-fA-F]{4,64}$")
+# Words beside "password" in forms, schemas and code.
+FORM_WORDS = frozenset(
+    b"required optional invalid incorrect mismatch missing unknown changed confirm confirmation current-password "
+    b"new-password username userpass repeat forgotten expired strength strong disabled enabled visible toggle submit "
+    b"credentials minlength maxlength property integer boolean keyring default undefined password1 password2 postgres "
+    b"plaintext encrypted protected private".split()
+)
 _RUN = re.compile(rb"(.)\1{5}", re.DOTALL)
 
 # Regions whose national (undialled) numbers are recognised: those that begin with a zero, and those that do not.
@@ -59,6 +81,43 @@ def not_placeholder(span: bytes) -> bool:
     if _REFERENCE.match(span) or _RUN.search(low):
         return False
     return len(span) < 12 or len(set(low)) >= 5
+
+
+def not_stand_in(span: bytes) -> bool:
+    """Reject words, templates and references that stand for a secret; accept made-up ones (``abcdefgh12345678``)."""
+    low = span.lower()
+    if low.strip(b"\"'` ") in STOP_VALUES or any(word in low for word in STAND_INS):
+        return False
+    return not _REFERENCE.match(span) and len(set(low)) >= 3
+
+
+def is_password_word(span: bytes) -> bool:
+    """Accept a word that may be a password: no stand-in, and no word of a form, a schema or a programming language."""
+    low = span.lower().strip(b"\"'` ")
+    return low not in FORM_WORDS and b"password" not in low.removesuffix(b"password") and not_stand_in(low)
+
+
+def is_random(span: bytes) -> bool:
+    """Reject what reads as names, versions, dates, addresses or paths: most of its letters belong to words.
+
+    Letters are split where case, digits and punctuation change; a word has three letters or more, a vowel, and no five
+    consonants in a row. Random text of the same length rarely has half of its letters in such words. Many digits among
+    few letters, and digits between letters three times over, are random too, dates and versions aside.
+    """
+    if _DATED.match(span):
+        return False
+    letters = _LETTERS.findall(span)
+    words = [part for part in letters if len(part) > 2 and _VOWEL.search(part) and not _UNSPEAKABLE.search(part)]
+    total, spelt = sum(map(len, letters)), sum(map(len, words))
+    digits = sum(48 <= byte <= 57 for byte in span)
+    if max((len(_INNER_DIGITS.findall(part)) for part in _CHUNKS.findall(span)), default=0) > 2:
+        return True
+    return total > 0 and (spelt * 2 < total or digits * 4 >= len(span) or (digits > 4 and spelt * 5 < total * 4))
+
+
+def is_long(span: bytes, least: int) -> bool:
+    """Accept spans of at least ``least`` bytes."""
+    return len(span) >= least
 
 
 def has_entropy(span: bytes, bits: float) -> bool:
@@ -200,15 +259,20 @@ VALIDATORS: Mapping[str, Validator] = {
     "entropy:4": partial(has_entropy, bits=4.0),
     "ip-public": is_public_ip,
     "jwt": is_jwt,
+    "length:12": partial(is_long, least=12),
+    "length:16": partial(is_long, least=16),
     "luhn": is_luhn,
     "mac": is_mac,
     "mixed": is_mixed,
     "password": is_password,
+    "password-word": is_password_word,
     "phone": is_phone,
     "phone-digits": is_phone_length,
     "phone-national": is_national_phone,
     "phone-us": is_us_phone,
     "placeholder": not_placeholder,
+    "random": is_random,
+    "stand-in": not_stand_in,
     "uk-nino": is_nino,
     "us-ssn-digits": is_ssn,
     **{name: partial(is_number, module=module) for name, module in _STDNUM_NAMES.items()},

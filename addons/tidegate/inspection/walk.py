@@ -1,7 +1,7 @@
 """The matches of all rules in one text that arrives in pieces: only final ones, in order, the same for every cut.
 
 What a text's matches are: each rule iterates by itself, leftmost first, longest among those, never overlapping its own
-earlier match; a match its validators reject is passed over by one byte. A delimited rule's begin marker opens a region
+earlier match; a match its conditions reject is passed over by one byte. A delimited rule's begin marker opens a region
 that lasts to the first end marker or to the rule's cap; matches that start inside it are not looked at, and every rule
 begins anew at its end. All of it is over UTF-8 bytes; spans then grow outward to whole characters.
 
@@ -16,11 +16,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tidegate.inspection.rules import LEFT_CONTEXT
+
 if TYPE_CHECKING:
     from tidegate.inspection.engine import Compiled, Engine
 
-# Bytes kept of what has left: \b and \B look at one, the rest is for whole characters.
-CONTEXT = 64
+# Bytes kept of what has left: \b looks at one, a rule's conditions at LEFT_CONTEXT, the rest is for whole characters.
+CONTEXT = LEFT_CONTEXT + 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class Walk:
         return heap
 
     def _next(self, index: int, limit: int) -> _Head | None:
-        """Return the next match of a rule that its validators accept and that starts before ``limit``."""
+        """Return the next match of a rule that its conditions accept and that starts before ``limit``."""
         compiled = self._engine.compiled[index]
         position = max(self.limit, self._floor, self._resume.get(index, 0))
         while hit := compiled.find.search(self.buffer, position - self.base):
@@ -158,7 +160,7 @@ class Walk:
             first, last = hit.span(1) if compiled.value else (start, end)
             if first == last:  # the group took no part in the match
                 first, last = start, end
-            if compiled.accepts(self.buffer[first:last]):
+            if compiled.accepts(self.buffer[first:last], self.buffer[max(start - LEFT_CONTEXT, 0) : start]):
                 if compiled.known is not None and compiled.known(self.buffer[first:last]):
                     position = self._resume[index] = end + self.base
                     continue
