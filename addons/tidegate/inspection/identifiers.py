@@ -1,0 +1,395 @@
+"""Second looks at identity numbers, telephone numbers and addresses: pure functions of the matched bytes.
+
+The same law as ``validators.py``: total, linear in a bounded span, blind to the text around it. Where a number has a
+well-kept implementation (python-stdnum, phonenumbers) that decides; what neither has is written here from its public
+description. Rules that could name the same span exclude each other here, so that one value is one finding.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from datetime import date
+from functools import cache, partial
+from importlib import import_module
+
+import phonenumbers
+from phonenumbers.phonemetadata import NumberFormat, PhoneMetadata
+from stdnum import luhn
+from stdnum.exceptions import ValidationError
+
+Validator = Callable[[bytes], bool]
+
+# Longer spans than any identifier's are refused unread: an IBAN with its spaces is 42 characters, an IPv6 address 45.
+MAX_SPAN = 128
+# Regions whose numbers, written as inside the region with a leading zero, are recognised.
+ZERO_REGIONS = (
+    "GB", "DE", "FR", "NL", "CH", "AT", "AU", "IN", "IT", "JP", "IL", "SE", "TR", "PH", "ZA", "BE", "KR", "NZ", "IE",
+    "FI",
+)  # fmt: skip
+# How a North American number is written; its rule and the rules it takes precedence over agree on this.
+NANP = re.compile(
+    rb"(?:\+?1[ .-]?|001[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}"
+    rb"|\+1[ .-]?[2-9][0-9]{9}"
+)
+_EXTENSION = re.compile(rb"(?i:(?:x|ext\.?) ?)[0-9]{1,6}\Z")
+# German insurance numbers: the areas of issue (VKVV section 2); the letter counts as its place in the alphabet.
+_DE_RVNR = re.compile(rb"([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2})([A-Z])([0-9]{2})([0-9])")
+_VIN_VALUES = {
+    **{str(digit): digit for digit in range(10)},
+    **dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", (*range(1, 9), *range(1, 6), 7, 9, *range(2, 10)), strict=True)),
+}
+_VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
+
+
+def digits_of(span: bytes) -> str:
+    """Return the ASCII digits of ``span``, in order."""
+    return bytes(byte for byte in span if 48 <= byte <= 57).decode("ascii")
+
+
+def is_number(span: bytes, module: str) -> bool:
+    """Accept what the python-stdnum module ``module`` (``us.ssn``, ``iban``, ...) holds valid."""
+    if len(span) > MAX_SPAN:
+        return False
+    try:
+        return bool(_MODULES[module].is_valid(span.decode("ascii")))
+    except (ValidationError, ValueError, IndexError, KeyError):
+        return False
+
+
+def is_iban(span: bytes) -> bool:
+    """Accept IBANs in one case: mixed case is what random base64 has."""
+    return (span == span.upper() or span == span.lower()) and is_number(span, "iban")
+
+
+# -------------------------------------------------------------------------------------------------- telephone
+
+
+def is_nanp(span: bytes) -> bool:
+    """Accept numbers of the North American plan; with an extension any 3-3-4 grouping, which nothing else has."""
+    if _EXTENSION.search(span):
+        return 10 <= len(digits_of(span)) <= 20
+    return _nanp(span) and not is_nhs_spaced(span)
+
+
+def is_international_phone(span: bytes) -> bool:
+    """Accept ``+`` and a country code other than 1, and a number its plan assigns or, when grouped, could assign."""
+    number = _parsed(span)
+    if number is None or number.country_code == 1:
+        return False
+    if phonenumbers.is_valid_number(number):
+        return True
+    possible = phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE
+    return possible and len(re.findall(rb"[0-9]{1,20}", span)) >= 3
+
+
+def is_trunk_phone(span: bytes) -> bool:
+    """Accept a leading zero and the digit groups that a region prints its numbers in: all of them, or its area code."""
+    groups = [each.decode("ascii") for each in re.findall(rb"[0-9]{1,20}", span[:MAX_SPAN])]
+    if not groups or not groups[0].startswith("0"):
+        return False
+    national = "".join(groups)[1:]
+    head = groups[0][1:] or (groups[1] if len(groups) > 1 else "")
+    if not 6 <= len(national) <= 11 or len(set(national)) < 3:
+        return False
+    return any(_grouped(region, national, head) for region in ZERO_REGIONS)
+
+
+def is_trunk_mobile(span: bytes) -> bool:
+    """Accept a leading zero and a mobile number, or a geographic one of eleven digits, all in one piece."""
+    digits = digits_of(span)
+    if not 10 <= len(digits) <= 11 or digits[0] != "0" or len(set(digits)) < 4:
+        return False
+    return any(_plan(region)[1].fullmatch(digits[1:]) for region in ZERO_REGIONS)
+
+
+def is_named_phone(span: bytes) -> bool:
+    """Accept seven to fifteen digits, not all the same and no date, that no rule for a fixed form finds already."""
+    digits = digits_of(span)
+    if not 7 <= len(digits) <= 15 or len(set(digits)) == 1 or _looks_like_date(span):
+        return False
+    if span.startswith(b"+") or NANP.fullmatch(span):
+        return not (_nanp(span) or is_international_phone(span))
+    in_pieces = re.search(rb"[ /.-]", span) is not None
+    return not (is_trunk_phone(span) if in_pieces else is_trunk_mobile(span))
+
+
+def _looks_like_date(span: bytes) -> bool:
+    return re.fullmatch(rb"[12][0-9]{3}[-./][0-9]{1,2}[-./][0-9]{1,2}", span) is not None
+
+
+def _nanp(span: bytes) -> bool:
+    number = _parsed(span, "US")
+    return number is not None and number.country_code == 1 and phonenumbers.is_valid_number(number)
+
+
+def _parsed(span: bytes, region: str | None = None) -> phonenumbers.PhoneNumber | None:
+    if len(span) > MAX_SPAN:
+        return None
+    try:
+        return phonenumbers.parse(span.decode("ascii"), region)
+    except (phonenumbers.NumberParseException, ValueError):
+        return None
+
+
+@cache
+def _plan(region: str) -> tuple[re.Pattern[str], re.Pattern[str], tuple[NumberFormat, ...]]:
+    """Return a region's numbers, its mobile numbers, and how it prints them. The keys are ``ZERO_REGIONS`` alone."""
+    plan = PhoneMetadata.metadata_for_region(region)
+    general = plan.general_desc.national_number_pattern
+    return re.compile(general), re.compile(plan.mobile.national_number_pattern or general), tuple(plan.number_format)
+
+
+def _grouped(region: str, national: str, head: str) -> bool:
+    """Tell whether ``region`` has the number and prints ``head`` as its first group."""
+    everything, _, formats = _plan(region)
+    if not everything.fullmatch(national):
+        # Italian numbers keep their zero; extensions and new blocks are not in the plan.
+        return False
+    for form in formats:
+        leading = form.leading_digits_pattern
+        if leading and not re.match(leading[-1], national):
+            continue
+        if hit := re.fullmatch(form.pattern, national):
+            return str(hit.group(1)) == head
+    return False
+
+
+# -------------------------------------------------------------------------------------------------- addresses
+
+
+def is_private_ip(span: bytes) -> bool:
+    """Accept IPv4 and IPv6 addresses, a prefix length aside, that are no public ones: of a house or a laboratory."""
+    address = _address(span)
+    return address is not None and not address.is_global
+
+
+def is_public_ip(span: bytes) -> bool:
+    """Accept IPv4 and IPv6 addresses that are globally reachable (IANA special-purpose registries excluded)."""
+    address = _address(span)
+    return address is not None and bool(address.is_global)
+
+
+def _address(span: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(span[:MAX_SPAN].decode("ascii").partition("/")[0])
+    except ValueError:
+        return None
+
+
+def is_coordinates(span: bytes) -> bool:
+    """Accept a latitude and a longitude with at least four decimals each (about ten metres: a house)."""
+    found = re.findall(rb"-?[0-9]{1,3}\.[0-9]{4,15}", span[:MAX_SPAN])
+    if len(found) != 2:
+        return False
+    latitude, longitude = (float(each) for each in found)
+    return abs(latitude) <= 90 and abs(longitude) <= 180 and (latitude, longitude) != (0.0, 0.0)
+
+
+# -------------------------------------------------------------------------------------------------- numbers
+
+
+def is_nhs_spaced(span: bytes) -> bool:
+    """Accept a UK NHS number in its printed form, 3 3 4 with spaces."""
+    return re.fullmatch(rb"[0-9]{3} [0-9]{3} [0-9]{4}", span) is not None and is_number(span, "gb.nhs")
+
+
+def is_nhs(span: bytes) -> bool:
+    """Accept UK NHS numbers, but with hyphens only what is no North American telephone number."""
+    return is_number(span, "gb.nhs") and (b"-" not in span or not _nanp(span))
+
+
+def is_npi(span: bytes) -> bool:
+    """Accept US National Provider Identifiers: Luhn with the prefix 80840 (45 CFR 162.406)."""
+    digits = digits_of(span)
+    return len(digits) == 10 and digits[0] in "12" and len(set(digits)) > 2 and bool(luhn.is_valid("80840" + digits))
+
+
+def is_dea(span: bytes) -> bool:
+    """Accept US DEA registration numbers: two letters and seven digits with their checksum (21 CFR 1301.13)."""
+    digits = digits_of(span)
+    if len(span) != 9 or len(digits) != 7 or len(set(digits)) < 3:
+        return False
+    values = [int(each) for each in digits]
+    return (sum(values[0:6:2]) + 2 * sum(values[1:6:2])) % 10 == values[6]
+
+
+def is_medicare_au(span: bytes) -> bool:
+    """Accept Australian Medicare card numbers: first digit 2 to 6, weights 1 3 7 9 repeated."""
+    digits = digits_of(span)
+    if not 10 <= len(digits) <= 11 or digits[0] not in "23456" or len(set(digits)) < 4:
+        return False
+    return sum(int(each) * weight for each, weight in zip(digits[:8], (1, 3, 7, 9) * 2, strict=True)) % 10 == int(
+        digits[8]
+    )
+
+
+def is_my_number(span: bytes) -> bool:
+    """Accept Japanese individual numbers (My Number): twelve digits, weights 6 5 4 3 2 7 6 5 4 3 2, modulus 11."""
+    digits = digits_of(span)
+    if len(digits) != 12 or len(set(digits)) < 3:
+        return False
+    rest = sum(int(each) * weight for each, weight in zip(digits, (6, 5, 4, 3, 2, 7, 6, 5, 4, 3, 2), strict=False)) % 11
+    return int(digits[11]) == (0 if rest <= 1 else 11 - rest)
+
+
+def is_kr_resident(span: bytes) -> bool:
+    """Accept Korean registration numbers of residents and foreigners: a date, a century digit that fits it.
+
+    Numbers issued since October 2020 have no check digit, so none is asked for.
+    """
+    digits = digits_of(span)
+    if len(digits) != 13:
+        return False
+    century = {"1": 19, "2": 19, "5": 19, "6": 19, "3": 20, "4": 20, "7": 20, "8": 20, "9": 18, "0": 18}[digits[6]]
+    return _is_date(century * 100 + int(digits[:2]), digits[2:4], digits[4:6])
+
+
+def is_se_long(span: bytes) -> bool:
+    """Accept Swedish personal numbers with the century written out: a date, Luhn over the last ten digits."""
+    digits = digits_of(span)
+    if len(digits) != 12 or digits[:2] not in {"18", "19", "20"}:
+        return False
+    return _is_date(int(digits[:4]), digits[4:6], digits[6:8]) and bool(luhn.is_valid(digits[2:]))
+
+
+def is_fi_hetu(span: bytes) -> bool:
+    """Accept Finnish identity codes with any separator in use since 2023: a date and the check character."""
+    text = span.decode("ascii", "replace").upper()
+    hit = re.fullmatch(r"([0-9]{2})([0-9]{2})([0-9]{2})([-+A-FU-Y])([0-9]{3})([0-9A-FHJ-NPR-Y])", text)
+    if hit is None:
+        return False
+    day, month, year, mark, serial, check = hit.groups()
+    century = 18 if mark == "+" else 20 if mark in "ABCDEF" else 19
+    right = "0123456789ABCDEFHJKLMNPRSTUVWXY"[int(day + month + year + serial) % 31]
+    return check == right and _is_date(century * 100 + int(year), month, day)
+
+
+def is_de_id_card(span: bytes) -> bool:
+    """Accept German identity card and passport numbers: nine characters and, where written, the check digit (ICAO)."""
+    text = span.decode("ascii", "replace").upper()
+    if not re.fullmatch(r"[CFGHJKLMNPRTVWXYZ][0-9CFGHJKLMNPRTVWXYZ]{8}[0-9]", text):
+        return False
+    return _mrz(text[:9]) == int(text[9]) and sum(each.isdigit() for each in text) >= 4
+
+
+def is_de_rvnr(span: bytes) -> bool:
+    """Accept German pension insurance numbers: area, date of birth, letter, serial, check digit (VKVV section 4)."""
+    hit = _DE_RVNR.fullmatch(span.replace(b" ", b"").upper())
+    if hit is None or not 1 <= int(hit[3]) <= 12 or not 1 <= int(hit[2]) % 50 <= 31:
+        return False
+    number = f"{hit[1].decode()}{hit[2].decode()}{hit[3].decode()}{hit[4].decode()}{hit[5][0] - 64:02}{hit[6].decode()}"
+    weights = (2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1)
+    sums = (sum(divmod(int(each) * weight, 10)) for each, weight in zip(number, weights, strict=True))
+    return sum(sums) % 10 == int(hit[7])
+
+
+def is_de_kvnr(span: bytes) -> bool:
+    """Accept German health insurance numbers: a letter, eight digits, Luhn-like check digit (GKV directive 290)."""
+    text = span.decode("ascii", "replace").upper()
+    if not re.fullmatch(r"[A-Z][0-9]{9}", text) or len(set(text[1:])) < 4:
+        return False
+    number = f"{ord(text[0]) - 64:02}{text[1:9]}"
+    sums = (sum(divmod(int(each) * weight, 10)) for each, weight in zip(number, (1, 2) * 5, strict=True))
+    return sum(sums) % 10 == int(text[9])
+
+
+def is_sg_nric(span: bytes) -> bool:
+    """Accept Singapore NRIC and FIN numbers: prefix S, T, F, G or M, seven digits, check letter."""
+    text = span.decode("ascii", "replace").upper()
+    if not re.fullmatch(r"[STFGM][0-9]{7}[A-Z]", text):
+        return False
+    total = sum(int(each) * weight for each, weight in zip(text[1:8], (2, 7, 6, 5, 4, 3, 2), strict=True))
+    if text[0] == "M":
+        return text[8] == "KLJNPQRTUWX"[10 - (total + 3) % 11]
+    table = "JZIHGFEDCBA" if text[0] in "ST" else "XWUTRQPNMLK"
+    return text[8] == table[(total + (4 if text[0] in "TG" else 0)) % 11]
+
+
+def is_vin(span: bytes) -> bool:
+    """Accept vehicle identification numbers with a right check digit (49 CFR 565.15), letters and digits mixed."""
+    text = span.decode("ascii", "replace").upper()
+    if len(text) != 17 or not all(each in _VIN_VALUES for each in text):
+        return False
+    if sum(each.isdigit() for each in text) < 5 or sum(each.isalpha() for each in text) < 3:
+        return False
+    rest = sum(_VIN_VALUES[each] * weight for each, weight in zip(text, _VIN_WEIGHTS, strict=True)) % 11
+    return text[8] == ("X" if rest == 10 else str(rest))
+
+
+def is_uk_licence(span: bytes) -> bool:
+    """Accept British driving licence numbers: name, decade, month (women 51 to 62), day, year, initials."""
+    text = span.decode("ascii", "replace").upper()
+    hit = re.fullmatch(r"[A-Z]{1,5}9{0,4}[0-9]([0156][0-9])([0-9]{2})[0-9][A-Z9]{2}[A-Z0-9][A-Z]{2}", text)
+    return hit is not None and 1 <= int(hit[1]) % 50 <= 12 and 1 <= int(hit[2]) <= 31
+
+
+def is_mrz(span: bytes) -> bool:
+    """Accept the second line of a passport's machine-readable zone: three check digits (ICAO 9303 part 4)."""
+    text = span.decode("ascii", "replace")
+    if not re.fullmatch(r"[A-Z0-9<]{9}[0-9][A-Z<]{3}[0-9]{7}[MFX<][0-9]{7}[A-Z0-9<]{14}[0-9<][0-9]", text):
+        return False
+    parts = ((text[:9], text[9]), (text[13:19], text[19]), (text[21:27], text[27]))
+    return all(_mrz(value) == int(check) for value, check in parts)
+
+
+def _mrz(text: str) -> int:
+    """Return the check digit of ICAO 9303: weights 7 3 1, letters from 10 up, the filler nothing."""
+    values = (0 if each == "<" else int(each, 36) for each in text)
+    return sum(value * (7, 3, 1)[index % 3] for index, value in enumerate(values)) % 10
+
+
+def _is_date(year: int, month: str, day: str) -> bool:
+    try:
+        return bool(date(year, int(month), int(day)))
+    except ValueError:
+        return False
+
+
+# python-stdnum modules by the name a rule gives them: length, structure and, where there is one, the check digit.
+STDNUM = {
+    "ar-cbu": "ar.cbu", "ar-cuit": "ar.cuit", "at-svnr": "at.vnr", "au-abn": "au.abn", "au-acn": "au.acn",
+    "au-tfn": "au.tfn", "be-nn": "be.nn", "bg-egn": "bg.egn", "bic": "bic", "br-cnpj": "br.cnpj", "br-cpf": "br.cpf",
+    "ca-sin": "ca.sin", "ch-ahv": "ch.ssn", "cl-rut": "cl.rut", "cn-ric": "cn.ric", "co-nit": "co.nit",
+    "crypto-btc": "bitcoin", "cz-rc": "cz.rc", "de-idnr": "de.idnr", "de-vat": "de.vat", "dk-cpr": "dk.cpr",
+    "ee-ik": "ee.ik", "es-cif": "es.cif", "es-dni": "es.dni", "es-nie": "es.nie", "fr-nir": "fr.nir",
+    "gr-amka": "gr.amka", "hr-oib": "hr.oib", "id-nik": "id.nik", "ie-pps": "ie.pps", "il-idnr": "il.idnr",
+    "imei": "imei", "in-aadhaar": "in_.aadhaar", "in-epic": "in_.epic", "in-gstin": "in_.gstin", "in-pan": "in_.pan",
+    "it-codicefiscale": "it.codicefiscale", "it-iva": "it.iva", "kr-brn": "kr.brn", "mx-curp": "mx.curp",
+    "mx-rfc": "mx.rfc", "my-nric": "my.nric", "nl-bsn": "nl.bsn", "no-fodselsnummer": "no.fodselsnummer",
+    "nz-ird": "nz.ird", "pk-cnic": "pk.cnic", "pl-nip": "pl.nip", "pl-pesel": "pl.pesel", "pt-nif": "pt.nif",
+    "ro-cnp": "ro.cnp", "ru-inn": "ru.inn", "se-orgnr": "se.orgnr", "se-personnummer": "se.personnummer",
+    "sg-uen": "sg.uen", "si-emso": "si.emso", "th-pin": "th.pin", "tr-tckimlik": "tr.tckimlik", "ua-rntrc": "ua.rntrc",
+    "uk-utr": "gb.utr", "us-ein": "us.ein", "us-itin": "us.itin", "us-routing": "us.rtn", "us-ssn": "us.ssn",
+    "za-idnr": "za.idnr",
+}  # fmt: skip
+_MODULES = {module: import_module(f"stdnum.{module}") for module in (*STDNUM.values(), "gb.nhs", "iban")}
+
+IDENTIFIERS: Mapping[str, Validator] = {
+    **{name: partial(is_number, module=module) for name, module in STDNUM.items()},
+    "au-medicare": is_medicare_au,
+    "coordinates": is_coordinates,
+    "de-id-card": is_de_id_card,
+    "de-kvnr": is_de_kvnr,
+    "de-rvnr": is_de_rvnr,
+    "fi-hetu": is_fi_hetu,
+    "iban": is_iban,
+    "ip-private": is_private_ip,
+    "ip-public": is_public_ip,
+    "jp-my-number": is_my_number,
+    "kr-resident": is_kr_resident,
+    "mrz": is_mrz,
+    "phone": is_international_phone,
+    "phone-digits": is_named_phone,
+    "phone-mobile": is_trunk_mobile,
+    "phone-national": is_trunk_phone,
+    "phone-us": is_nanp,
+    "se-long": is_se_long,
+    "sg-nric": is_sg_nric,
+    "uk-licence": is_uk_licence,
+    "uk-nhs": is_nhs,
+    "us-dea": is_dea,
+    "us-npi": is_npi,
+    "vin": is_vin,
+}
