@@ -18,6 +18,7 @@ import phonenumbers
 from phonenumbers.phonemetadata import NumberFormat, PhoneMetadata
 from stdnum import luhn
 from stdnum.exceptions import ValidationError
+from stdnum.iso7064 import mod_11_10
 
 Validator = Callable[[bytes], bool]
 
@@ -33,9 +34,15 @@ NANP = re.compile(
     rb"(?:\+?1[ .-]?|001[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}"
     rb"|\+1[ .-]?[2-9][0-9]{9}"
 )
+# How a national number with a leading zero is written, and one in a single piece: the patterns of their rules.
+TRUNK = re.compile(
+    rb"(?:\(0|0 ?)[1-9](?:(?:[0-9]{1,4}\)?[ /-]|\)[ /-]?)[0-9]{2,8}(?:[ -][0-9]{2,5}){0,4}"
+    rb"|[ -][0-9]{3,8}(?:[ -][0-9]{2,5}){0,3}|(?:[ -][0-9]{2}){4})|0[1-9](?:\.[0-9]{2}){4}"
+)
 _EXTENSION = re.compile(rb"(?i:(?:x|ext\.?) ?)[0-9]{1,6}\Z")
 # German insurance numbers: the areas of issue (VKVV section 2); the letter counts as its place in the alphabet.
 _DE_RVNR = re.compile(rb"([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2})([A-Z])([0-9]{2})([0-9])")
+_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _VIN_VALUES = {
     **{str(digit): digit for digit in range(10)},
     **dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", (*range(1, 9), *range(1, 6), 7, 9, *range(2, 10)), strict=True)),
@@ -90,10 +97,11 @@ def is_trunk_phone(span: bytes) -> bool:
     if not groups or not groups[0].startswith("0"):
         return False
     national = "".join(groups)[1:]
-    head = groups[0][1:] or (groups[1] if len(groups) > 1 else "")
-    if not 6 <= len(national) <= 11 or len(set(national)) < 3:
+    rest = [groups[0][1:], *groups[1:]] if len(groups[0]) > 1 else groups[1:]
+    if not 7 <= len(national) <= 11 or len(set(national)) < 3:
         return False
-    return any(_grouped(region, national, head) for region in ZERO_REGIONS)
+    by_area = len(rest) == 2 or re.search(rb"[(/]", span) is not None
+    return any(_grouped(region, national, rest, by_area) for region in ZERO_REGIONS)
 
 
 def is_trunk_mobile(span: bytes) -> bool:
@@ -106,13 +114,12 @@ def is_trunk_mobile(span: bytes) -> bool:
 
 def is_named_phone(span: bytes) -> bool:
     """Accept seven to fifteen digits, not all the same and no date, that no rule for a fixed form finds already."""
-    digits = digits_of(span)
+    digits = digits_of(span.partition(b"x")[0])
     if not 7 <= len(digits) <= 15 or len(set(digits)) == 1 or _looks_like_date(span):
         return False
     if span.startswith(b"+") or NANP.fullmatch(span):
         return not (_nanp(span) or is_international_phone(span))
-    in_pieces = re.search(rb"[ /.-]", span) is not None
-    return not (is_trunk_phone(span) if in_pieces else is_trunk_mobile(span))
+    return not (is_trunk_phone(span) if TRUNK.fullmatch(span) else span.isdigit() and is_trunk_mobile(span))
 
 
 def _looks_like_date(span: bytes) -> bool:
@@ -141,18 +148,18 @@ def _plan(region: str) -> tuple[re.Pattern[str], re.Pattern[str], tuple[NumberFo
     return re.compile(general), re.compile(plan.mobile.national_number_pattern or general), tuple(plan.number_format)
 
 
-def _grouped(region: str, national: str, head: str) -> bool:
-    """Tell whether ``region`` has the number and prints ``head`` as its first group."""
+def _grouped(region: str, national: str, groups: list[str], by_area: bool) -> bool:
+    """Tell whether ``region`` has the number and prints it in ``groups``; ``by_area``: the first of them is enough."""
     everything, _, formats = _plan(region)
     if not everything.fullmatch(national):
-        # Italian numbers keep their zero; extensions and new blocks are not in the plan.
         return False
     for form in formats:
         leading = form.leading_digits_pattern
         if leading and not re.match(leading[-1], national):
             continue
         if hit := re.fullmatch(form.pattern, national):
-            return str(hit.group(1)) == head
+            printed = list(hit.groups())
+            return printed == groups or (by_area and printed[0] == groups[0])
     return False
 
 
@@ -162,13 +169,13 @@ def _grouped(region: str, national: str, head: str) -> bool:
 def is_private_ip(span: bytes) -> bool:
     """Accept IPv4 and IPv6 addresses, a prefix length aside, that are no public ones: of a house or a laboratory."""
     address = _address(span)
-    return address is not None and not address.is_global
+    return address is not None and (not address.is_global or address.is_reserved)
 
 
 def is_public_ip(span: bytes) -> bool:
     """Accept IPv4 and IPv6 addresses that are globally reachable (IANA special-purpose registries excluded)."""
     address = _address(span)
-    return address is not None and bool(address.is_global)
+    return address is not None and address.is_global and not address.is_reserved
 
 
 def _address(span: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -176,6 +183,25 @@ def _address(span: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
         return ipaddress.ip_address(span[:MAX_SPAN].decode("ascii").partition("/")[0])
     except ValueError:
         return None
+
+
+def is_bech32(span: bytes) -> bool:
+    """Accept native segwit addresses: bech32, or bech32m from version 1 on (BIP 173, BIP 350)."""
+    prefix, _, data = span.decode("ascii", "replace").rpartition("1")
+    if len(span) > MAX_SPAN or not prefix or not all(each in _BECH32 for each in data):
+        return False
+    values = [*(ord(each) >> 5 for each in prefix), 0, *(ord(each) & 31 for each in prefix), *map(_BECH32.index, data)]
+    check = 1
+    for value in values:
+        top, check = check >> 25, (check & 0x1FFFFFF) << 5 ^ value
+        for bit, term in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            check ^= term if top >> bit & 1 else 0
+    return check == (1 if data[:1] == "q" else 0x2BC830A3)
+
+
+def is_bitcoin(span: bytes) -> bool:
+    """Accept Bitcoin addresses: base58check, bech32 or bech32m."""
+    return is_bech32(span) if span.startswith(b"bc1") else is_number(span, "bitcoin")
 
 
 def is_coordinates(span: bytes) -> bool:
@@ -240,7 +266,7 @@ def is_kr_resident(span: bytes) -> bool:
     Numbers issued since October 2020 have no check digit, so none is asked for.
     """
     digits = digits_of(span)
-    if len(digits) != 13:
+    if len(digits) != 13 or len(set(digits[6:])) < 3:
         return False
     century = {"1": 19, "2": 19, "5": 19, "6": 19, "3": 20, "4": 20, "7": 20, "8": 20, "9": 18, "0": 18}[digits[6]]
     return _is_date(century * 100 + int(digits[:2]), digits[2:4], digits[4:6])
@@ -264,6 +290,12 @@ def is_fi_hetu(span: bytes) -> bool:
     century = 18 if mark == "+" else 20 if mark in "ABCDEF" else 19
     right = "0123456789ABCDEFHJKLMNPRSTUVWXY"[int(day + month + year + serial) % 31]
     return check == right and _is_date(century * 100 + int(year), month, day)
+
+
+def is_de_idnr(span: bytes) -> bool:
+    """Accept German tax identification numbers: eleven digits, ISO 7064 modulus 11, 10; the first is no zero."""
+    digits = digits_of(span)
+    return len(digits) == 11 and digits[0] != "0" and len(set(digits)) > 2 and bool(mod_11_10.is_valid(digits))
 
 
 def is_de_id_card(span: bytes) -> bool:
@@ -326,8 +358,8 @@ def is_uk_licence(span: bytes) -> bool:
 
 
 def is_mrz(span: bytes) -> bool:
-    """Accept the second line of a passport's machine-readable zone: three check digits (ICAO 9303 part 4)."""
-    text = span.decode("ascii", "replace")
+    """Accept a passport's machine-readable zone by three check digits of its second line (ICAO 9303 part 4)."""
+    text = span[-44:].decode("ascii", "replace")
     if not re.fullmatch(r"[A-Z0-9<]{9}[0-9][A-Z<]{3}[0-9]{7}[MFX<][0-9]{7}[A-Z0-9<]{14}[0-9<][0-9]", text):
         return False
     parts = ((text[:9], text[9]), (text[13:19], text[19]), (text[21:27], text[27]))
@@ -352,10 +384,10 @@ STDNUM = {
     "ar-cbu": "ar.cbu", "ar-cuit": "ar.cuit", "at-svnr": "at.vnr", "au-abn": "au.abn", "au-acn": "au.acn",
     "au-tfn": "au.tfn", "be-nn": "be.nn", "bg-egn": "bg.egn", "bic": "bic", "br-cnpj": "br.cnpj", "br-cpf": "br.cpf",
     "ca-sin": "ca.sin", "ch-ahv": "ch.ssn", "cl-rut": "cl.rut", "cn-ric": "cn.ric", "co-nit": "co.nit",
-    "crypto-btc": "bitcoin", "cz-rc": "cz.rc", "de-idnr": "de.idnr", "de-vat": "de.vat", "dk-cpr": "dk.cpr",
+    "cz-rc": "cz.rc", "dk-cpr": "dk.cpr",
     "ee-ik": "ee.ik", "es-cif": "es.cif", "es-dni": "es.dni", "es-nie": "es.nie", "fr-nir": "fr.nir",
     "gr-amka": "gr.amka", "hr-oib": "hr.oib", "id-nik": "id.nik", "ie-pps": "ie.pps", "il-idnr": "il.idnr",
-    "imei": "imei", "in-aadhaar": "in_.aadhaar", "in-epic": "in_.epic", "in-gstin": "in_.gstin", "in-pan": "in_.pan",
+    "in-aadhaar": "in_.aadhaar", "in-epic": "in_.epic", "in-pan": "in_.pan",
     "it-codicefiscale": "it.codicefiscale", "it-iva": "it.iva", "kr-brn": "kr.brn", "mx-curp": "mx.curp",
     "mx-rfc": "mx.rfc", "my-nric": "my.nric", "nl-bsn": "nl.bsn", "no-fodselsnummer": "no.fodselsnummer",
     "nz-ird": "nz.ird", "pk-cnic": "pk.cnic", "pl-nip": "pl.nip", "pl-pesel": "pl.pesel", "pt-nif": "pt.nif",
@@ -364,13 +396,16 @@ STDNUM = {
     "uk-utr": "gb.utr", "us-ein": "us.ein", "us-itin": "us.itin", "us-routing": "us.rtn", "us-ssn": "us.ssn",
     "za-idnr": "za.idnr",
 }  # fmt: skip
-_MODULES = {module: import_module(f"stdnum.{module}") for module in (*STDNUM.values(), "gb.nhs", "iban")}
+_MODULES = {module: import_module(f"stdnum.{module}") for module in (*STDNUM.values(), "bitcoin", "gb.nhs", "iban")}
 
 IDENTIFIERS: Mapping[str, Validator] = {
     **{name: partial(is_number, module=module) for name, module in STDNUM.items()},
     "au-medicare": is_medicare_au,
+    "bech32": is_bech32,
     "coordinates": is_coordinates,
+    "crypto-btc": is_bitcoin,
     "de-id-card": is_de_id_card,
+    "de-idnr": is_de_idnr,
     "de-kvnr": is_de_kvnr,
     "de-rvnr": is_de_rvnr,
     "fi-hetu": is_fi_hetu,

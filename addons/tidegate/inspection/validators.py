@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from stdnum import luhn, mac
+from stdnum import luhn
 
 from tidegate.inspection.identifiers import IDENTIFIERS, is_number
 
@@ -150,8 +150,9 @@ def is_luhn(span: bytes) -> bool:
 
 def is_mac(span: bytes) -> bool:
     """Accept MAC addresses that are neither zero, broadcast nor of one repeated octet."""
-    octets = re.split(rb"[:.-]", span)
-    return len({octet.lower() for octet in octets}) > 2 and bool(mac.is_valid(span.decode("latin-1").replace(".", ":")))
+    digits = re.sub(rb"[:.-]", b"", span.lower())
+    octets = {digits[at : at + 2] for at in range(0, len(digits), 2)}
+    return len(octets) > 2 and re.fullmatch(rb"[0-9a-f]{12}", digits) is not None
 
 
 def is_date(span: bytes) -> bool:
