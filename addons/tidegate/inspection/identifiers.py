@@ -1,8 +1,8 @@
-"""Second looks at identity numbers, telephone numbers and addresses: pure functions of the matched bytes.
+"""Second looks at identity numbers and addresses: pure functions of the matched bytes.
 
 The same law as ``validators.py``: total, linear in a bounded span, blind to the text around it. Where a number has a
 well-kept implementation (python-stdnum, phonenumbers) that decides; what neither has is written here from its public
-description. Rules that could name the same span exclude each other here, so that one value is one finding.
+description.
 """
 
 from __future__ import annotations
@@ -11,48 +11,29 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from datetime import date
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 
-import phonenumbers
-from phonenumbers.phonemetadata import NumberFormat, PhoneMetadata
-from stdnum import luhn
+from stdnum import iban, luhn
 from stdnum.exceptions import ValidationError
 from stdnum.iso7064 import mod_11_10
 
+from tidegate.inspection.telephones import (
+    MAX_SPAN,
+    digits_of,
+    is_international_phone,
+    is_named_phone,
+    is_nanp,
+    is_nanp_number,
+    is_trunk_mobile,
+    is_trunk_phone,
+)
+
 Validator = Callable[[bytes], bool]
 
-# Longer spans than any identifier's are refused unread: an IBAN with its spaces is 42 characters, an IPv6 address 45.
-MAX_SPAN = 128
-# Regions whose numbers, written as inside the region with a leading zero, are recognised.
-ZERO_REGIONS = (
-    "GB", "DE", "FR", "NL", "CH", "AT", "AU", "IN", "IT", "JP", "IL", "SE", "TR", "PH", "ZA", "BE", "KR", "NZ", "IE",
-    "FI",
-)  # fmt: skip
-# How a North American number is written; its rule and the rules it takes precedence over agree on this.
-NANP = re.compile(
-    rb"(?:\+?1[ .-]?|001[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}"
-    rb"|\+1[ .-]?[2-9][0-9]{9}"
-)
-# How a national number with a leading zero is written, and one in a single piece: the patterns of their rules.
-TRUNK = re.compile(
-    rb"(?:\(0|0 ?)[1-9](?:(?:[0-9]{1,4}\)?[ /-]|\)[ /-]?)[0-9]{2,8}(?:[ -][0-9]{2,5}){0,4}"
-    rb"|[ -][0-9]{3,8}(?:[ -][0-9]{2,5}){0,3}|(?:[ -][0-9]{2}){4})|0[1-9](?:\.[0-9]{2}){4}"
-)
-_EXTENSION = re.compile(rb"(?i:(?:x|ext\.?) ?)[0-9]{1,6}\Z")
 # German insurance numbers: the areas of issue (VKVV section 2); the letter counts as its place in the alphabet.
 _DE_RVNR = re.compile(rb"([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2})([A-Z])([0-9]{2})([0-9])")
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
-_VIN_VALUES = {
-    **{str(digit): digit for digit in range(10)},
-    **dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", (*range(1, 9), *range(1, 6), 7, 9, *range(2, 10)), strict=True)),
-}
-_VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
-
-
-def digits_of(span: bytes) -> str:
-    """Return the ASCII digits of ``span``, in order."""
-    return bytes(byte for byte in span if 48 <= byte <= 57).decode("ascii")
 
 
 def is_number(span: bytes, module: str) -> bool:
@@ -67,100 +48,13 @@ def is_number(span: bytes, module: str) -> bool:
 
 def is_iban(span: bytes) -> bool:
     """Accept IBANs in one case: mixed case is what random base64 has."""
-    return (span == span.upper() or span == span.lower()) and is_number(span, "iban")
-
-
-# -------------------------------------------------------------------------------------------------- telephone
-
-
-def is_nanp(span: bytes) -> bool:
-    """Accept numbers of the North American plan; with an extension any 3-3-4 grouping, which nothing else has."""
-    if _EXTENSION.search(span):
-        return 10 <= len(digits_of(span)) <= 20
-    return _nanp(span) and not is_nhs_spaced(span)
-
-
-def is_international_phone(span: bytes) -> bool:
-    """Accept ``+`` and a country code other than 1, and a number its plan assigns or, when grouped, could assign."""
-    number = _parsed(span)
-    if number is None or number.country_code == 1:
+    if len(span) > MAX_SPAN or not (span == span.upper() or span == span.lower()):
         return False
-    if phonenumbers.is_valid_number(number):
-        return True
-    possible = phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE
-    return possible and len(re.findall(rb"[0-9]{1,20}", span)) >= 3
-
-
-def is_trunk_phone(span: bytes) -> bool:
-    """Accept a leading zero and the digit groups that a region prints its numbers in: all of them, or its area code."""
-    groups = [each.decode("ascii") for each in re.findall(rb"[0-9]{1,20}", span[:MAX_SPAN])]
-    if not groups or not groups[0].startswith("0"):
-        return False
-    national = "".join(groups)[1:]
-    rest = [groups[0][1:], *groups[1:]] if len(groups[0]) > 1 else groups[1:]
-    if not 7 <= len(national) <= 11 or len(set(national)) < 3:
-        return False
-    by_area = len(rest) == 2 or re.search(rb"[(/]", span) is not None
-    return any(_grouped(region, national, rest, by_area) for region in ZERO_REGIONS)
-
-
-def is_trunk_mobile(span: bytes) -> bool:
-    """Accept a leading zero and a mobile number, or a geographic one of eleven digits, all in one piece."""
-    digits = digits_of(span)
-    if not 10 <= len(digits) <= 11 or digits[0] != "0" or len(set(digits)) < 4:
-        return False
-    return any(_plan(region)[1].fullmatch(digits[1:]) for region in ZERO_REGIONS)
-
-
-def is_named_phone(span: bytes) -> bool:
-    """Accept seven to fifteen digits, not all the same and no date, that no rule for a fixed form finds already."""
-    digits = digits_of(span.partition(b"x")[0])
-    if not 7 <= len(digits) <= 15 or len(set(digits)) == 1 or _looks_like_date(span):
-        return False
-    if span.startswith(b"+") or NANP.fullmatch(span):
-        return not (_nanp(span) or is_international_phone(span))
-    return not (is_trunk_phone(span) if TRUNK.fullmatch(span) else span.isdigit() and is_trunk_mobile(span))
-
-
-def _looks_like_date(span: bytes) -> bool:
-    return re.fullmatch(rb"[12][0-9]{3}[-./][0-9]{1,2}[-./][0-9]{1,2}", span) is not None
-
-
-def _nanp(span: bytes) -> bool:
-    number = _parsed(span, "US")
-    return number is not None and number.country_code == 1 and phonenumbers.is_valid_number(number)
-
-
-def _parsed(span: bytes, region: str | None = None) -> phonenumbers.PhoneNumber | None:
-    if len(span) > MAX_SPAN:
-        return None
     try:
-        return phonenumbers.parse(span.decode("ascii"), region)
-    except (phonenumbers.NumberParseException, ValueError):
-        return None
-
-
-@cache
-def _plan(region: str) -> tuple[re.Pattern[str], re.Pattern[str], tuple[NumberFormat, ...]]:
-    """Return a region's numbers, its mobile numbers, and how it prints them. The keys are ``ZERO_REGIONS`` alone."""
-    plan = PhoneMetadata.metadata_for_region(region)
-    general = plan.general_desc.national_number_pattern
-    return re.compile(general), re.compile(plan.mobile.national_number_pattern or general), tuple(plan.number_format)
-
-
-def _grouped(region: str, national: str, groups: list[str], by_area: bool) -> bool:
-    """Tell whether ``region`` has the number and prints it in ``groups``; ``by_area``: the first of them is enough."""
-    everything, _, formats = _plan(region)
-    if not everything.fullmatch(national):
+        # Not the bank's own check: its list of banks is never complete.
+        return bool(iban.validate(span.decode("ascii"), check_country=False))
+    except (ValidationError, ValueError, IndexError):
         return False
-    for form in formats:
-        leading = form.leading_digits_pattern
-        if leading and not re.match(leading[-1], national):
-            continue
-        if hit := re.fullmatch(form.pattern, national):
-            printed = list(hit.groups())
-            return printed == groups or (by_area and printed[0] == groups[0])
-    return False
 
 
 # -------------------------------------------------------------------------------------------------- addresses
@@ -216,14 +110,35 @@ def is_coordinates(span: bytes) -> bool:
 # -------------------------------------------------------------------------------------------------- numbers
 
 
-def is_nhs_spaced(span: bytes) -> bool:
-    """Accept a UK NHS number in its printed form, 3 3 4 with spaces."""
-    return re.fullmatch(rb"[0-9]{3} [0-9]{3} [0-9]{4}", span) is not None and is_number(span, "gb.nhs")
-
-
 def is_nhs(span: bytes) -> bool:
     """Accept UK NHS numbers, but with hyphens only what is no North American telephone number."""
-    return is_number(span, "gb.nhs") and (b"-" not in span or not _nanp(span))
+    return is_number(span, "gb.nhs") and (b"-" not in span or not is_nanp_number(span))
+
+
+def is_card_of_others(span: bytes) -> bool:
+    """Accept 12 to 19 digits with a right Luhn digit that begin as no brand with a rule of its own does."""
+    digits = digits_of(span)
+    others = digits[:1] in set("01789") and digits[:2] not in {"81", "82"} and digits[:4] != "1800"
+    return 12 <= len(digits) <= 19 and others and len(set(digits)) > 2 and bool(luhn.is_valid(digits))
+
+
+def is_aadhaar(span: bytes) -> bool:
+    """Accept Indian Aadhaar numbers however they are separated (Verhoeff)."""
+    return is_number(digits_of(span).encode(), "in_.aadhaar")
+
+
+def is_itin(span: bytes) -> bool:
+    """Accept US taxpayer numbers of people: 9, and a group the IRS assigns (50-65, 70-88, 90-92, 94-99)."""
+    digits = digits_of(span)
+    if len(digits) != 9 or digits[0] != "9":
+        return False
+    group = int(digits[3:5])
+    return 50 <= group <= 65 or (70 <= group <= 99 and group not in {89, 93})
+
+
+def is_routing(span: bytes) -> bool:
+    """Accept US bank routing numbers, in one piece or in groups."""
+    return is_number(digits_of(span).encode(), "us.rtn")
 
 
 def is_npi(span: bytes) -> bool:
@@ -280,6 +195,12 @@ def is_se_long(span: bytes) -> bool:
     return _is_date(int(digits[:4]), digits[4:6], digits[6:8]) and bool(luhn.is_valid(digits[2:]))
 
 
+def is_se_short(span: bytes) -> bool:
+    """Accept Swedish personal numbers of ten digits: a date in this century or the last, and Luhn."""
+    digits = digits_of(span)
+    return len(digits) == 10 and (is_se_long(b"19" + span) or is_se_long(b"20" + span))
+
+
 def is_fi_hetu(span: bytes) -> bool:
     """Accept Finnish identity codes with any separator in use since 2023: a date and the check character."""
     text = span.decode("ascii", "replace").upper()
@@ -320,7 +241,7 @@ def is_de_rvnr(span: bytes) -> bool:
 def is_de_kvnr(span: bytes) -> bool:
     """Accept German health insurance numbers: a letter, eight digits, Luhn-like check digit (GKV directive 290)."""
     text = span.decode("ascii", "replace").upper()
-    if not re.fullmatch(r"[A-Z][0-9]{9}", text) or len(set(text[1:])) < 4:
+    if not re.fullmatch(r"[A-Z][0-9]{9}", text) or len(set(text[1:])) < 2:
         return False
     number = f"{ord(text[0]) - 64:02}{text[1:9]}"
     sums = (sum(divmod(int(each) * weight, 10)) for each, weight in zip(number, (1, 2) * 5, strict=True))
@@ -337,17 +258,6 @@ def is_sg_nric(span: bytes) -> bool:
         return text[8] == "KLJNPQRTUWX"[10 - (total + 3) % 11]
     table = "JZIHGFEDCBA" if text[0] in "ST" else "XWUTRQPNMLK"
     return text[8] == table[(total + (4 if text[0] in "TG" else 0)) % 11]
-
-
-def is_vin(span: bytes) -> bool:
-    """Accept vehicle identification numbers with a right check digit (49 CFR 565.15), letters and digits mixed."""
-    text = span.decode("ascii", "replace").upper()
-    if len(text) != 17 or not all(each in _VIN_VALUES for each in text):
-        return False
-    if sum(each.isdigit() for each in text) < 5 or sum(each.isalpha() for each in text) < 3:
-        return False
-    rest = sum(_VIN_VALUES[each] * weight for each, weight in zip(text, _VIN_WEIGHTS, strict=True)) % 11
-    return text[8] == ("X" if rest == 10 else str(rest))
 
 
 def is_uk_licence(span: bytes) -> bool:
@@ -387,21 +297,25 @@ STDNUM = {
     "cz-rc": "cz.rc", "dk-cpr": "dk.cpr",
     "ee-ik": "ee.ik", "es-cif": "es.cif", "es-dni": "es.dni", "es-nie": "es.nie", "fr-nir": "fr.nir",
     "gr-amka": "gr.amka", "hr-oib": "hr.oib", "id-nik": "id.nik", "ie-pps": "ie.pps", "il-idnr": "il.idnr",
-    "in-aadhaar": "in_.aadhaar", "in-epic": "in_.epic", "in-pan": "in_.pan",
+    "in-epic": "in_.epic", "in-pan": "in_.pan",
     "it-codicefiscale": "it.codicefiscale", "it-iva": "it.iva", "kr-brn": "kr.brn", "mx-curp": "mx.curp",
     "mx-rfc": "mx.rfc", "my-nric": "my.nric", "nl-bsn": "nl.bsn", "no-fodselsnummer": "no.fodselsnummer",
     "nz-ird": "nz.ird", "pk-cnic": "pk.cnic", "pl-nip": "pl.nip", "pl-pesel": "pl.pesel", "pt-nif": "pt.nif",
     "ro-cnp": "ro.cnp", "ru-inn": "ru.inn", "se-orgnr": "se.orgnr", "se-personnummer": "se.personnummer",
     "sg-uen": "sg.uen", "si-emso": "si.emso", "th-pin": "th.pin", "tr-tckimlik": "tr.tckimlik", "ua-rntrc": "ua.rntrc",
-    "uk-utr": "gb.utr", "us-ein": "us.ein", "us-itin": "us.itin", "us-routing": "us.rtn", "us-ssn": "us.ssn",
+    "uk-utr": "gb.utr", "us-ein": "us.ein", "us-ssn": "us.ssn",
     "za-idnr": "za.idnr",
 }  # fmt: skip
-_MODULES = {module: import_module(f"stdnum.{module}") for module in (*STDNUM.values(), "bitcoin", "gb.nhs", "iban")}
+_MODULES = {
+    module: import_module(f"stdnum.{module}")
+    for module in (*STDNUM.values(), "bitcoin", "gb.nhs", "in_.aadhaar", "us.rtn")
+}
 
 IDENTIFIERS: Mapping[str, Validator] = {
     **{name: partial(is_number, module=module) for name, module in STDNUM.items()},
     "au-medicare": is_medicare_au,
     "bech32": is_bech32,
+    "card-other": is_card_of_others,
     "coordinates": is_coordinates,
     "crypto-btc": is_bitcoin,
     "de-id-card": is_de_id_card,
@@ -410,6 +324,7 @@ IDENTIFIERS: Mapping[str, Validator] = {
     "de-rvnr": is_de_rvnr,
     "fi-hetu": is_fi_hetu,
     "iban": is_iban,
+    "in-aadhaar": is_aadhaar,
     "ip-private": is_private_ip,
     "ip-public": is_public_ip,
     "jp-my-number": is_my_number,
@@ -421,10 +336,12 @@ IDENTIFIERS: Mapping[str, Validator] = {
     "phone-national": is_trunk_phone,
     "phone-us": is_nanp,
     "se-long": is_se_long,
+    "se-short": is_se_short,
     "sg-nric": is_sg_nric,
     "uk-licence": is_uk_licence,
     "uk-nhs": is_nhs,
     "us-dea": is_dea,
+    "us-itin": is_itin,
     "us-npi": is_npi,
-    "vin": is_vin,
+    "us-routing": is_routing,
 }

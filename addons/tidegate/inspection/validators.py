@@ -101,7 +101,7 @@ def is_random(span: bytes) -> bool:
     words = [part for part in letters if len(part) > 2 and _VOWEL.search(part) and not _CONSONANTS.search(part)]
     total, spelt = sum(map(len, letters)), sum(map(len, words))
     digits = sum(48 <= byte <= 57 for byte in span)
-    return 0 < total and (spelt * 2 < total or digits * 4 >= len(span) or (digits > 4 and spelt * 5 < total * 4))
+    return total > 0 and (spelt * 2 < total or digits * 4 >= len(span) or (digits > 4 and spelt * 5 < total * 4))
 
 
 def is_long(span: bytes, least: int) -> bool:
