@@ -297,7 +297,7 @@ STDNUM = {
     "cz-rc": "cz.rc", "dk-cpr": "dk.cpr",
     "ee-ik": "ee.ik", "es-cif": "es.cif", "es-dni": "es.dni", "es-nie": "es.nie", "fr-nir": "fr.nir",
     "gr-amka": "gr.amka", "hr-oib": "hr.oib", "id-nik": "id.nik", "ie-pps": "ie.pps", "il-idnr": "il.idnr",
-    "in-epic": "in_.epic", "in-pan": "in_.pan",
+    "in-pan": "in_.pan",
     "it-codicefiscale": "it.codicefiscale", "it-iva": "it.iva", "kr-brn": "kr.brn", "mx-curp": "mx.curp",
     "mx-rfc": "mx.rfc", "my-nric": "my.nric", "nl-bsn": "nl.bsn", "no-fodselsnummer": "no.fodselsnummer",
     "nz-ird": "nz.ird", "pk-cnic": "pk.cnic", "pl-nip": "pl.nip", "pl-pesel": "pl.pesel", "pt-nif": "pt.nif",
