@@ -19,10 +19,19 @@ from tidegate.inspection.validators import VALIDATORS
 from tidegate.model import Action
 
 
-def rule(name: str, pattern: str, end: str | None = None, cap: int = 64, validators: tuple[str, ...] = ()) -> Rule:
+def rule(
+    name: str,
+    pattern: str,
+    end: str | None = None,
+    cap: int = 64,
+    validators: tuple[str, ...] = (),
+    severity: Severity = Severity.LOW,
+    **conditions: tuple[str, ...],
+) -> Rule:
     return Rule(
-        id=f"t.{name}", cls="secrets", pack="t", description="a rule", severity=Severity.LOW, pattern=pattern, end=end,
+        id=f"t.{name}", cls="secrets", pack="t", description="a rule", severity=severity, pattern=pattern, end=end,
         cap=cap, validators=validators, observe=False, match=(), passes=(), references=(), file="t.yaml",
+        **conditions,
     )  # fmt: skip
 
 
@@ -47,6 +56,9 @@ POOL = (
     rule("maybe", "1(?:x(?P<value>a))?b"),
     rule("late", "c@1bb?"),
     rule("number", r"[0-9]{3,6}", validators=("luhn",)),
+    rule("after", "[ab]{1,2}1?", after=("x.{0,9}c", r"\xa9")),
+    rule("unless", "c[ab]{0,3}", not_after=("b ?", "1", r"\n")),
+    rule("allowed", "[abc]{2,4}", allow=("ab?c", "b{2}|c[ab]{3}")),
     rule("lead", r"\xf0", end=r"\x98\x80b|x", cap=12),
     rule("region", "<a?", end="c?>{1,2}", cap=24),
     rule("short", r"\b<b", end=r">\b|\xa9a", cap=9),
@@ -95,10 +107,21 @@ def _longest(pattern: str, data: bytes, start: int) -> tuple[int, int, int] | No
     return None
 
 
+def _accepts(each: Rule, left: bytes, span: bytes) -> bool:
+    left = left[-48:]
+    if any(re.search(rb"(?:%b)\Z" % pattern.encode(), left) for pattern in each.not_after):
+        return False
+    if each.after and not any(re.search(pattern.encode(), left) for pattern in each.after):
+        return False
+    if any(re.fullmatch(pattern.encode(), span) for pattern in each.allow):
+        return False
+    return all(VALIDATORS[name](span) for name in each.validators)
+
+
 def _next(each: Rule, data: bytes, start: int) -> tuple[int, int, int, int] | None:
     while start < len(data):
         found = _longest(each.pattern, data, start)
-        if found and all(VALIDATORS[name](data[found[1] : found[2]]) for name in each.validators):
+        if found and _accepts(each, data[:start], data[found[1] : found[2]]):
             return (start, *found)
         start += 1
     return None

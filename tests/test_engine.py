@@ -15,6 +15,7 @@ from tests.matching import POOL, engine, indexes, rule, spans, texts
 from tidegate.inspection import scanner
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.engine import RuleError, build, encode
+from tidegate.inspection.rules import Severity
 
 EVERYTHING = tuple(range(len(POOL)))
 
@@ -57,6 +58,17 @@ def test_positions_in_characters(text: str) -> None:
 def test_a_value_is_validated_and_masked_alone() -> None:
     rules = build([rule("pin", r"pin (?P<value>[0-9]{4})\b", validators=("luhn",))], None)
     assert [(span.start, span.end) for span in rules.find(b"pin 0000 pin 0059 pin 0058")] == [(13, 17)]
+
+
+def test_the_most_severe_of_rules_that_match_the_same_comes_first() -> None:
+    rules = build([rule("a", "[a-c]{3}"), rule("b", "abc", severity=Severity.CRITICAL), rule("c", "abcd")], None)
+    assert [span.rule.id for span in rules.find(b"abcd")] == ["t.c", "t.b", "t.a"]
+
+
+def test_one_rule_is_asked_alone() -> None:
+    rules = build([rule("a", "a1"), rule("lead", "<", end=">", cap=24)], None)
+    assert rules.fires("t.a", b"<a1>")
+    assert not rules.fires("t.a", b"<b1>")
 
 
 def test_no_rules_find_nothing() -> None:

@@ -56,7 +56,12 @@ def test_the_secrets_pack_covers_at_least_sixty_providers() -> None:
 
 
 def test_rules_that_stand_on_a_name_alone_are_milder_than_fixed_formats() -> None:
-    assert {rule.severity for rule in SECRETS if rule.id.startswith("secrets.generic")} == {Severity.MEDIUM}
+    mild = {Severity.LOW, Severity.MEDIUM}
+    assert {rule.severity for rule in SECRETS if rule.id.startswith("secrets.generic")} <= mild
+
+
+def test_what_is_no_secret_by_itself_is_only_recorded() -> None:
+    assert all(rule.severity is Severity.LOW for rule in SECRETS if rule.observe)
 
 
 @pytest.mark.parametrize(
@@ -93,19 +98,19 @@ def _fires(engine: Engine, row: dict[str, object], *, at_least: Severity = Sever
     return any(order.index(span.rule.severity) >= order.index(at_least) for span in spans)
 
 
-def test_secrets_fire_on_less_than_half_a_percent_of_harmless_texts() -> None:
+def test_secrets_fire_on_less_than_a_fifth_of_a_percent_of_harmless_texts() -> None:
     rows = _rows("benign_lookalikes")
     engine = _pack("secrets")
-    assert sum(_fires(engine, row) for row in rows) / len(rows) < 0.005
+    assert sum(_fires(engine, row) for row in rows) / len(rows) <= 0.002
     assert not any(_fires(engine, row, at_least=Severity.HIGH) for row in rows)
 
 
 @pytest.mark.parametrize(
     ("corpus", "least"),
-    [("noseyparker", 0.60), ("titus", 0.50), ("kingfisher", 0.30), ("gitleaks", 0.60), ("detect_secrets", 0.70)],
+    [("noseyparker", 0.87), ("titus", 0.89), ("kingfisher", 0.88), ("gitleaks", 0.98), ("detect_secrets", 0.82)],
 )
 def test_secrets_of_others_collections_are_found(corpus: str, least: float) -> None:
-    # What the collections hold beside secrets (public keys, account names, repeated letters) is not meant to fire.
+    # What the collections hold beside secrets (public keys, weak words alone, repeated letters) is not meant to fire.
     rows = [row for row in _rows(corpus) if row["expect"]]
     engine = _pack("secrets")
     assert sum(_fires(engine, row) for row in rows) / len(rows) >= least

@@ -13,7 +13,10 @@ from tidegate.model import Fault
 
 BROKEN = Path(__file__).parent / "data" / "broken"
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "rules.md"
-KEYS = "id, class, description, severity, pattern, end, max, validators, mode, references, match, pass"
+KEYS = (
+    "id, class, description, severity, pattern, end, max, after, not-after, validators, allow, mode, references, "
+    "match, pass"
+)
 VALIDATOR_NAMES = ", ".join(sorted(VALIDATORS))
 ALONE = "patterns that look at the match alone (\\b and \\B are fine)"
 NAME = "a name of lower-case letters, digits and hyphens that starts with a letter"
@@ -41,6 +44,21 @@ MESSAGES = {
     ),
     "bad-severity": (":7: rules[acme-token].severity: found 'urgent'; accepted: low or medium or high or critical",),
     "bad-version": (":3: version: found 2; accepted: 1",),
+    "after-too-long": (
+        ":9: rules[acme-token].after[0]: found a longest match of 60 bytes; accepted: at most 48 bytes",
+    ),
+    "allow-anchor": (
+        (
+            ":9: rules[acme-token].allow[1]: found an anchor (^, $, \\A, \\Z)"
+            "; accepted: patterns that may match anywhere; use \\b"
+        ),
+    ),
+    "delimited-allow": (
+        (
+            ":11: rules[acme-token].allow: found allow with end"
+            "; accepted: no allow beside end: a stream cannot wait for the end"
+        ),
+    ),
     "delimited-validator": (
         (
             ":11: rules[acme-token].validators: found validators on a delimited rule"

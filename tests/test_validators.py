@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.inspection.validators import STOP_VALUES, STOP_WORDS, VALIDATORS
+from tidegate.inspection.validators import FORM_WORDS, STAND_INS, STOP_VALUES, STOP_WORDS, VALIDATORS
 
 # (validator, accepted, refused)
 NUMBERS = [
@@ -42,6 +42,8 @@ NUMBERS = [
     ("it-codicefiscale", "RCCMNL83S18D969H", "RCCMNL83S18D967H"),
     ("jwt", "eyJhbGciOiJIUzI1NiJ9.eyJhIjoxfQ.c2ln", "eyJhIjoxfQ.eyJhIjoxfQ.c2ln"),
     ("jwt", "eyJhbGciOiJub25lIn0.e30.", "not base64.x.y"),
+    ("length:12", "abcdefghijkl", "abcdefghijk"),
+    ("length:16", "abcdefghijklmnop", "abcdefghijklmno"),
     ("luhn", "4111-1111-1111-1111", "4111-1111-1111-1112"),
     ("luhn", "378282246310005", "0000000000000000"),
     ("mac", "3c:22:fb:9a:01:7e", "ff:ff:ff:ff:ff:ff"),
@@ -54,6 +56,9 @@ NUMBERS = [
     ("password", "wX4%kk20!ab", "/run/secrets/db"),
     ("password", "s3cr3t", "12345678"),
     ("phone", "+442079460958", "+14155552671"),
+    ("password-word", "winteriscoming", "password"),
+    ("password-word", "mypassword", "required"),
+    ("password-word", "Trampolin$", "passwordField"),
     ("phone", "+49 30 901820", "+999 12345678"),
     ("phone-digits", "78 651 450", "2024-03-21"),
     ("phone-digits", "1234567", "0000000"),
@@ -68,7 +73,18 @@ NUMBERS = [
     ("placeholder", "correcthorse", "password"),
     ("placeholder", "abcabcabcdef", "abcabcabcabc"),
     ("placeholder", "kkkkk1abcdef", "kkkkkk1abcdef"),
+    ("random", "dgpyhjg4r4mzrjb9uwr3bcie", "authentication_middleware_v2"),
+    ("random", "5us4rjh9ebxtblpi3cnw2hq0d8f", "2024-05-01T12:13:14.000Z"),
+    ("random", "d3b07384d113edec49eaa6238ad5ff00", "v1.12.3-alpha.4"),
+    ("random", "DqayBxnyJrtpvydFCzAphcqc", "AuthenticationManagerFactoryBean"),
+    ("random", "7f3a9c12-4be0-4d27-9a6c-b1e05d8f7a34", "projects/production/secrets"),
     ("se-personnummer", "880320-0016", "880320-0018"),
+    ("stand-in", "abcdefgh12345678", "YOUR_API_KEY"),
+    ("stand-in", "hunter2hunter9", "${OPENAI_API_KEY}"),
+    ("stand-in", "AKIATESTKEY1234567890", "AKIAIOSFODNN7EXAMPLE"),
+    ("stand-in", "k3j5h2g8f1d4s6a7", "sk-xxxxxxxxxxxxxxxx"),
+    ("stand-in", "correcthorse", "{{ vault.db }}"),
+    ("stand-in", "abcabcabcabc", "abababababab"),
     ("th-pin", "1-2345-45678-78-1", "1-2345-45678-78-9"),
     ("tr-tckimlik", "17291716060", "17291716061"),
     ("uk-nhs", "943 476 5919", "943 476 5918"),
@@ -180,6 +196,16 @@ def test_every_validator_is_in_the_table() -> None:
 def test_a_stop_word_is_lower_case_and_refused(word: bytes) -> None:
     assert word == word.lower()
     assert not VALIDATORS["placeholder"](word)
+
+
+@pytest.mark.parametrize("word", [*STAND_INS, *sorted(STOP_VALUES)])
+def test_a_stand_in_is_refused_however_it_is_written(word: bytes) -> None:
+    assert not VALIDATORS["stand-in"](word.upper())
+
+
+@pytest.mark.parametrize("word", sorted(FORM_WORDS))
+def test_a_word_of_a_form_is_no_password(word: bytes) -> None:
+    assert not VALIDATORS["password-word"](word.title())
 
 
 @pytest.mark.parametrize("name", sorted(VALIDATORS))

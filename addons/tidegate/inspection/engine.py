@@ -109,8 +109,16 @@ class Engine:
         return tuple(self._closures.hits(data))
 
     def find(self, data: bytes) -> tuple[Span, ...]:
-        """Return the matches of all rules in a whole text, sorted by start, longest first, most severe, then rule id."""
+        """Return the matches of all rules in a whole text, by start, longest first, most severe first, then rule id."""
         return self._spans(data, None)
+
+    def fires(self, rule: str, data: bytes) -> bool:
+        """Tell whether the rule with this id, looked for alone, finds something in ``data``."""
+        index = next(index for index, each in enumerate(self.rules) if each.id == rule)
+        if index not in self.candidates(data):
+            return False
+        alone = frozenset({index})
+        return bool(Walk(self, alone, self._regions & alone, (index,)).feed(data, final=True))
 
     def find_text(self, text: str) -> tuple[TextSpan, ...]:
         """Return the matches of all rules in characters of ``text``."""

@@ -26,8 +26,8 @@ MIN_EXAMPLES = 2
 
 PACK_KEYS = ("pack", "class", "version", "description", "rules")
 RULE_KEYS = (
-    "id", "class", "description", "severity", "pattern", "end", "max", "after", "not-after", "validators", "allow", "mode",
-    "references", "match", "pass",
+    "id", "class", "description", "severity", "pattern", "end", "max", "after", "not-after", "validators", "allow",
+    "mode", "references", "match", "pass",
 )  # fmt: skip
 _TEXTS = {
     "description": "one sentence",
@@ -50,7 +50,7 @@ class Severity(enum.StrEnum):
 class Rule:
     """One detection rule. ``id`` is ``pack.name``; ``cap`` bounds its match in bytes; ``end`` makes it delimited.
 
-    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of values that are no finding.
+    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of harmless values.
     Examples are kept out of ``repr``: they look like what the rule finds.
     """
 
@@ -73,19 +73,11 @@ class Rule:
     allow: tuple[str, ...] = field(default=(), repr=False)
 
 
-class Found(Protocol):
-    """A span of the engine, as far as examples are concerned."""
-
-    @property
-    def rule(self) -> Rule:
-        """The rule that matched."""
-
-
 class Finder(Protocol):
     """What runs examples: ``inspection.engine.Engine``."""
 
-    def find(self, data: bytes) -> Sequence[Found]:
-        """Return every finding in ``data``."""
+    def fires(self, rule: str, data: bytes) -> bool:
+        """Tell whether the rule with this id finds something in ``data``."""
 
 
 def parse_pack(text: str, file: str) -> tuple[tuple[Rule, ...], tuple[Fault, ...]]:
@@ -122,7 +114,7 @@ def check_examples(rules: Sequence[Rule], engine: Finder) -> tuple[Fault, ...]:
 
 
 def _fires(rule: Rule, text: str, engine: Finder) -> bool:
-    return any(span.rule.id == rule.id for span in engine.find(text.encode("utf-8", "surrogatepass")))
+    return engine.fires(rule.id, text.encode("utf-8", "surrogatepass"))
 
 
 def _pack(reader: Reader, root: Node) -> tuple[Rule, ...]:

@@ -38,7 +38,7 @@ SEQUENCES = (
 STOP_WORDS = STAND_INS + SEQUENCES
 # Whole values that are never the secret itself.
 STOP_VALUES = frozenset(
-    b"password passwd pass pwd passphrase secret token key none null nil true false undefined string text value user "
+    b"password passwd pass pwd passphrase token key none null nil true false undefined string text value user "
     b"username test testing default required optional empty hidden masked prompt admin root guest env config".split()
 )
 # Shell, template and interpolation openings: the secret is elsewhere.
@@ -52,8 +52,11 @@ _DATED = re.compile(
     rb"[12][0-9]{3}-[01][0-9]-[0-3][0-9]|[v^~=]{0,2}[0-9]{1,4}\.[0-9]{1,5}[.\-]|[0-9.:,/_-]{1,300}$|[0-9]{1,6}[a-z]{1,2}$"
 )
 _LETTERS = re.compile(rb"[A-Z]{0,1}[a-z]{1,64}|[A-Z]{1,64}")
+_CHUNKS = re.compile(rb"[A-Za-z0-9]{1,400}")
+_INNER_DIGITS = re.compile(rb"[A-Za-z][0-9]{1,9}(?=[A-Za-z])")
 _VOWEL = re.compile(rb"[aeiouyAEIOUY]")
-_CONSONANTS = re.compile(rb"[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{5}")
+# Five consonants in a row, or hexadecimal digits alone.
+_UNSPEAKABLE = re.compile(rb"[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{5}|^[a-fA-F]{4,64}$")
 # Words beside "password" in forms, schemas and code.
 FORM_WORDS = frozenset(
     b"required optional invalid incorrect mismatch missing unknown changed confirm confirmation current-password "
@@ -93,14 +96,16 @@ def is_random(span: bytes) -> bool:
 
     Letters are split where case, digits and punctuation change; a word has three letters or more, a vowel, and no five
     consonants in a row. Random text of the same length rarely has half of its letters in such words. Many digits among
-    few letters are random too, unless they are a date, a version or an address.
+    few letters, and digits between letters three times over, are random too, dates and versions aside.
     """
     if _DATED.match(span):
         return False
     letters = _LETTERS.findall(span)
-    words = [part for part in letters if len(part) > 2 and _VOWEL.search(part) and not _CONSONANTS.search(part)]
+    words = [part for part in letters if len(part) > 2 and _VOWEL.search(part) and not _UNSPEAKABLE.search(part)]
     total, spelt = sum(map(len, letters)), sum(map(len, words))
     digits = sum(48 <= byte <= 57 for byte in span)
+    if max((len(_INNER_DIGITS.findall(part)) for part in _CHUNKS.findall(span)), default=0) > 2:
+        return True
     return total > 0 and (spelt * 2 < total or digits * 4 >= len(span) or (digits > 4 and spelt * 5 < total * 4))
 
 

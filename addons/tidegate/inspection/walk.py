@@ -21,7 +21,7 @@ from tidegate.inspection.rules import LEFT_CONTEXT
 if TYPE_CHECKING:
     from tidegate.inspection.engine import Compiled, Engine
 
-# Bytes kept of what has left: \b and \B look at one, conditions on the left at LEFT_CONTEXT, the rest is for characters.
+# Bytes kept of what has left: \b looks at one, a rule's conditions at LEFT_CONTEXT, the rest is for whole characters.
 CONTEXT = LEFT_CONTEXT + 16
 
 
