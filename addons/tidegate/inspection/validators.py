@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 
-import phonenumbers
-from stdnum import luhn, mac
-from stdnum.exceptions import ValidationError
+from stdnum import luhn
+
+from tidegate.inspection.identifiers import IDENTIFIERS, is_number
 
 Validator = Callable[[bytes], bool]
 
@@ -67,10 +65,6 @@ FORM_WORDS = frozenset(
     b"plaintext encrypted protected private".split()
 )
 _RUN = re.compile(rb"(.)\1{5}", re.DOTALL)
-
-# Regions whose national (undialled) numbers are recognised: those that begin with a zero, and those that do not.
-ZERO_REGIONS = ("GB", "DE", "FR", "NL", "CH", "AT", "AU", "IN", "IT", "JP", "IL", "SE", "TR", "PH", "ZA")
-OTHER_REGIONS = ("US", "ES", "IT", "IN", "BR", "PL", "PT", "DK", "NO", "CN")
 
 
 def not_placeholder(span: bytes) -> bool:
@@ -159,49 +153,11 @@ def is_luhn(span: bytes) -> bool:
     return len(set(digits)) > 1 and bool(luhn.is_valid(digits))
 
 
-def is_number(span: bytes, module: str) -> bool:
-    """Accept what the python-stdnum module ``module`` (``us.ssn``, ``iban``, ...) holds valid."""
-    try:
-        return bool(_STDNUM[module].is_valid(span.decode("ascii")))
-    except (ValidationError, ValueError, IndexError):
-        return False
-
-
-def is_phone(span: bytes) -> bool:
-    """Accept numbers in E.164 form (``+``, country code, number) that the numbering plan of their country knows."""
-    return _phone(span, None)
-
-
-def is_national_phone(span: bytes) -> bool:
-    """Accept numbers that one of the regions above could assign, written as inside that region."""
-    regions = ZERO_REGIONS if _digits(span).startswith("0") else OTHER_REGIONS
-    return any(_phone(span, region) for region in regions)
-
-
-def is_phone_length(span: bytes) -> bool:
-    """Accept seven to fifteen digits (E.164's longest), not all the same, that are no plain date."""
-    digits = _digits(span)
-    plain_date = re.fullmatch(rb"[12][0-9]{3}-[0-9]{2}-[0-9]{2}", span)
-    return 7 <= len(digits) <= 15 and len(set(digits)) > 1 and plain_date is None
-
-
-def is_us_phone(span: bytes) -> bool:
-    """Accept numbers of the North American plan, with or without their country code."""
-    return _phone(span, "US")
-
-
-def is_public_ip(span: bytes) -> bool:
-    """Accept IPv4 and IPv6 addresses that are globally reachable (IANA special-purpose registries excluded)."""
-    try:
-        return ipaddress.ip_address(span.decode("ascii")).is_global
-    except ValueError:
-        return False
-
-
 def is_mac(span: bytes) -> bool:
     """Accept MAC addresses that are neither zero, broadcast nor of one repeated octet."""
-    octets = re.split(rb"[:.-]", span)
-    return len({octet.lower() for octet in octets}) > 2 and bool(mac.is_valid(span.decode("latin-1").replace(".", ":")))
+    digits = re.sub(rb"[:.-]", b"", span.lower())
+    octets = {digits[at : at + 2] for at in range(0, len(digits), 2)}
+    return len(octets) > 2 and re.fullmatch(rb"[0-9a-f]{12}", digits) is not None
 
 
 def is_date(span: bytes) -> bool:
@@ -227,29 +183,9 @@ def is_nino(span: bytes) -> bool:
     return span[:2].upper() not in {b"BG", b"GB", b"KN", b"NK", b"NT", b"TN", b"ZZ", b"QQ"}
 
 
-def _phone(span: bytes, region: str | None) -> bool:
-    try:
-        number = phonenumbers.parse(span.decode("ascii"), region)
-    except (phonenumbers.NumberParseException, ValueError):
-        return False
-    return phonenumbers.is_valid_number(number)
-
-
 def _digits(span: bytes) -> str:
     return re.sub(rb"[^0-9]", b"", span).decode("ascii")
 
-
-# python-stdnum modules by the name a rule gives them: length, structure and, where there is one, the check digit.
-_STDNUM_NAMES = {
-    "au-tfn": "au.tfn", "be-nn": "be.nn", "bic": "bic", "br-cpf": "br.cpf", "ca-sin": "ca.sin", "ch-ahv": "ch.ssn",
-    "crypto-btc": "bitcoin", "de-idnr": "de.idnr", "dk-cpr": "dk.cpr", "es-dni": "es.dni", "es-nie": "es.nie",
-    "fi-hetu": "fi.hetu", "fr-nir": "fr.nir", "iban": "iban", "ie-pps": "ie.pps", "in-aadhaar": "in_.aadhaar",
-    "in-pan": "in_.pan", "it-codicefiscale": "it.codicefiscale", "kr-rrn": "kr.rrn", "nl-bsn": "nl.bsn",
-    "no-fodselsnummer": "no.fodselsnummer", "pl-pesel": "pl.pesel", "se-personnummer": "se.personnummer",
-    "th-pin": "th.pin", "tr-tckimlik": "tr.tckimlik", "uk-nhs": "gb.nhs", "us-itin": "us.itin", "us-routing": "us.rtn",
-    "us-ssn": "us.ssn", "za-idnr": "za.idnr",
-}  # fmt: skip
-_STDNUM = {module: import_module(f"stdnum.{module}") for module in _STDNUM_NAMES.values()}
 
 VALIDATORS: Mapping[str, Validator] = {
     "date": is_date,
@@ -257,7 +193,6 @@ VALIDATORS: Mapping[str, Validator] = {
     "entropy:3": partial(has_entropy, bits=3.0),
     "entropy:3.5": partial(has_entropy, bits=3.5),
     "entropy:4": partial(has_entropy, bits=4.0),
-    "ip-public": is_public_ip,
     "jwt": is_jwt,
     "length:12": partial(is_long, least=12),
     "length:16": partial(is_long, least=16),
@@ -266,14 +201,10 @@ VALIDATORS: Mapping[str, Validator] = {
     "mixed": is_mixed,
     "password": is_password,
     "password-word": is_password_word,
-    "phone": is_phone,
-    "phone-digits": is_phone_length,
-    "phone-national": is_national_phone,
-    "phone-us": is_us_phone,
     "placeholder": not_placeholder,
     "random": is_random,
     "stand-in": not_stand_in,
     "uk-nino": is_nino,
     "us-ssn-digits": is_ssn,
-    **{name: partial(is_number, module=module) for name, module in _STDNUM_NAMES.items()},
+    **IDENTIFIERS,
 }
