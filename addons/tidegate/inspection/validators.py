@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
@@ -192,7 +192,7 @@ _STDNUM_NAMES = {
 }  # fmt: skip
 _STDNUM = {module: import_module(f"stdnum.{module}") for module in _STDNUM_NAMES.values()}
 
-VALIDATORS: Mapping[str, Validator] = {
+VALIDATORS: dict[str, Validator] = {
     "date": is_date,
     "entropy:2.5": partial(has_entropy, bits=2.5),
     "entropy:3": partial(has_entropy, bits=3.0),
