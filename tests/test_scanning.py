@@ -87,7 +87,7 @@ def test_a_finding_has_its_line_and_column_and_its_line_masked(engine, text, pla
 
 @pytest.mark.parametrize("cut", range(0, 90, 7))
 def test_an_excerpt_never_holds_a_part_of_a_value(engine, cut: int) -> None:
-    text = " ".join([TOKEN] * 6)[cut:]
+    text = "." * cut + " " + " ".join([TOKEN] * 6) + " ." * cut
     for each in scanning.locate(text, inspect_text(engine, text)):
         assert not {"k3j5", "h2g8", "f1d4"} & {each.excerpt[i : i + 4] for i in range(len(each.excerpt))}
 
