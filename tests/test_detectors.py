@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -181,3 +182,13 @@ def test_scan_ends_with_two_when_a_check_fails(install, monkeypatch) -> None:
     assert done.exit_code == 2
     assert "the check acme:mod97 of a detector raised ValueError" in done.stderr
     assert "77777" not in done.output
+
+
+def test_the_example_of_the_page_works(install, monkeypatch) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "rules.md").read_text("utf-8")
+    (example,) = (each for each in re.findall(r"(?ms)^```python\n(.*?)^```", page) if "Detector" in each)
+    names: dict[str, object] = {}
+    exec(example, names)
+    monkeypatch.setitem(globals(), "ORDERS", names["ORDERS"])
+    install("ORDERS")
+    assert found("AC-12345672 AC-12345673") == [("acme.order", 0, 11)]
