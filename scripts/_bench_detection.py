@@ -369,6 +369,7 @@ def hostile(engine: Engine, inspect: Inspect, count: int, seed: int) -> Row:
     return {
         "inputs": len(worst),
         "slowest_ms_per_32_kb": round(slow[1], 2),
+        "slowest_rules": sorted({each.rule.id for each in inspect((slow[2] * 100)[:2_000])}),
         "median_ms_per_32_kb": round(statistics.median(each[1] for each in worst), 3),
         "most_above_linear": round(max((each[0] for each in steep), default=1.0), 2),
     }

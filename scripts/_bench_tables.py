@@ -126,7 +126,8 @@ def speed(found: dict[str, Any]) -> Iterator[Table]:
     yield (
         "Hostile inputs",
         (
-            f"{hostile['inputs']} adversarial inputs: the slowest takes {hostile['slowest_ms_per_32_kb']} ms per 32 KB "
+            f"{hostile['inputs']} adversarial inputs: the slowest takes {hostile['slowest_ms_per_32_kb']} ms per 32 KB"
+            f" (rules {', '.join(hostile['slowest_rules']) or 'none'}) "
             f"(median {hostile['median_ms_per_32_kb']}); from 8 to 32 KB time grows at most "
             f"{hostile['most_above_linear']} times as much as the length (inputs above 1 ms)."
         ),
@@ -139,10 +140,19 @@ def peers(found: list[dict[str, Any]]) -> Table:
     sources = list(found[0]["recall"]) if found else []
     return (
         "Peers",
-        "The same rows, the same machine; a row counts when anything is found. Time: median per 4 KB of text not seen.",
-        ("scanner", *sources, "benign flagged", "ms per 4 KB"),
+        (
+            "The same rows, the same machine; a row counts when anything is found, and a slow scanner gets to a part"
+            " of them only. Time: median per 4 KB of text not seen. detect-secrets is circular on its own source."
+        ),
+        ("scanner", "rows", *sources, "benign flagged", "ms per 4 KB"),
         [
-            (line["scanner"], *[percent(line["recall"][name]) for name in sources], percent(line["benign"]), line["ms"])
+            (
+                line["scanner"],
+                line["rows"],
+                *[percent(line["recall"][name]) for name in sources],
+                percent(line["benign"]),
+                line["ms"],
+            )
             if "recall" in line
             else (line["scanner"], line["why"])
             for line in found

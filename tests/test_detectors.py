@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import policy as write_policy
+from tests.test_scanning import PACK as HOUSE
 from tests.test_scanning import run
 from tidegate.inspection import detectors
 from tidegate.inspection.detectors import GROUP, Detector, DetectorError
@@ -72,6 +73,11 @@ def install(monkeypatch: pytest.MonkeyPatch):
     VALIDATORS.update(before)
 
 
+def small_policy(folder: Path) -> Path:
+    (folder / "house.yaml").write_text(HOUSE)
+    return write_policy(folder, "http://127.0.0.1:9", packs=["house.yaml"])
+
+
 def found(text: str) -> list[tuple[str, int, int]]:
     return [(each.rule.id, each.start, each.end) for each in inspect_text(load_packs([]), text)]
 
@@ -97,7 +103,7 @@ def test_scan_uses_it(install) -> None:
 
 
 def test_a_policy_uses_it_and_its_digest_covers_it(install, tmp_path: Path) -> None:
-    path = write_policy(tmp_path, "http://127.0.0.1:9")
+    path = small_policy(tmp_path)
     install()
     without = load(path)
     install("GOOD")
@@ -130,7 +136,7 @@ def test_what_is_wrong_with_one_is_a_fault(install, names, fault: str) -> None:
 def test_a_policy_is_refused_with_a_detector_that_is_at_fault(install, tmp_path: Path) -> None:
     install("BAD_OBJECT")
     with pytest.raises(PolicyError, match=r"detector acme: .*an object of str"):
-        load(write_policy(tmp_path, "http://127.0.0.1:9"))
+        load(small_policy(tmp_path))
 
 
 def test_an_entry_points_name_is_a_name(install) -> None:
