@@ -19,6 +19,7 @@ SCRIPTS = ("run", "test", "check", "demo", "bench")
 TOP = {
     ".ci",
     ".gitignore",
+    ".pre-commit-hooks.yaml",
     "CHANGELOG.md",
     "LICENSE",
     "README.md",

@@ -1,4 +1,4 @@
-"""The command line: ``tidegate run | check | login | rules | flows | replay | sample-model``."""
+"""The command line: ``tidegate run | check | login | scan | rules | flows | replay | sample-model``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,14 @@ import click
 from rich.console import Console
 
 from tidegate import __version__, cli_proprietary
-from tidegate.places import default_policy
-from tidegate.policy.policy import Policy, PolicyError
+from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
+from tidegate.cli_rules import rules
+from tidegate.cli_scan import scan
+from tidegate.policy.policy import PolicyError
 
 if TYPE_CHECKING:
     from tidegate.replay.send import Sent
 
-policy_option = click.option(
-    "--policy",
-    "policy_path",
-    type=click.Path(path_type=Path),
-    default=None,
-    show_default="rules/policy.yaml",
-    help="The policy file.",
-)
 recording_option = click.option(
     "--recording",
     type=click.Path(path_type=Path),
@@ -41,27 +35,8 @@ def main() -> None:
     """tidegate: a data-aware gateway for model inference."""
 
 
-def _policy(path: Path | None) -> Path:
-    return default_policy() if path is None else path
-
-
-def _load(path: Path | None) -> Policy:
-    from tidegate.inspection.cache import DiskCache
-    from tidegate.policy.loading import load
-
-    try:
-        return load(_policy(path), engine_cache=DiskCache())
-    except PolicyError as error:
-        raise click.exceptions.Exit(_faults(error)) from None
-
-
-def _faults(error: PolicyError) -> int:
-    console = Console(stderr=True)
-    for fault in error.faults:
-        console.print(str(fault), style="red", markup=False, highlight=False, soft_wrap=True)
-    count = len(error.faults)
-    console.print(f"{count} fault{'s' if count != 1 else ''}; nothing was started or changed.", style="bold")
-    return 1
+main.add_command(scan)
+main.add_command(rules)
 
 
 @main.command()
@@ -89,7 +64,7 @@ def run(
 
     host, port = _listen(listen)
     settings = running.Settings(
-        policy=_policy(policy_path),
+        policy=policy_file(policy_path),
         host=host,
         port=port,
         modes=tuple(modes) or ("reverse",),
@@ -100,7 +75,7 @@ def run(
     try:
         asyncio.run(running.run(settings))
     except PolicyError as error:
-        sys.exit(_faults(error))
+        sys.exit(show_faults(error))
     except running.StartError as error:
         raise click.ClickException(str(error)) from None
 
@@ -109,7 +84,7 @@ def run(
 @policy_option
 def check(policy_path: Path | None) -> None:
     """Report every fault of the policy, its packs and its dialects."""
-    policy = _load(policy_path)
+    policy = load_policy(policy_path)
     console = Console()
     console.print(
         f"{policy.file} is sound: {len(policy.connections)} connections, {len(policy.engine.rules)} rules, "
@@ -136,7 +111,7 @@ def login(policy_path: Path | None, name: str, groups: Sequence[str], identity: 
     from tidegate.identity.static import create
     from tidegate.policy.policy import StaticIdentity
 
-    policy = _load(policy_path)
+    policy = load_policy(policy_path)
     found = [each for each in policy.identities or () if isinstance(each, StaticIdentity)]
     if identity is not None:
         found = [each for each in found if each.name == identity]
@@ -149,14 +124,9 @@ def login(policy_path: Path | None, name: str, groups: Sequence[str], identity: 
     try:
         token = create(Path(found[0].tokens), name, tuple(groups), expires)
     except PolicyError as error:
-        raise click.exceptions.Exit(_faults(error)) from None
+        raise click.exceptions.Exit(show_faults(error)) from None
     click.echo(token)
     click.echo(f"Token of {found[0].name}:{name}, groups {', '.join(groups)}. It is not shown again.", err=True)
-
-
-@main.group()
-def rules() -> None:
-    """Work on what is looked for."""
 
 
 for each in (cli_proprietary.fingerprint, cli_proprietary.canary, cli_proprietary.allow):
@@ -172,9 +142,9 @@ def _recording(recording: Path | None, policy_path: Path | None) -> Path:
     from tidegate.policy.loading import recording_of
 
     try:
-        return recording if recording is not None else recording_of(_policy(policy_path))
+        return recording if recording is not None else recording_of(policy_file(policy_path))
     except PolicyError as error:
-        raise click.exceptions.Exit(_faults(error)) from None
+        raise click.exceptions.Exit(show_faults(error)) from None
 
 
 @flows.command("list")
@@ -266,7 +236,7 @@ def replay_send(
     path = _recording(recording, policy_path)
 
     async def replayed() -> list[Sent]:
-        gate = build_gate(_policy(policy_path), replay_caller=caller)
+        gate = build_gate(policy_file(policy_path), replay_caller=caller)
         try:
             return await send(load_recording(path, list(exchanges) or None), gate.addon, live=live)
         finally:
@@ -275,7 +245,7 @@ def replay_send(
     try:
         results = _reading(lambda: asyncio.run(replayed()))
     except PolicyError as error:
-        sys.exit(_faults(error))
+        sys.exit(show_faults(error))
     Console().print(table(results))
 
 

@@ -19,3 +19,11 @@ def default_policy() -> Path:
         if candidate.is_file():
             return candidate
     return here
+
+
+def shipped_packs() -> tuple[Path, ...]:
+    """Return the files of the packs that come with tidegate, whatever the working directory holds."""
+    for top in (CHECKOUT, INSTALLED):
+        if found := sorted((top / "rules" / "packs").glob("*.yaml")):
+            return tuple(found)
+    return ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,13 +18,18 @@ class DiskCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder if folder is not None else _default()
+        self._announced = False
 
     def get(self, key: str) -> bytes | None:
         """Return what was put under ``key`` (hexadecimal), or ``None``."""
         try:
-            return (self._folder / key).read_bytes() if self._private() else None
+            found = (self._folder / key).read_bytes() if self._private() else None
         except OSError:  # absent or unreadable: it is compiled anew
-            return None
+            found = None
+        if found is None and not self._announced:
+            self._announced = True
+            sys.stderr.write("tidegate: compiling the rules, once for this machine; up to half a minute\n")
+        return found
 
     def put(self, key: str, data: bytes) -> None:
         """Keep ``data`` under ``key``; a folder that cannot be written only makes the next start slower."""

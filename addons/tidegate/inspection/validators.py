@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 from stdnum import luhn
@@ -187,7 +187,7 @@ def _digits(span: bytes) -> str:
     return re.sub(rb"[^0-9]", b"", span).decode("ascii")
 
 
-VALIDATORS: Mapping[str, Validator] = {
+VALIDATORS: dict[str, Validator] = {
     "date": is_date,
     "entropy:2.5": partial(has_entropy, bits=2.5),
     "entropy:3": partial(has_entropy, bits=3.0),

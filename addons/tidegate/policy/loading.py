@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tidegate.dialects.load import parse_dialect
 from tidegate.dialects.spec import Dialect
+from tidegate.inspection.detectors import DetectorError, plugged
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
@@ -46,6 +47,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     packs = _files(path, "packs", document.packs, reader, document)
     dialect_texts = _files(path, "dialects", document.dialects, reader, document)
     below: list[Fault] = []
+    packs += _detectors(below)
     dialects = _dialects(dialect_texts, below)
     coded = open_all(str(path), document.detectors, document.allow_files, path.parent)
     rules, engine = _rules(packs, below, engine_cache, coded)
@@ -73,6 +75,20 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
         warnings=(*linked.warnings, *coded.warnings, *whole_only(coded.coded_rules, _acts(linked.actions))),
     )
+
+
+def load_packs(paths: Sequence[Path], *, engine_cache: CompiledCache | None = None, detectors: bool = True) -> Engine:
+    """Load packs without a policy, and the installed detectors with them; every example of every rule is run.
+
+    Raises ``PolicyError`` with every fault of every file at once.
+    """
+    faults: list[Fault] = []
+    texts = [text for text in (_read(each, each.parent, faults) for each in paths) if text is not None]
+    texts += _detectors(faults) if detectors else ()
+    _, engine = _rules(texts, faults, engine_cache, Coded())
+    if faults or engine is None:
+        raise PolicyError(tuple(faults))
+    return engine
 
 
 def recording_of(path: Path) -> Path:
@@ -170,7 +186,12 @@ def _rules(
         name = error.rule.partition(".")[2]
         faults.append(Fault(known[error.rule], f"rules[{name}].pattern", error.why, "a pattern that can be compiled"))
         return tuple(rules), None
-    faults.extend(check_examples(rules, engine))
+    try:
+        faults.extend(check_examples(rules, engine))
+    except DetectorError as error:
+        faults.append(
+            Fault("the installed detectors", "match and pass", str(error), "checks that answer every example")
+        )
     return (*rules, *coded.rules), engine
 
 
@@ -189,6 +210,13 @@ def _beside(file: str) -> Callable[[str], str]:
         return path.read_text("utf-8")
 
     return read_list
+
+
+def _detectors(faults: list[Fault]) -> tuple[_Text, ...]:
+    """Return the packs of the installed detectors; name and version are part of the policy's digest."""
+    found, problems = plugged()
+    faults.extend(problems)
+    return tuple(_Text(each.file, f"detectors/{each.name}/{each.version}", each.pack) for each in found)
 
 
 def _identities(document: Document, folder: Path) -> tuple[Identity, ...] | None:

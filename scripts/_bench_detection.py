@@ -1,0 +1,463 @@
+"""Measure detection: recall, false findings and speed of the shipped packs on the detection corpora.
+
+The corpora are not part of the repository: ``TIDEGATE_CORPORA`` names their folder, else ``../shared/corpora`` beside
+the checkout is taken. Everything goes through ``inspect_text``, as ``tidegate scan`` does. A row of secrets counts as
+found when any rule of the class secrets finds anything in it; personal data when a finding overlaps the labelled span.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import platform
+import random
+import statistics
+import string
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tidegate.inspection.cache import DiskCache
+from tidegate.inspection.engine import Engine, build
+from tidegate.inspection.findings import TextFinding, inspect_text
+from tidegate.inspection.rules import Severity, parse_pack
+from tidegate.places import CHECKOUT, shipped_packs
+from tidegate.policy.loading import load_packs
+
+SECRETS = ("noseyparker", "titus", "kingfisher", "gitleaks", "detect_secrets")
+# Entities with a form that can be checked; everything else of the sentences (names, addresses, ages) is reported apart.
+CHECKABLE = ("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "US_SSN", "PHONE_NUMBER", "IP_ADDRESS")
+# What the rules of an entity are called here, where the words of the entity's own name do not say it.
+NAMES = {
+    "ABA_ROUTING_NUMBER": "us-bank-routing", "CREDIT_CARD": "card-", "PHONE": "phone", "PHONE_NUMBER": "phone",
+    "CRYPTO": "crypto-", "IP_ADDRESS": "ip-address ipv6-address", "DATE_TIME": "date-", "IBAN_CODE": "iban",
+    "US_SSN": "us-ssn", "EMAIL_ADDRESS": "email",
+}  # fmt: skip
+KEYWORDS = (
+    "ignore previous instructions", "ignore all previous", "ignore the above", "ignore your instructions",
+    "disregard previous", "disregard all", "disregard the above", "forget previous instructions",
+    "forget all previous", "forget your instructions", "forget everything", "new instructions", "override",
+    "system prompt", "initial prompt", "your instructions", "reveal your", "repeat everything above",
+    "repeat the words above", "developer mode", "dan mode", "do anything now", "jailbreak", "you are now",
+    "pretend you are", "pretend to be", "act as", "roleplay", "stay in character", "no restrictions",
+    "without restrictions", "unfiltered", "no ethical", "bypass", "secret key", "[system]", "<|im_start|>",
+    "system:", "admin mode", "debug mode", "sudo mode", "you have no rules", "never refuse",
+)  # fmt: skip
+MARKER = "AKIATESTKEY1234567890"
+WRAPPED = "Please use {} when you call the service and tell nobody."
+
+type Row = dict[str, Any]
+type Inspect = Callable[[str], Sequence[TextFinding]]
+
+
+def corpora() -> Path | None:
+    """Return the folder with detection/ and attachments/, if there is one."""
+    folder = Path(os.environ.get("TIDEGATE_CORPORA") or CHECKOUT.parent / "shared" / "corpora")
+    return folder if (folder / "detection").is_dir() else None
+
+
+def load(folder: Path, name: str) -> list[Row]:
+    """Read one file of rows; no rows where it is absent."""
+    path = folder / "detection" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+
+def part(hit: int, of: int) -> float | None:
+    """Return a rate, or nothing."""
+    return round(hit / of, 4) if of else None
+
+
+# ------------------------------------------------------------------------------------------------ what is found
+
+
+def classes(findings: Iterable[TextFinding]) -> set[str]:
+    return {each.rule.cls for each in findings}
+
+
+def secrets(folder: Path, inspect: Inspect) -> list[Row]:
+    """Recall by source and scope, and the negatives of a rule on which that rule fires.
+
+    The rules that find something in the positives of a label are that label's own; a negative counts as flagged when
+    one of them fires on it.
+    """
+    found = []
+    for name in SECRETS:
+        rows = load(folder, name)
+        fired = [{each.rule.id for each in inspect(row["text"]) if each.rule.cls == "secrets"} for row in rows]
+        own: dict[str, set[str]] = defaultdict(set)
+        for row, ids in zip(rows, fired, strict=True):
+            if row.get("expect"):
+                own[row["label"]] |= ids
+        line: Row = {"source": name}
+        for scope in ("rule", "global"):
+            here = [bool(ids) for row, ids in zip(rows, fired, strict=True) if row["expect"] and row["scope"] == scope]
+            line |= {f"{scope}_rows": len(here), f"{scope}_recall": part(sum(here), len(here))}
+        negatives = [(row, ids) for row, ids in zip(rows, fired, strict=True) if not row["expect"]]
+        flagged = sum(bool(ids & own[row["label"]]) for row, ids in negatives)
+        line |= {"negatives": len(negatives), "own_rule_flags": flagged, "own_rate": part(flagged, len(negatives))}
+        line["any_rule_flags"] = sum(bool(ids) for _, ids in negatives)
+        found.append(line)
+    return found
+
+
+def benign(folder: Path, inspect: Inspect, plainly: Inspect) -> Row:
+    """Benign look-alikes that are flagged: by class of look-alike, by severity, with decoding and without."""
+    rows = load(folder, "benign_lookalikes")
+    order = list(Severity)
+    labels: dict[str, Row] = {}
+    levels, rules, plain = Counter[str](), Counter[str](), 0
+    for row in rows:
+        findings = [each for each in inspect(row["text"]) if each.rule.cls != "injection"]
+        line = labels.setdefault(
+            row["label"], {"class": row["label"], "rows": 0, "flagged": 0, "secrets": 0, "rules": []}
+        )
+        line["rows"] += 1
+        line["flagged"] += bool(findings)
+        line["secrets"] += "secrets" in classes(findings)
+        line["rules"] = sorted({*line["rules"], *(each.rule.id for each in findings)})
+        rules.update({each.rule.id for each in findings})
+        for level in order[: max((order.index(each.rule.severity) + 1 for each in findings), default=0)]:
+            levels[str(level)] += 1
+        plain += any(each.rule.cls != "injection" for each in plainly(row["text"]))
+    flagged = sum(line["flagged"] for line in labels.values())
+    return {
+        "rows": len(rows),
+        "flagged": flagged,
+        "rate": part(flagged, len(rows)),
+        "by_severity_from": {str(level): part(levels[str(level)], len(rows)) for level in order},
+        "secrets_rate": part(sum(line["secrets"] for line in labels.values()), len(rows)),
+        "rate_without_decoding": part(plain, len(rows)),
+        "rules": dict(rules.most_common()),
+        "by_class": sorted(labels.values(), key=lambda line: (-line["flagged"] / line["rows"], line["class"])),
+    }
+
+
+def own_rule(entity: str, rule: str) -> bool:
+    """Tell whether a rule, by its name, is one for an entity."""
+    name = rule.partition(".")[2]
+    if entity in NAMES:
+        return any(name.startswith(start) for start in NAMES[entity].split())
+    return name.startswith(entity.lower().replace("_", "-")) or set(entity.lower().split("_")) <= set(name.split("-"))
+
+
+def pii(folder: Path, inspect: Inspect) -> Row:
+    """Personal data by entity: spans in sentences, and the recognizers' own examples with their negatives.
+
+    Rules that fire on an entity's positives are its own, and so are those named like it; a negative counts as flagged
+    when a rule named like the entity fires, or one of the others and none is named like it.
+    """
+    spans: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for row in load(folder, "presidio_research"):
+        found = [each for each in inspect(row["text"]) if each.rule.cls == "pii"]
+        for span in row.get("spans") or ():
+            spans[span["entity"]][0] += 1
+            spans[span["entity"]][1] += any(e.start < span["end"] and e.end > span["start"] for e in found)
+    sentences = [
+        {"entity": entity, "rows": rows, "found": hit, "recall": part(hit, rows), "checkable": entity in CHECKABLE}
+        for entity, (rows, hit) in sorted(spans.items(), key=lambda each: (each[0] not in CHECKABLE, each[0]))
+    ]
+    tests: dict[str, Row] = {}
+    for row in load(folder, "presidio_tests"):
+        entity = row["label"]
+        ids = {each.rule.id for each in inspect(row["text"]) if each.rule.cls == "pii"}
+        line = tests.setdefault(
+            entity, dict.fromkeys(("rows", "found", "negatives", "flagged"), 0) | {"entity": entity}
+        )
+        line["rows" if row["expect"] else "negatives"] += 1
+        if row["expect"]:
+            line["found"] += bool(ids)
+        else:
+            line["flagged"] += any(own_rule(entity, rule) for rule in ids)
+    for line in tests.values():
+        line |= {"recall": part(line["found"], line["rows"]), "rate": part(line["flagged"], line["negatives"])}
+    lines = sorted(tests.values(), key=lambda line: line["entity"])
+    total = {key: sum(line[key] for line in lines) for key in ("rows", "found", "negatives", "flagged")}
+    total |= {"recall": part(total["found"], total["rows"]), "rate": part(total["flagged"], total["negatives"])}
+    return {"sentences": sentences, "tests": lines, "tests_total": total}
+
+
+def injection(folder: Path, inspect: Inspect, rules: Sequence[Any]) -> Row | None:
+    """Recall of injection at 1 % false positives, beside a list of keywords; nothing without such rules."""
+    if not any(rule.cls == "injection" for rule in rules):
+        return None
+
+    def score(text: str) -> float:
+        return max((each.score for each in inspect(text) if each.rule.cls == "injection"), default=0.0)
+
+    def words(text: str) -> float:
+        lower = text.lower()
+        return float(sum(each in lower for each in KEYWORDS))
+
+    rows = {name: load(folder, name) for name in ("garak_injection", "purplellama", "bipia")}
+    found: Row = {"by_source": []}
+    for how, rate in (("rules", score), ("keywords", words)):
+        scored = {name: [(row, rate(row["text"])) for row in each] for name, each in rows.items()}
+        clean = sorted(at for each in scored.values() for row, at in each if row["kind"] == "benign")
+        allowed = int(len(clean) * 0.01)
+        threshold = clean[-allowed - 1] if clean else 0.0  # strictly above this at most 1 % of the benign rows lie
+        found[how] = {"benign_rows": len(clean), "above": threshold, "false": sum(at > threshold for at in clean)}
+        for name, each in scored.items():
+            by_label: dict[str, list[bool]] = defaultdict(list)
+            for row, at in each:
+                if row["kind"] == "injection":
+                    by_label[row["label"]].append(at > threshold)
+            hits = [hit for label in by_label.values() for hit in label]
+            largest = sorted(by_label.items(), key=lambda one: -len(one[1]))[:12]
+            labels = {label: [sum(one), len(one)] for label, one in largest}
+            found["by_source"].append(
+                {"source": name, "how": how, "rows": len(hits), "recall": part(sum(hits), len(hits)), "labels": labels}
+            )
+    return found
+
+
+def obfuscated(folder: Path, inspect: Inspect) -> list[Row]:
+    """What is found in plain and found obfuscated, by technique; values not found in plain are left out."""
+    plain: dict[str, set[str]] = {}
+    lines: dict[str, Row] = {}
+    for row in load(folder, "obfuscated"):
+        value, kind = row["plain"], "secrets" if row["kind"] == "secret" else row["kind"]
+        if value not in plain:
+            plain[value] = classes((*inspect(value), *inspect(WRAPPED.format(value))))
+        if kind not in plain[value]:
+            continue
+        line = lines.setdefault(row["obfuscation"], {"technique": row["obfuscation"], "rows": 0, "found": 0})
+        line["rows"] += 1
+        line["found"] += kind in classes(inspect(row["text"]))
+    for line in lines.values():
+        line["rate"] = part(line["found"], line["rows"])
+    return sorted(lines.values(), key=lambda line: (line["rate"], line["technique"]))
+
+
+def attachments(folder: Path) -> list[Row]:
+    """Say of which attachments the marker's text is found, sent as a data: URL inside a text."""
+    pack = f"""
+pack: marker
+class: secrets
+version: 1
+rules:
+  - {{id: marker, description: The marker, severity: high, pattern: '{MARKER}', references: ['https://marker.test'],
+     match: ['{MARKER}', 'x {MARKER}'], pass: ['x', 'y']}}
+"""
+    rules, faults = parse_pack(pack, "marker.yaml")
+    assert not faults
+    engine = build(rules, None)
+    found = []
+    for path in sorted((folder / "attachments").glob("*")):
+        url = "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode()
+        found.append({"file": path.name, "found": bool(inspect_text(engine, f"See {url} for it."))})
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ how fast
+
+
+def unseen(size: int, chance: random.Random) -> str:
+    """Make a text of about ``size`` characters: prose, code, numbers and ids, and a secret in one of five."""
+    words = ["".join(chance.choices(string.ascii_lowercase, k=chance.randint(2, 9))) for _ in range(400)]
+    pieces: list[str] = []
+    length = 0
+    while length < size:
+        match chance.randint(0, 19):
+            case 0:
+                piece = f'{{"id": "{chance.getrandbits(64):016x}", "created": {chance.randint(10**9, 2 * 10**9)}}}\n'
+            case 1:
+                name, value = chance.choices(words, k=2)
+                piece = f"def {name}({value}: int) -> str:\n    return '{value}'\n"
+            case 2:
+                piece = f"{chance.randint(1, 99999)}.{chance.randint(0, 99):02d} "
+            case _:
+                piece = " ".join(chance.choices(words, k=12)) + chance.choice((". ", ", ", "\n"))
+        pieces.append(piece)
+        length += len(piece)
+    if chance.random() < 0.2:
+        token = "".join(chance.choices(string.ascii_letters + string.digits, k=36))
+        pieces.insert(chance.randrange(len(pieces)), f"GITHUB_TOKEN=ghp_{token}\n")
+    return "".join(pieces)[:size]
+
+
+def milliseconds(inspect: Inspect, text: str) -> float:
+    began = time.perf_counter()
+    inspect(text)
+    return (time.perf_counter() - began) * 1000
+
+
+def speed(inspect: Inspect, seed: int) -> list[Row]:
+    """Time texts that no one has seen before, each once."""
+    chance = random.Random(seed)
+    for _ in range(20):
+        inspect(unseen(4_000, chance))  # the automata meet their bytes
+    found = []
+    for name, size, count in (("4 KB", 4_000, 500), ("100 KB", 100_000, 60), ("1 MB", 1_000_000, 12)):
+        times = sorted(milliseconds(inspect, text) for text in [unseen(size, chance) for _ in range(count)])
+        found.append(
+            {
+                "size": name,
+                "texts": count,
+                "p50_ms": round(statistics.median(times), 3),
+                "p99_ms": round(times[min(int(count * 0.99), count - 1)], 3),
+                "max_ms": round(times[-1], 3),
+            }
+        )
+    return found
+
+
+def adversarial(engine: Engine, count: int, seed: int) -> list[str]:
+    """Make units to repeat: beginnings of what rules look for, and what costs a backtracking engine most."""
+    chance = random.Random(seed)
+    fixed = [
+        "a",
+        "0",
+        "eyJ",
+        "key_",
+        "@",
+        "a@",
+        "a.",
+        "-",
+        "=",
+        "\n",
+        "-----BEGIN ",
+        "4111 ",
+        "1.",
+        "::",
+        "%41",
+        "\\u0041",
+    ]
+    fixed += [
+        "AKIA",
+        "sk-",
+        "ghp_",
+        "xox",
+        "password=",
+        "token: ",
+        "://a:b@",
+        "\u200b",
+        "\U0001f600",
+        "AAAA",
+        "41",
+        "&#65;",
+    ]
+    heads = []
+    for rule in engine.rules:
+        for example in rule.match[:2]:
+            heads += [
+                example[: chance.randint(1, 40)],
+                example[: max(1, len(example) // 2)],
+                example + chance.choice(" ,x"),
+            ]
+    chance.shuffle(heads)
+    units = [*fixed, *heads]
+    while len(units) < count:
+        units.append(chance.choice(heads)[:12] + chance.choice(fixed))
+    return units[:count]
+
+
+def hostile(engine: Engine, inspect: Inspect, count: int, seed: int) -> Row:
+    """Time each input at 8 KB and 32 KB: linear is four times as long."""
+    worst: list[tuple[float, float, str]] = []
+    for unit in adversarial(engine, count, seed):
+        small, large = (unit * (size // len(unit) + 1) for size in (8_000, 32_000))
+        short = min(milliseconds(inspect, small[:8_000]) for _ in range(2))
+        long = min(milliseconds(inspect, large[:32_000]) for _ in range(2))
+        worst.append((long / (4 * short), long, unit))
+    slow = max(worst, key=lambda each: each[1])
+    steep = [each for each in worst if each[1] > 1.0]  # below a millisecond the clock decides
+    return {
+        "inputs": len(worst),
+        "slowest_ms_per_32_kb": round(slow[1], 2),
+        "slowest_rules": sorted({each.rule.id for each in inspect((slow[2] * 100)[:2_000])}),
+        "median_ms_per_32_kb": round(statistics.median(each[1] for each in worst), 3),
+        "most_above_linear": round(max((each[0] for each in steep), default=1.0), 2),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ put together
+
+
+def measure(folder: Path, options: argparse.Namespace) -> Row:
+    """Measure everything."""
+    engine = load_packs(shipped_packs(), engine_cache=DiskCache(), detectors=False)
+
+    def inspect(text: str) -> Sequence[TextFinding]:
+        return inspect_text(engine, text)
+
+    def plainly(text: str) -> Sequence[TextFinding]:
+        return [TextFinding(each.rule, each.start, each.end) for each in engine.find_text(text)]
+
+    def say(text: str) -> None:
+        print(f"bench: {text}", file=sys.stderr, flush=True)
+
+    found: Row = {"rules": dict(Counter(rule.pack for rule in engine.rules)), "machine": machine()}
+    for name, step in (
+        ("secrets", lambda: secrets(folder, inspect)),
+        ("benign", lambda: benign(folder, inspect, plainly)),
+        ("pii", lambda: pii(folder, inspect)),
+        ("injection", lambda: injection(folder, inspect, engine.rules)),
+        ("obfuscated", lambda: obfuscated(folder, inspect)),
+        ("attachments", lambda: attachments(folder)),
+        ("speed", lambda: speed(inspect, options.seed)),
+        ("hostile", lambda: hostile(engine, inspect, options.hostile, options.seed)),
+    ):
+        say(name)
+        found[name] = step()
+    if options.peers:
+        from _bench_peers import peers
+
+        say("peers")
+        found["peers"] = peers({name: load(folder, name) for name in (*SECRETS, "benign_lookalikes")}, inspect, say)
+    return found
+
+
+def machine() -> Row:
+    return {"python": platform.python_version(), "system": platform.system(), "cores": os.cpu_count()}
+
+
+def detection(options: argparse.Namespace) -> int:
+    """Measure and print; with no corpora, say so."""
+    folder = corpora()
+    if folder is None:
+        print(
+            "bench: the detection corpora are not here (TIDEGATE_CORPORA, or ../shared/corpora): nothing was measured."
+        )
+        return 0
+    # a seed of its own for each run: texts that were timed before are no longer unseen
+    options.seed = options.seed if options.seed is not None else time.time_ns() % 2**32
+    found = measure(folder, options)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        from _bench_tables import document, show
+
+        print(document(found)) if options.markdown else show(found)
+        if options.write is not None:
+            write(options.write, document(found))
+    return 0
+
+
+def write(path: Path, tables: str) -> None:
+    """Put the tables between the two marks of a page."""
+    begin, end = "<!-- measured -->\n", "<!-- /measured -->\n"
+    head, _, rest = path.read_text("utf-8").partition(begin)
+    _, _, tail = rest.partition(end)
+    path.write_text(head + begin + "\n" + tables + "\n" + end + tail, "utf-8")
+
+
+def arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench --detection", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/detection.md")
+    parser.add_argument("--write", type=Path, help="put the tables between the marks of this page, too")
+    parser.add_argument(
+        "--peers", action="store_true", help="measure other scanners beside, in an environment of their own"
+    )
+    parser.add_argument("--seed", type=int, help="repeat the texts of an earlier run")
+    parser.add_argument("--hostile", type=int, default=1000, help="how many adversarial inputs (default 1000)")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    sys.exit(detection(arguments([word for word in sys.argv[1:] if word != "--detection"])))
