@@ -60,6 +60,7 @@ class Gateway(Fence):
         self.credentials = credentials
         self.replay_caller = replay_caller
         self.sockets: dict[str, LiveSocket] = {}
+        self._timer: asyncio.TimerHandle | None = None
         egress.harden(self)
 
     # ── requests ─────────────────────────────────────────────────────────────
@@ -150,7 +151,7 @@ class Gateway(Fence):
         edits.write_request(exchange.flow, step)
         exchange.clear(step.clearance)
         exchange.meter = AnswerMeter(connection.answer, time.monotonic())
-        self._watch(exchange)
+        self._watch(exchange.meter.due())
 
     # ── answers ──────────────────────────────────────────────────────────────
 
@@ -167,6 +168,7 @@ class Gateway(Fence):
             return
         if exchange.meter is not None:
             exchange.meter.began(time.monotonic())
+            self._watch(exchange.meter.due())
         if exchange.echo:
             edits.drop_fields_with(flow.response, exchange.echo)
         head = steps.AnswerBegan(flow.response.status_code, edits.fields(flow.response.headers))
@@ -375,21 +377,38 @@ class Gateway(Fence):
         if handler is not None:  # None in a client replay: what follows is swallowed
             exchange.later(egress.cut(handler, exchange.flow, data, code))
 
-    def _watch(self, exchange: Exchange) -> None:
-        """Look at the time limits when the next of them is due."""
-        assert exchange.meter is not None
-        delay = max(0.0, exchange.meter.due() - time.monotonic())
-        exchange.timer = asyncio.get_running_loop().call_later(delay, self._due, exchange)
+    def _watch(self, due: float) -> None:
+        """Look at the time limits of all answers at ``due``, or earlier: one timer serves all of them."""
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due, self._look)
 
-    def _due(self, exchange: Exchange) -> None:
-        assert exchange.meter is not None
-        if exchange.crossing.stage is Stage.OVER:
-            return
-        passed = exchange.meter.passed(time.monotonic())
-        if passed is None:
-            self._watch(exchange)
-            return
-        self._end(exchange, passed)
+    def _look(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        waiting = [
+            each
+            for each in self.exchanges.values()
+            if each.meter is not None and each.crossing.stage in (Stage.SENT, Stage.STREAM, Stage.WHOLE)
+        ]
+        for each in waiting:
+            assert each.meter is not None
+            passed = each.meter.passed(now)
+            if passed is None:
+                self._watch(each.meter.due())
+            else:
+                self._guarded_end(each, passed)
+
+    def _guarded_end(self, exchange: Exchange, passed: Reason) -> None:
+        """End an exchange for a limit; a bug in that ends it as a bug, and no other."""
+        try:
+            self._end(exchange, passed)
+        except Exception as bug:
+            log.error("tidegate failed at a limit: %s", type(bug).__name__)
+            self._fail(exchange)
+            self._cut(exchange)
 
     def _end(self, exchange: Exchange, passed: Reason) -> None:
         """End an exchange that broke a limit: with a refusal, or in a stream with the dialect's error event."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -145,6 +146,19 @@ def test_a_stream_over_a_limit_ends_with_an_error_event(stage: Stage, answer: An
     assert reply.error_code == code
     assert len(reply.body) < BYTES + 4096
     recorded(stage, reply, code, streamed=True)
+
+
+def test_a_pause_is_noticed_however_late_the_first_byte_may_come(tmp_path: Path) -> None:
+    answer = {"first_byte": "30s", "idle": "500ms", "duration": "60s"}
+    with Upstream() as upstream:
+        path, access = policy(tmp_path, upstream.url, limits={"response": answer}), token(tmp_path)
+        with tidegate_run(path) as gate:
+            stage = Stage(gate, upstream, access)
+            upstream.does(silent(STREAM_HEAD + chunk(ONE)))
+            begun = time.monotonic()
+            reply = stage.ask(post(CHAT, chat("hi", stream=True), stage.auth))
+            assert time.monotonic() - begun < 6
+    assert reply.error_code == "answer_idle"
 
 
 def test_a_stream_of_the_other_dialect_ends_with_its_error_event(stage: Stage) -> None:

@@ -115,7 +115,7 @@ def end_of(socket: ClientConnection, seconds: float = 5.0) -> tuple[list[dict[st
     return found, socket.close_code
 
 
-def wait_for(met: Callable[[], object], seconds: float = 5.0) -> None:
+def wait_for(met: Callable[[], object], seconds: float = 15.0) -> None:
     end = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < end
