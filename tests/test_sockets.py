@@ -200,7 +200,7 @@ def test_a_101_that_opens_something_else_is_refused(policy: Policy, fields: tupl
 def test_the_whole_life_of_a_socket_is_one_exchange(policy: Policy) -> None:
     exchange, _ = crossed(policy, head())
     exchange.receive(AnswerBegan(101, OPENED))
-    assert exchange.receive(asks(f"key {SECRET}")) != Relay()
+    assert exchange.receive(asks(f"why does {SECRET} fail")) != Relay()
     assert isinstance(exchange.receive(asks("mail me")), Relay)
     for event in events("to jane.doe@example.com"):
         assert isinstance(exchange.receive(event), Relay)
