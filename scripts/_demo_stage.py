@@ -150,7 +150,11 @@ def write_policy(tour: Tour) -> None:
     secret = tour.folder / "upstream.key"
     secret.touch(0o600)
     secret.write_text(tour.credential)
-    prompt = {"secrets": "flag" if tour.sabotage in ("block", "canaries") else "block", "pii": "redact"}
+    prompt = {
+        "secrets": "flag" if tour.sabotage in ("block", "canaries") else "block",
+        "pii": "redact",
+        "injection": "flag",
+    }
     masks = (
         "flag"
         if tour.sabotage in ("mask-openai", "mask-anthropic", "tools", "proxy", "sdks", "real-mask")

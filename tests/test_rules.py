@@ -13,7 +13,7 @@ from tidegate.model import Fault
 
 BROKEN = Path(__file__).parent / "data" / "broken"
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "rules.md"
-KEYS = "id, class, description, severity, pattern, end, max, validators, mode, references, match, pass"
+KEYS = "id, class, description, severity, pattern, end, max, validators, mode, score, references, match, pass"
 VALIDATOR_NAMES = ", ".join(sorted(VALIDATORS))
 ALONE = "patterns that look at the match alone (\\b and \\B are fine)"
 NAME = "a name of lower-case letters, digits and hyphens that starts with a letter"
@@ -65,7 +65,7 @@ MESSAGES = {
     ),
     "lookaround": (f":8: rules[acme-token].pattern: found a lookahead or lookbehind; accepted: {ALONE}",),
     "many-faults": (
-        ":4: notes: found an unknown key; accepted: the keys pack, class, version, description, rules",
+        ":4: notes: found an unknown key; accepted: the keys pack, class, version, description, threshold, rules",
         (
             ":9: rules[acme-token].pattern: found an unbounded repeat (*, + or {n,})"
             "; accepted: a repeat with an upper bound, such as {1,64}"
@@ -103,7 +103,7 @@ MESSAGES = {
         ),
     ),
     "not-a-mapping": (
-        ":1: the file: found a list; accepted: a mapping with the keys pack, class, version, description, rules",
+        ":1: the file: found a list; accepted: a mapping with the keys pack, class, version, description, threshold, rules",
     ),
     "pass-fires": (": rules[acme-token].pass[1]: found an example that fires its rule; accepted: one that does not",),
     "python-only-repeat": (

@@ -322,7 +322,7 @@ class Crossing:
         if isinstance(judged, tuple):
             return self._refuse(*judged)
         self.verdict = judged
-        self._decide("inspect", _worst(judged.findings))
+        self._decide("inspect", _worst(judged.findings), _scores(judged.findings))
         self.stage = Stage.INTENT
         return KeepIntent()
 
@@ -570,12 +570,18 @@ def blocked(findings: tuple[Finding, ...]) -> Denial | None:
     first = next((f for f in findings if f.action is Action.BLOCK), None)
     if first is None:
         return None
+    why = f"rule {first.rule}" if first.score is None else str(first.score)
     return Denial(
         Reason.FINDING,
         403,
-        f"Blocked by policy: {first.where} contains something of the class {first.cls} (rule {first.rule}). "
+        f"Blocked by policy: {first.where} contains something of the class {first.cls} ({why}). "
         "Nothing was sent to the model; remove it and try again.",
     )
+
+
+def _scores(findings: tuple[Finding, ...]) -> str:
+    """Explain the scores among findings: where, how much, and which rule gave what. The first few tell enough."""
+    return "; ".join([f"{each.where}: {each.score}" for each in findings if each.score is not None][:_EXPLAINED])
 
 
 def _worst(findings: tuple[Finding, ...]) -> str:
@@ -587,6 +593,7 @@ def _plain(name: str, value: str) -> bool:
     return value in _PLAIN.get(name, ()) or (name == "content-length" and value.isdecimal() and len(value) < 12)
 
 
+_EXPLAINED = 5
 _PLAIN = {
     "content-type": ("application/json", "application/json; charset=utf-8", "text/event-stream"),
     "connection": ("keep-alive", "close"),

@@ -135,8 +135,24 @@ class Denial:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """What scored rules add up to in one field, the threshold it reached, and each rule's id with what it gave."""
+
+    total: float
+    threshold: float
+    parts: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{rule} {points:g}" for rule, points in self.parts)
+        return f"score {self.total:g} of {self.threshold:g}: {parts}"
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule matched. ``start`` and ``end`` count characters of the field's text; the text itself never travels."""
+    """A rule matched. ``start`` and ``end`` count characters of the field's text; the text itself never travels.
+
+    With ``score`` several rules matched, of which none would be a finding alone; ``rule`` is the one that gave most.
+    """
 
     rule: str
     cls: str
@@ -144,6 +160,7 @@ class Finding:
     start: int
     end: int
     action: Action
+    score: Score | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, replace, where
-from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source
+from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source, role_of
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.model import Action, Denial, Finding, Reason, Role
 from tidegate.streams.texts import Texts
 
 MALFORMED = Denial(
@@ -49,7 +49,8 @@ def inspect_request(
     """
     texts = Texts(engine, decide)
     body = dump(value) if value is not None else b""
-    if texts.are_clean(body, (extra or {}).values()):
+    clean = texts.are_clean(body, (extra or {}).values())
+    if clean and not texts.hinted:
         return Inspected(body, ())
     exempt: list[Place] = []
     leaves: list[Leaf[RequestField]] = []
@@ -58,6 +59,9 @@ def inspect_request(
             exempt.append((leaf.pointer, _at(value, leaf.pointer)))
         else:
             leaves.append(leaf)
+    _weigh(texts, value, leaves, extra or {})
+    if clean:
+        return Inspected(body, tuple(texts.findings))
     masked = _look(texts, value, leaves, exempt, extra or {})
     if masked is None:
         return Denial(Reason.BODY_MALFORMED, 400, "The request body cannot be masked without breaking it.")
@@ -134,6 +138,20 @@ def _look[T: (RequestField, AnswerField)](
         if not _put(written, pointer, "" if pointer[-1] == "signature" and pointer[:-1] in masked else old):
             return None
     return dump(written)
+
+
+def _weigh(texts: Texts, value: object, leaves: Sequence[Leaf[RequestField]], extra: Mapping[str, str]) -> None:
+    """Let scored rules judge every leaf by its role; what stands outside the body is metadata."""
+    places = tuple(extra)
+    count = len(leaves)
+
+    def role(index: int) -> Role:
+        return role_of(leaves[index], value) if index < count else Role.METADATA
+
+    def place(index: int) -> str:
+        return where(leaves[index].pointer) if index < count else places[index - count]
+
+    texts.weigh([*[leaf.text for leaf in leaves], *extra.values()], role, place)
 
 
 def _by_field[T: (RequestField, AnswerField)](

@@ -15,6 +15,7 @@ from tidegate.inspection.closure import Pattern, PatternError, read
 from tidegate.inspection.patterns import compile_re2
 from tidegate.inspection.rules import Rule
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
+from tidegate.inspection.scoring import Mark
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.inspection.walk import Walk
 
@@ -22,6 +23,10 @@ __all__ = ["Compiled", "CompiledCache", "Engine", "Marker", "RuleError", "Span",
 
 # Texts for the first run of each automaton, which RE2 builds when it first meets a byte: not during a stream then.
 _WARM = (b" The quick brown fox (42) jumps, over: 'lazy' dogs-/_=+@.\n", bytes(range(256)))
+
+
+# The bytes of UTF-8 that do not begin a character.
+_CONTINUES = bytes(range(0x80, 0xC0))
 
 
 class RuleError(ValueError):
@@ -78,14 +83,31 @@ class Compiled:
         return all(check(span) for check in self.checks)
 
 
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A scored rule ready to search."""
+
+    rule: Rule
+    find: Any
+
+
 class Engine:
-    """A set of rules, compiled. ``reach`` and ``shortest`` are the longest and shortest match of any, in bytes."""
+    """A set of rules, compiled. ``reach`` and ``shortest`` are the longest and shortest match of any, in bytes.
+
+    Scored rules (``hints``) share the first scan and nothing else: they have no closure and no span to mask. ``rules``
+    holds the others first, in the order of ``compiled``, then those.
+    """
 
     def __init__(
-        self, compiled: Sequence[Compiled], widths: tuple[int, int], scanners: tuple[Scanner, Scanner]
+        self,
+        compiled: Sequence[Compiled],
+        hints: Sequence[Hint],
+        widths: tuple[int, int],
+        scanners: tuple[Scanner, Scanner],
     ) -> None:
         self.compiled = tuple(compiled)
-        self.rules = tuple(each.rule for each in compiled)
+        self.hints = tuple(hints)
+        self.rules = (*(each.rule for each in compiled), *(each.rule for each in hints))
         self.shortest, self.reach = widths
         self._words, self._closures = scanners
         self._all = frozenset(range(len(self.compiled)))
@@ -93,7 +115,25 @@ class Engine:
 
     def candidates(self, data: bytes) -> tuple[int, ...]:
         """Return the indexes of the rules that may match in ``data``: none that does is missing."""
-        return tuple(self._words.hits(data))
+        return self.hits(data)[0]
+
+    def hits(self, data: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return, from one scan, the indexes in ``compiled`` and in ``hints`` of the rules that may match."""
+        found = self._words.hits(data)
+        if not found:
+            return (), ()
+        acting = len(self.compiled)
+        return tuple(i for i in found if i < acting), tuple(i - acting for i in found if i >= acting)
+
+    def marks(self, text: str, known: Sequence[int] | None = None) -> tuple[Mark, ...]:
+        """Return the first match of each scored rule; ``known`` are the only ones to ask, when the caller knows."""
+        data = encode(text)
+        if known is None:
+            known = self.hits(data)[1] if self.hints else ()
+        found = ((self.hints[index].rule, self.hints[index].find.search(data)) for index in sorted(known))
+        return tuple(
+            Mark(rule, _whole(data, hit.start()), _begun(data[: hit.end()])) for rule, hit in found if hit is not None
+        )
 
     def live(self, data: bytes) -> tuple[int, ...]:
         """Return the indexes of the rules of which some match may start in ``data`` and go on after it."""
@@ -125,22 +165,26 @@ class Engine:
 def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
     """Compile ``rules``; ``cache`` keeps the slow part. Raises ``RuleError`` for the first rule that is refused."""
     ranks = {rule.id: rank for rank, rule in enumerate(sorted(rules, key=lambda rule: rule.id))}
-    read_in = [(_read(rule, rule.pattern), rule) for rule in rules]
+    acting = [rule for rule in rules if rule.score is None]
+    scored = [rule for rule in rules if rule.score is not None]
+    read_in = [(_read(rule, rule.pattern), rule) for rule in acting]
     compiled = [_compile(rule, pattern, ranks[rule.id]) for pattern, rule in read_in]
-    words = [pattern.loose for pattern, _ in read_in]
+    hinting = [(_read(rule, rule.pattern), rule) for rule in scored]
+    hints = [Hint(rule, _re2(rule, pattern.plain)) for pattern, rule in hinting]
+    words = [*(pattern.loose for pattern, _ in read_in), *(pattern.part for pattern, _ in hinting)]
     closures = [_live(pattern) for pattern, _ in read_in]
     try:
         scanners = scanner(words, cache), scanner(closures, cache)
     except CompileError:
-        for rule, word, closure in zip(rules, words, closures, strict=True):
-            if why := refused(word) or refused(closure):
+        for rule, expression in zip((*acting, *scored, *acting), (*words, *closures), strict=True):
+            if why := refused(expression):
                 raise RuleError(rule.id, why) from None
         raise
     widths = (
         min((pattern.shortest for pattern, _ in read_in), default=0),
         max((pattern.longest for pattern, _ in read_in), default=0),
     )
-    return Engine(compiled, widths, scanners)
+    return Engine(compiled, hints, widths, scanners)
 
 
 def encode(text: str) -> bytes:
@@ -201,6 +245,16 @@ def _in_characters(text: str, spans: Iterable[Span]) -> tuple[TextSpan, ...]:
         bytes_seen = each.start
         found.append(TextSpan(each.rule, seen, seen + count(data[each.start : each.end])))
     return tuple(found)
+
+
+def _begun(data: bytes) -> int:
+    """Count the characters that begin in encoded text, of which the last may be cut."""
+    return len(data.translate(None, _CONTINUES))
+
+
+def _whole(data: bytes, position: int) -> int:
+    """Return the index of the character that the byte at ``position`` belongs to."""
+    return _begun(data[: position + 1]) - 1
 
 
 def count(data: bytes) -> int:

@@ -19,13 +19,17 @@ from tidegate.policy.source import Node, parse
 
 # The longest text a delimited rule may swallow: an armoured 16384-bit RSA key is about 13,000 bytes.
 MAX_DELIMITED = 16384
+# Eight rules of the highest score in a tool's result: no text worth the name of a prompt adds up to more.
+MAX_THRESHOLD = 12.0
+_SCORE = "a number above 0, up to 1"
+THRESHOLD = f"a number above 0, up to {MAX_THRESHOLD:g}"
 # Fewer examples than this prove nothing about either side of a rule.
 MIN_EXAMPLES = 2
 
-PACK_KEYS = ("pack", "class", "version", "description", "rules")
+PACK_KEYS = ("pack", "class", "version", "description", "threshold", "rules")
 RULE_KEYS = (
-    "id", "class", "description", "severity", "pattern", "end", "max", "validators", "mode", "references", "match",
-    "pass",
+    "id", "class", "description", "severity", "pattern", "end", "max", "validators", "mode", "score", "references",
+    "match", "pass",
 )  # fmt: skip
 _TEXTS = {
     "description": "one sentence",
@@ -48,6 +52,8 @@ class Severity(enum.StrEnum):
 class Rule:
     """One detection rule. ``id`` is ``pack.name``; ``cap`` bounds its match in bytes; ``end`` makes it delimited.
 
+    With ``score`` it is no finding by itself: scores of a field are added up, and ``threshold`` is that of its pack.
+
     Examples are kept out of ``repr``: they look like what the rule finds.
     """
 
@@ -65,6 +71,8 @@ class Rule:
     passes: tuple[str, ...] = field(repr=False)
     references: tuple[str, ...] = field(repr=False)
     file: str
+    score: float | None = None
+    threshold: float = 0.0
 
 
 class Found(Protocol):
@@ -80,6 +88,9 @@ class Finder(Protocol):
 
     def find(self, data: bytes) -> Sequence[Found]:
         """Return every finding in ``data``."""
+
+    def marks(self, text: str) -> Sequence[Found]:
+        """Return the first match of each scored rule in ``text``."""
 
 
 def parse_pack(text: str, file: str) -> tuple[tuple[Rule, ...], tuple[Fault, ...]]:
@@ -116,6 +127,8 @@ def check_examples(rules: Sequence[Rule], engine: Finder) -> tuple[Fault, ...]:
 
 
 def _fires(rule: Rule, text: str, engine: Finder) -> bool:
+    if rule.score is not None:
+        return any(mark.rule.id == rule.id for mark in engine.marks(text))
     return any(span.rule.id == rule.id for span in engine.find(text.encode("utf-8", "surrogatepass")))
 
 
@@ -129,10 +142,11 @@ def _pack(reader: Reader, root: Node) -> tuple[Rule, ...]:
     entries = reader.items(top.get("rules"), required["rules"])
     if "rules" in top and top["rules"].value == ():
         reader.fault(top["rules"], required["rules"], found="an empty list")
+    threshold = reader.number(top.get("threshold"), THRESHOLD, MAX_THRESHOLD)
     rules: dict[str, Rule] = {}
     for entry in entries:
         before = len(reader.faults)
-        rule = _rule(reader, entry, pack, cls)
+        rule = _scored(reader, entry, _rule(reader, entry, pack, cls), threshold)
         if rule.id in rules:
             reader.fault(entry, "each id once in a pack", found="the id of an earlier rule", key=f"{entry.key}.id")
         if len(reader.faults) == before and pack and cls:
@@ -166,6 +180,20 @@ def _rule(reader: Reader, entry: Node, pack: str, pack_class: str) -> Rule:
         references=_references(reader, keys.get("references")),
         file=reader.file,
     )
+
+
+def _scored(reader: Reader, entry: Node, rule: Rule, threshold: float | None) -> Rule:
+    """Add a rule's score and its pack's threshold; what only rules that act by themselves may have is a fault."""
+    keys = entry.value if isinstance(entry.value, Mapping) else {}
+    if "score" not in keys:
+        return rule
+    score = reader.number(keys["score"], _SCORE, 1.0)
+    if threshold is None:
+        reader.fault(keys["score"], "a score in a pack with a threshold", found="a score, but no threshold of the pack")
+    for other in ("end", "validators", "mode"):
+        if other in keys:
+            reader.fault(keys[other], "no end, validators or mode beside score", found=f"{other} on a scored rule")
+    return replace(rule, score=score, threshold=threshold or 0.0)
 
 
 def _bounds(reader: Reader, entry: Node, keys: Mapping[str, Node]) -> tuple[str | None, int]:

@@ -7,7 +7,7 @@ reloads keeps the policy in force until a new one is complete.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     dialect_texts = _files(path, "dialects", document.dialects, reader, document)
     below: list[Fault] = []
     dialects = _dialects(dialect_texts, below)
-    rules, engine = _rules(packs, below, engine_cache)
+    thresholds = {cls: value for cls, (value, _) in document.thresholds.items()}
+    rules, engine = _rules(packs, thresholds, below, engine_cache)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
@@ -139,9 +140,12 @@ def _dialects(texts: Sequence[_Text], faults: list[Fault]) -> dict[str, Dialect]
 
 
 def _rules(
-    texts: Sequence[_Text], faults: list[Fault], cache: CompiledCache | None
+    texts: Sequence[_Text], thresholds: Mapping[str, float], faults: list[Fault], cache: CompiledCache | None
 ) -> tuple[tuple[Rule, ...], Engine | None]:
-    """Parse the packs, build the engine and run every rule's examples; no engine where a pack is at fault."""
+    """Parse the packs, build the engine and run every rule's examples; no engine where a pack is at fault.
+
+    ``thresholds`` are the policy's own, by class; they take the place of the packs'.
+    """
     rules: list[Rule] = []
     problems: list[Fault] = []
     known: dict[str, str] = {}
@@ -154,7 +158,7 @@ def _rules(
                     Fault(each.file, f"rules[{rule.id}]", f"an id that {known[rule.id]} has", "each id once")
                 )
             known.setdefault(rule.id, each.file)
-        rules.extend(parsed)
+        rules.extend(replace(rule, threshold=thresholds.get(rule.cls, rule.threshold)) for rule in parsed)
     faults.extend(problems)
     if problems:
         return tuple(rules), None

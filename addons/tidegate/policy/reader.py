@@ -130,6 +130,15 @@ class Reader:
         self.fault(node, accepted)
         return None
 
+    def number(self, node: Node | None, accepted: str, most: float) -> float | None:
+        """Read a number above zero, up to ``most``."""
+        if node is None:
+            return None
+        if isinstance(node.value, int | float) and not isinstance(node.value, bool) and 0 < node.value <= most:
+            return float(node.value)
+        self.fault(node, accepted)
+        return None
+
     def bytes(self, node: Node | None) -> int | None:
         """Read a size in bytes, above zero."""
         if node is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tidegate.inspection.rules import MAX_THRESHOLD, THRESHOLD
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.policy import Keep, RecordingMode, Unlisted
@@ -37,7 +38,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
     "bindings[]": ("groups", "subjects", "roles"),
-    "inspection": ("prompt", "response"),
+    "inspection": ("prompt", "response", "thresholds"),
     "recording": ("mode", "keep", "path"),
 }
 
@@ -106,6 +107,7 @@ class Document:
     dialects: tuple[str, ...]
     inspection: Node
     actions: Mapping[Direction, Mapping[str, tuple[Action, Node]]]
+    thresholds: Mapping[str, tuple[float, Node]]
     limits: LimitsDoc
     recording_mode: RecordingMode
     keep: Keep
@@ -144,6 +146,7 @@ def read(reader: Reader, root: Node) -> Document:
         dialects=_globs(reader, top.get("dialects"), DIALECTS),
         inspection=inspection,
         actions=_actions(reader, top.get("inspection")),
+        thresholds=_thresholds(reader, top.get("inspection")),
         limits=read_limits(reader, top.get("limits")),
         recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
         keep=reader.choice(recording.get("keep"), Keep, Keep.REDACTED),
@@ -213,12 +216,23 @@ def _binding(reader: Reader, node: Node) -> BindingDoc:
     )
 
 
+def _thresholds(reader: Reader, node: Node | None) -> dict[str, tuple[float, Node]]:
+    """Read the thresholds by class; what else is wrong with the section is noted with the actions."""
+    section = node.value if node is not None and isinstance(node.value, Mapping) else {}
+    found: dict[str, tuple[float, Node]] = {}
+    for cls, each in reader.entries(section.get("thresholds")).items():
+        value = reader.number(each, THRESHOLD, MAX_THRESHOLD)
+        if value is not None:
+            found[cls] = value, each
+    return found
+
+
 def _actions(reader: Reader, node: Node | None) -> dict[Direction, dict[str, tuple[Action, Node]]]:
     found: dict[Direction, dict[str, tuple[Action, Node]]] = {}
     if node is None:
         return found
     section = reader.section(
-        node, SECTIONS["inspection"], dict.fromkeys(SECTIONS["inspection"], "an action for each class of finding")
+        node, SECTIONS["inspection"], dict.fromkeys(Direction, "an action for each class of finding")
     )
     for direction in Direction:
         if direction not in section or not isinstance(section[direction].value, Mapping):

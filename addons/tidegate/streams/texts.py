@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from tidegate.inspection.engine import Engine, encode
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.inspection.scoring import weigh
+from tidegate.model import Action, Denial, Finding, Reason, Role, Score
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.source import JsonSource
 
@@ -26,7 +27,7 @@ _ACTING = (Action.REDACT, Action.BLOCK)
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = ("_decide", "_engine", "_flagged", "_hints", "clean", "denial", "findings")
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action]) -> None:
         self.findings: list[Finding] = []
@@ -34,6 +35,7 @@ class Texts:
         self.clean: set[str] = set()
         self._engine = engine
         self._flagged = 0
+        self._hints: tuple[int, ...] | None = None
         self._decide = decide
 
     def redactor(self) -> Redactor:
@@ -98,7 +100,28 @@ class Texts:
         """Say that no rule matches in a JSON text or other texts; as ``are_clean``, but JSON source is not opened."""
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
-        return not self._engine.candidates(b"\0".join([_unescaped(body), *map(encode, extra)]))
+        acting, self._hints = self._engine.hits(b"\0".join([_unescaped(body), *map(encode, extra)]))
+        return not acting
+
+    @property
+    def hinted(self) -> bool:
+        """Whether the scan that found no other rule found scored ones, so that ``weigh`` is worth its price."""
+        return bool(self._hints)
+
+    def weigh(self, texts: Sequence[str], role: Callable[[int], Role], place: Callable[[int], str]) -> None:
+        """Add up what scored rules find in each whole text; note what reaches a threshold. Nothing is masked for it.
+
+        Only the scored rules that the scan of ``may_be_skipped`` hit are asked, where there was one.
+        """
+        hints = self._hints
+        if hints is None:
+            hints = self._engine.hits(b"\0".join(map(encode, texts)))[1]
+        hints = tuple(i for i in hints if self._decide(self._engine.hints[i].rule) is not Action.ALLOW)
+        for index, text in enumerate(texts) if hints else ():
+            marks = self._engine.marks(text, hints)
+            for each in weigh(marks, role(index)) if marks else ():
+                mark = each.mark
+                self._note(mark.rule, place(index), mark.start, mark.end, each.score)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -130,13 +153,15 @@ class Texts:
         channel = self.source() if source else self.redactor()
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 
-    def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
+    def _note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
         action = self._decide(rule)
+        if score is not None and action is Action.REDACT:  # a score is no span that could be masked
+            action = Action.FLAG
         if action not in _ACTING:
             self._flagged += 1
             if self._flagged > MAX_FLAGGED:
                 return
-        self.findings.append(Finding(rule.id, rule.cls, place, start, end, action))
+        self.findings.append(Finding(rule.id, rule.cls, place, start, end, action, score))
         if action is Action.BLOCK and self.denial is None:
             self.denial = Denial(
                 Reason.ANSWER_FINDING,
