@@ -49,6 +49,78 @@ def change(folder: Path, *pairs: tuple[str, str], more: str = "") -> Policy:
     return load(path)
 
 
+SCORED = """
+pack: hints
+class: injection
+version: 1
+threshold: 0.8
+rules:
+  - id: hint
+    description: A hint
+    severity: medium
+    score: 0.5
+    pattern: 'obey me'
+    references: [https://a.test/]
+    match: ['obey me', 'so obey me']
+    pass: ['x', 'y']
+"""
+PROMPT, ANSWER = "prompt: {secrets: block, pii: redact}", "response: {secrets: redact, pii: flag}"
+
+
+def test_a_scored_class_needs_an_action_for_prompts_and_takes_the_policys_threshold(folder: Path) -> None:
+    (folder / "packs" / "hints.yaml").write_text(SCORED)
+    policy = change(
+        folder,
+        (PROMPT, "prompt: {secrets: block, pii: redact, injection: flag}\n  thresholds: {injection: 1.2}"),
+    )
+    (rule,) = [rule for rule in policy.engine.rules if rule.score is not None]
+    assert rule.threshold == 1.2
+    assert policy.decide(Direction.PROMPT)(rule) is Action.FLAG
+    assert policy.decide(Direction.RESPONSE)(rule) is Action.ALLOW
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "message"),
+    [
+        (PROMPT, ANSWER, "inspection.prompt.injection: found nothing; accepted: allow or flag or redact or block"),
+        (
+            "prompt: {secrets: block, pii: redact, injection: redact}",
+            ANSWER,
+            (
+                "inspection.prompt.injection: found 'redact'; "
+                "accepted: allow or flag or block, since a score has no place that could be redacted"
+            ),
+        ),
+        (
+            "prompt: {secrets: block, pii: redact, injection: flag}",
+            "response: {secrets: redact, pii: flag, injection: flag}",
+            (
+                "inspection.response.injection: found a class that is scored; "
+                "accepted: no action, since scored rules look at prompts only"
+            ),
+        ),
+        (
+            "prompt: {secrets: block, pii: redact, injection: flag}\n  thresholds: {pii: 1}",
+            ANSWER,
+            (
+                "inspection.thresholds.pii: found a threshold of another class; "
+                "accepted: the classes of scored rules: injection"
+            ),
+        ),
+        (
+            "prompt: {secrets: block, pii: redact, injection: flag}\n  thresholds: {injection: none}",
+            ANSWER,
+            "inspection.thresholds.injection: found 'none'; accepted: a number above 0, up to 12",
+        ),
+    ],
+)
+def test_faults_of_scored_classes(folder: Path, prompt: str, answer: str, message: str) -> None:
+    (folder / "packs" / "hints.yaml").write_text(SCORED)
+    with pytest.raises(PolicyError) as caught:
+        change(folder, (PROMPT, prompt), (ANSWER, answer))
+    assert [str(fault).partition(": ")[2] for fault in caught.value.faults] == [message]
+
+
 # ── broken policies ──────────────────────────────────────────────────────────
 
 

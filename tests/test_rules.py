@@ -103,7 +103,10 @@ MESSAGES = {
         ),
     ),
     "not-a-mapping": (
-        ":1: the file: found a list; accepted: a mapping with the keys pack, class, version, description, threshold, rules",
+        (
+            ":1: the file: found a list"
+            "; accepted: a mapping with the keys pack, class, version, description, threshold, rules"
+        ),
     ),
     "pass-fires": (": rules[acme-token].pass[1]: found an example that fires its rule; accepted: one that does not",),
     "python-only-repeat": (

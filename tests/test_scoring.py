@@ -174,8 +174,10 @@ def test_an_allowed_class_is_not_scored(engine: Engine) -> None:
         (
             "threshold: 0.8\n",
             "",
-            "rules[strong].score: found a score, but no threshold of the pack; "
-            "accepted: a score in a pack with a threshold",
+            (
+                "rules[strong].score: found a score, but no threshold of the pack; "
+                "accepted: a score in a pack with a threshold"
+            ),
         ),
     ],
 )
