@@ -1,0 +1,119 @@
+"""Decoding before matching: a text as it reads once what hides it is undone. docs/decisions.md says what is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tidegate.inspection.decoding.codes import encoded, escaped
+from tidegate.inspection.decoding.folding import folded, overridden
+from tidegate.inspection.decoding.tricks import spaced, split, turned
+from tidegate.inspection.decoding.views import BREAK, Edit, View, substitute, windows
+from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
+from tidegate.inspection.rules import Severity
+
+__all__ = ["DEPTH", "View", "find", "find_text", "hides_nothing", "views"]
+
+DEPTH = 3
+"""Times that what was decoded is decoded again."""
+MAX_BYTES = 1 << 22
+"""Bytes of all views of one text: beyond, nothing more is undone."""
+_STEPS = (("bidi", overridden), ("unicode", folded), ("escapes", escaped), ("encoding", encoded), ("spaced", spaced))
+_TRIM = 3  # quotes and a comma around a token
+
+
+def views(data: bytes) -> list[View]:
+    """Return the views of a text in UTF-8: none where nothing is hidden in a way that is known. Never raises."""
+    made: list[View] = []
+    source: View | None = None
+    left = MAX_BYTES
+    text = data
+    for depth in range(DEPTH):
+        before = source
+        for name, step in _STEPS:
+            edits = list(step(text))
+            if edits:
+                source = substitute(text, edits, name, source)
+                text = source.data
+                made.append(source)
+                left -= len(text)
+        if depth == 0:
+            made += _whole(data)
+        if source is before or left < 0:
+            break
+    return made
+
+
+def _whole(data: bytes) -> list[View]:
+    """Return the views of the text itself that concern all of it; they are not decoded again."""
+    made = []
+    joints = list(split(data))
+    if joints:
+        made.append(substitute(data, joints, "split", None, joined=True))
+    tokens: list[Edit] = list(turned(data))
+    if tokens:
+        made.append(windows(tokens, "turned", None))
+    return made
+
+
+def hides_nothing(engine: Engine, data: bytes) -> bool:
+    """Say that no rule can match in any view of a text; ``False`` may also mean that one might."""
+    made = views(data)
+    return not made or not engine.candidates(BREAK.join(view.data for view in made))
+
+
+def find(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> tuple[Span, ...]:
+    """Return what rules match in the views of a text, where it stands in the text itself, sorted.
+
+    ``plain`` is what was found without decoding, which is not told again.
+    """
+    made = views(data)
+    if not made:
+        return ()
+    hit = frozenset(engine.candidates(BREAK.join(view.data for view in made)))
+    if not hit:
+        return ()
+    known: dict[str, list[tuple[int, int]]] = {}
+    for span in plain:
+        known.setdefault(span.rule.id, []).append((span.start, span.end))
+    found: list[Span] = []
+    for view in made:
+        for span in engine.find(view.data):
+            if not view.new(span.start, span.end) or _doubtful(view, span, data):
+                continue
+            start, end = view.origin(span.start, span.end)
+            told = known.setdefault(span.rule.id, [])
+            if not any(first <= start and end <= last or start <= first and last <= end for first, last in told):
+                told.append((start, end))
+                found.append(Span(span.rule, start, end))
+    return tuple(sorted(found, key=lambda each: (each.start, -each.end, each.rule.id)))
+
+
+def _doubtful(view: View, span: Span, data: bytes) -> bool:
+    """Say whether a match in a view of split or turned text is as likely chance, or is no news.
+
+    Rules that guess (severity low, or by entropy) are not asked there. A turned number, or what a rule of severity
+    medium matches, has to be all of the token and more than digits.
+    """
+    if view.undone not in ("split", "turned"):
+        return False
+    rule = span.rule
+    if rule.severity is Severity.LOW or any(name.startswith("entropy") for name in rule.validators):
+        return True
+    if view.undone == "split":
+        return False
+    said = view.data[span.start : span.end]
+    start, end = view.origin(span.start, span.end)
+    if said in data[start:end] or said.isdigit():
+        return True
+    whole = end - start - len(said) <= _TRIM
+    return not whole and (rule.severity is Severity.MEDIUM or said.upper() == said.lower())
+
+
+def find_text(engine: Engine, text: str) -> tuple[TextSpan, ...]:
+    """Return everything found in a text, decoded or not, in characters of it."""
+    data = encode(text)
+    plain = engine.find(data)
+    spans = sorted((*plain, *find(engine, data, plain)), key=lambda each: (each.start, -each.end))
+    if text.isascii():
+        return tuple(TextSpan(span.rule, span.start, span.end) for span in spans)
+    return tuple(TextSpan(span.rule, count(data[: span.start]), count(data[: span.end])) for span in spans)

@@ -1,0 +1,195 @@
+"""Encodings of bytes as text: which runs are encoded, and what they say. What does not say text is left alone."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import re
+import zlib
+from collections.abc import Iterator
+
+from tidegate.inspection.decoding.views import BREAK, Edit
+from tidegate.inspection.patterns import compile_re2
+
+MAX_DECODED = 1 << 16
+"""Bytes of one decoded run, compressed ones included, that are looked at."""
+_PROBE = 16
+_SHIFTED = 512
+_PADDING = 8
+_SHORTEST = 14
+
+_ESCAPES = compile_re2(
+    r"(?:%[0-9A-Fa-f]{2})+|(?:&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});)+"
+    r"|(?:\\u[0-9A-Fa-f]{4}|\\u\{[0-9A-Fa-f]{1,6}\}|\\x[0-9A-Fa-f]{2}|\\[nrtbf\x22'/\x5c0])+"
+    r"|(?:=[0-9A-F]{2}){2,}|=\r?\n"
+)
+_MARKS = (b"%", b"&", b"\\", b"=")
+_RUNS = compile_re2(
+    r"(?:[A-Za-z0-9+/]{60}[A-Za-z0-9+/]*\r?\n)+[A-Za-z0-9+/]{1,80}={0,2}|[A-Za-z0-9+/_-]{14,}={0,6}"
+    r"|/{0,2}(?:[0-9A-Fa-f]{16,63}\.)+[0-9A-Fa-f]{2,63}"
+    r"|(?:[0-9A-Fa-f]{2}[ :,-]){7,}[0-9A-Fa-f]{2}|[01]{8}(?: ?[01]{8}){7,}|(?:[0-9]{2,3}, ?){7,}[0-9]{2,3}"
+)
+_PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"
+_HEX = b"0123456789abcdefABCDEF"
+_BASE32 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567="
+_PAIR = compile_re2(r"[0-9A-Fa-f]{2}")
+_ESCAPE = re.compile(rb"\\(?:u\{([0-9A-Fa-f]{1,6})\}|u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
+_SHORT = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b" ", b"f": b" ", b"0": b" "}
+
+
+def escaped(data: bytes) -> Iterator[Edit]:
+    """Find runs of percent, HTML, backslash and quoted-printable escapes."""
+    if not any(mark in data for mark in _MARKS):
+        return
+    for match in _ESCAPES.finditer(data):
+        run = match.group()
+        said = _unescaped(run)
+        if said is not None and said != run:
+            yield match.start(), match.end(), said
+
+
+def _unescaped(run: bytes) -> bytes | None:
+    head = run[:1]
+    if head == b"%":
+        return bytes.fromhex(run.replace(b"%", b"").decode())
+    if head == b"&":
+        return html.unescape(run.decode()).encode("utf-8", "replace")
+    if head == b"=":
+        return b"" if run[1:2] in b"\r\n" else bytes.fromhex(run.replace(b"=", b"").decode())
+    return _ESCAPE.sub(_one, run)
+
+
+def _one(match: re.Match[bytes]) -> bytes:
+    wide, four, two, short = match.groups()
+    if short is not None:
+        return _SHORT.get(short, short)
+    code = int(wide or four or two, 16)
+    return chr(code).encode("utf-8", "surrogatepass") if code < 0x110000 else b" "
+
+
+def encoded(data: bytes) -> Iterator[Edit]:
+    """Find runs that say text in base64, base64url, base32, hexadecimal, binary or decimal codes."""
+    for match in _RUNS.finditer(data):
+        start, end, run = match.start(), match.end(), match.group()
+        said = _said(run)
+        if said is not None:
+            yield start, end, said
+        elif b"/" in run[:-1]:  # a part of an address or a path may be encoded by itself
+            yield from _between_slashes(start, run)
+
+
+def _between_slashes(start: int, run: bytes) -> Iterator[Edit]:
+    for part in run.split(b"/"):
+        if len(part) >= _SHORTEST and (said := _said(part)) is not None:
+            yield start, start + len(part), said
+        start += len(part) + 1
+
+
+def _said(run: bytes) -> bytes | None:
+    """Return the text a run says; ``None`` when it says none."""
+    if b" " in run or b"," in run or b":" in run:
+        return _listed(run)
+    if len(run) >= 2 * MAX_DECODED:
+        run = run[: 2 * MAX_DECODED]
+    if b"." in run:
+        run = run.replace(b".", b"").lstrip(b"/")
+    if not run.translate(None, _HEX):
+        digits = run[: len(run) & ~1].decode()
+        return _text(bytes.fromhex(digits)) or (_base64(run) if len(run) < 64 else None)
+    if run[2:3] == b"-" and not run.translate(None, _HEX + b"-"):
+        return _listed(run)
+    if not run.translate(None, b"01"):
+        return _listed(run)
+    if not run.translate(None, _BASE32) and (said := _base32(run)):
+        return said
+    return _base64(run)
+
+
+def _listed(run: bytes) -> bytes | None:
+    """Read codes with something between them: bits, decimal or hexadecimal numbers."""
+    bits = run.replace(b" ", b"")
+    if not bits.translate(None, b"01"):
+        codes = [int(bits[i : i + 8], 2) for i in range(0, len(bits) - 7, 8)]
+    elif b"," in run and max(map(len, run.replace(b" ", b"").split(b","))) == 3 or _decimal(run):
+        codes = [int(each) for each in run.replace(b" ", b"").split(b",")]
+    else:
+        codes = [int(each, 16) for each in _PAIR.findall(run)]
+    return _text(bytes(codes)) if all(0 <= code < 256 for code in codes) else None
+
+
+def _decimal(run: bytes) -> bool:
+    codes = run.replace(b" ", b"").split(b",")
+    return len(codes) > 1 and all(each.isdigit() and int(each) >= 32 for each in codes)
+
+
+def _base32(run: bytes) -> bytes | None:
+    body = run.rstrip(b"=")
+    try:
+        return _text(base64.b32decode(body + b"=" * (-len(body) % 8)))
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _base64(run: bytes) -> bytes | None:
+    """Decode base64 of either alphabet, wrapped or not, and what is compressed in it."""
+    body = run.translate(None, b"\r\n=")
+    if b"-" in body or b"_" in body:
+        body = body.replace(b"-", b"+").replace(b"_", b"/")
+    probe = binascii.a2b_base64(body[:_PROBE] + b"=" * (-len(body[:_PROBE]) % 4)) if len(body) >= _PROBE else b""
+    packed = probe[:2] == b"\x1f\x8b" or (probe[:1] == b"\x78" and probe[1:2] in b"\x01\x5e\x9c\xda")
+    if probe and not packed and probe.isascii() is False and not _utf8(probe):
+        return None
+    if probe and not packed and _controls(probe):
+        return None
+    if len(body) % 4 == 1:
+        body = body[:-1]
+    data = binascii.a2b_base64(body + b"=" * (-len(body) % 4))[:MAX_DECODED]
+    said = _text(_unpacked(data)) if packed else _text(data)
+    if said is None:
+        return None
+    said = _unpadded(said)
+    if len(said) > _SHIFTED:
+        return said
+    return BREAK.join((said, said[1:], said[2:]))  # cut out of a longer run, it may begin with what belongs to another
+
+
+def _unpadded(said: bytes) -> bytes:
+    """Take off what only fills the run: the same character many times."""
+    for side in (said[:1], said[-1:]):
+        if side.isalpha() and (said.startswith(side * _PADDING) or said.endswith(side * _PADDING)):
+            said = said.strip(side)
+    return said
+
+
+def _controls(data: bytes) -> bool:
+    return any(byte < 0x20 and byte not in (9, 10, 13) or byte == 0x7F for byte in data)
+
+
+def _utf8(data: bytes) -> bool:
+    """Say whether bytes can be the beginning of UTF-8 text."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start >= len(data) - 3
+    return True
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Inflate gzip or zlib data, as far as it is looked at; what is broken gives nothing."""
+    try:
+        return zlib.decompressobj(47).decompress(data, MAX_DECODED)
+    except zlib.error:
+        return b""
+
+
+def _text(data: bytes) -> bytes | None:
+    """Return bytes that are text; ``None`` for any others."""
+    if len(data) < 6:
+        return None
+    if not data.translate(None, _PRINTABLE):
+        return data
+    if data.isascii() or not _utf8(data) or _controls(data):
+        return None
+    text = data.decode("utf-8", "ignore")
+    return text.encode() if sum(each.isalnum() or each.isspace() for each in text) > 0.7 * len(text) else None

@@ -1,0 +1,80 @@
+"""Characters that read as others: compatibility forms, look-alikes of other scripts, and characters nobody sees."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+
+from tidegate.inspection.decoding.views import Edit
+from tidegate.inspection.patterns import compile_re2
+
+_OTHERS = compile_re2(r"[\x80-\xff]+")
+# Letters of other scripts that look like ASCII ones (Unicode TS #39).
+_ALIKE = {
+    "a": "аαɑ", "b": "ьƄ", "c": "сϲ", "d": "ԁ", "e": "еєҽ", "f": "ƒ", "g": "ɡց", "h": "һհ", "i": "іιıɩ", "j": "јϳ",
+    "k": "кκ", "l": "ӏℓƖ", "m": "м", "n": "ող", "o": "оοօ", "p": "рρ", "q": "ԛզ", "r": "гʀ", "s": "ѕ", "t": "тτ",
+    "u": "υսʋ", "v": "νѵ", "w": "ԝѡωա", "x": "хχ", "y": "уγүʏ", "z": "ᴢ",
+    "A": "АΑ", "B": "ВΒ", "C": "СϹ", "D": "Ꭰ", "E": "ЕΕ", "F": "Ϝ", "G": "Ԍ", "H": "НΗ", "I": "ІΙӀ", "J": "ЈͿ",
+    "K": "КΚ", "L": "Ꮮ", "M": "МΜ", "N": "Ν", "O": "ОΟՕ", "P": "РΡ", "Q": "Ԛ", "R": "Ꭱ", "S": "ЅՏ", "T": "ТΤ",
+    "U": "Ս", "V": "ѴᏙ", "W": "Ԝ", "X": "ХΧ", "Y": "УΥҮ", "Z": "Ζ",
+    "3": "З", "-": "‐‑‒–−⁃", "/": "∕⁄", ":": "∶", ".": "․ꓸ", ",": "‚", "'": "′ʹ", "_": "ˍ",
+}  # fmt: skip
+_TAGS = 0xE0000
+_SELECTORS = 0xE0100
+_SELECTED = {0xFE09: "\t", 0xFE0A: "\n", 0xFE0D: "\r"}  # the same for bytes below 16
+
+
+class _Fold(dict[int, str]):
+    """What each character reads as, worked out when it is first met; bounded by the number of characters."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = read = _read(code)
+        return read
+
+
+def _read(code: int) -> str:
+    if code < 0x80:
+        return chr(code)
+    if _TAGS + 0x20 <= code < _TAGS + 0x7F:  # tag characters spell ASCII
+        return chr(code - _TAGS)
+    if _SELECTORS <= code < _SELECTORS + 0xF0:  # variation selectors 17 to 256 carry a byte each
+        byte = code - _SELECTORS + 16
+        return chr(byte) if 0x20 <= byte < 0x7F else ""
+    if code in _SELECTED:
+        return _SELECTED[code]
+    char = chr(code)
+    if unicodedata.category(char) in ("Cf", "Co", "Cn") or 0xFE00 <= code <= 0xFE0F or 0x300 <= code <= 0x36F:
+        return ""
+    same = unicodedata.normalize("NFKC", char)
+    return same if same.isascii() else char
+
+
+_FOLD = _Fold({ord(other): letter for letter, others in _ALIKE.items() for other in others})
+_FLIPS = (b"\xe2\x80\xae", b"\xe2\x80\xac")  # RIGHT-TO-LEFT OVERRIDE, POP DIRECTIONAL FORMATTING
+
+
+def folded(data: bytes) -> Iterator[Edit]:
+    """Find what reads as other characters. A run that does not read as ASCII stays as it is."""
+    if data.isascii():
+        return
+    for match in _OTHERS.finditer(data):
+        run = match.group()
+        try:
+            text = run.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:  # bytes that an escape spelt
+            continue
+        said = text.translate(_FOLD)
+        if said != text:
+            yield match.start(), match.end(), said.encode("utf-8", "surrogatepass")
+
+
+def overridden(data: bytes) -> Iterator[Edit]:
+    """Find text that is shown from right to left by an override, and read it as it is shown."""
+    start = data.find(_FLIPS[0])
+    while start >= 0:
+        begin = start + len(_FLIPS[0])
+        stop = data.find(_FLIPS[1], begin, begin + 4096)
+        end = stop if stop >= 0 else min(len(data), begin + 4096)
+        text = data[begin:end].decode("utf-8", "replace")
+        yield start, end, text[::-1].encode("utf-8", "surrogatepass")
+        start = data.find(_FLIPS[0], end)

@@ -1,0 +1,97 @@
+"""Ways to write a text so that people and models still read it: split, spaced out, reversed, leetspoken and so on."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+
+from tidegate.inspection.decoding.views import Edit
+from tidegate.inspection.patterns import compile_re2
+
+_BETWEEN = compile_re2(
+    r"[\x22'`]\s{0,9}[+.&,]?\s{0,9}(?:[\x22'][A-Za-z0-9_]{1,20}[\x22']\s{0,3}:\s{0,3})?[\x22'`]"
+    r"|\x22\s{0,9}\}\s{0,9},\s{0,9}\{\s{0,9}(?:\x22[a-z_]{1,20}\x22\s{0,3}:\s{0,3}(?:\x22[a-z_]{1,20}\x22\s{0,3},\s{0,9})?){1,4}\x22"
+    r"(?:[A-Za-z0-9 ]{1,20}: )?"
+    r"|\r?\n ?"
+)
+_WORDS = (b"zero", b"one", b"two", b"three", b"four", b"five", b"six", b"seven", b"eight", b"nine")
+_UNIT = "(?:[!-~]|zero|one|two|three|four|five|six|seven|eight|nine)"
+_SPACED = compile_re2(
+    rf"(?:\A|[\s\x22'])(?P<value>{_UNIT}(?:(?: |   ){_UNIT}){{7,}}|[!-~](?:-[!-~\s]){{7,}})(?:[\s\x22',;]|\z)"
+)
+_TOKENS = compile_re2(
+    r"-{5}[A-Za-z ]{8,40}-{5}\s[A-Za-z0-9+/=\s]{16,}(?:-{5}[A-Za-z ]{8,40}-{5})?|[!-~]{11,}|[0-9A-Z+()-][0-9A-Z()+.-]{0,15}(?: [0-9A-Z()+.-]{1,15}){1,9}"
+)
+_WORD = frozenset(bytes([byte]) for byte in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_.-:~")
+_LEET = bytes.maketrans(b"0134578@$", b"oieastbas")
+_ROT13 = bytes.maketrans(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", b"NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm"
+)
+_DIGIT = re.compile(rb"[0134578]")
+_MIXED = re.compile(rb"[0-9]*[A-Za-z][A-Za-z0-9]*")
+_FIRST = re.compile(rb"(?<![0-9])[0134578](?=[a-z0-9])")
+_MAX_TOKEN = 2048
+_PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"
+
+
+def split(data: bytes) -> Iterator[Edit]:
+    """Find what stands between parts of a text that was split: over lines, strings, items, fields or messages."""
+    for match in _BETWEEN.finditer(data):
+        start, end = match.span()
+        space = data[end - 1 : end] == b" "
+        if data[start] in b"\r\n" and not (data[start - 1 : start] in _WORD and data[end : end + 1] in _WORD):
+            continue
+        yield start, end, b" " if space else b""
+
+
+def spaced(data: bytes) -> Iterator[Edit]:
+    """Find characters written one by one, digits as words too."""
+    for match in _SPACED.finditer(data):
+        run = match.group(1)
+        if run[1:2] == b"-":
+            said = run[::2]
+        else:
+            units = run.replace(b"   ", b" \0 ").split(b" ")
+            said = b"".join(_DIGITS.get(unit, unit) for unit in units).replace(b"\0", b" ")
+        yield match.start(1), match.end(1), said
+
+
+_DIGITS = {word: b"%d" % digit for digit, word in enumerate(_WORDS)}
+
+
+def turned(data: bytes) -> Iterator[Edit]:
+    """Read every long token reversed, in ROT13, with its case swapped, without leetspeak, and from ascii85."""
+    for match in _TOKENS.finditer(data):
+        start, end = match.span()
+        token = match.group()
+        if len(token) > _MAX_TOKEN:
+            continue
+        yield start, end, token[::-1]
+        for said in {token.translate(_ROT13), token.swapcase(), *_unleet(token)}:
+            if said != token:
+                yield start, end, said
+        if (said := _ascii85(token)) is not None:
+            yield start, end, said
+
+
+def _unleet(token: bytes) -> Iterator[bytes]:
+    """Read digits as letters in every word that has letters: all of them, or the first of each number."""
+    if _DIGIT.search(token):
+        yield _MIXED.sub(lambda each: each.group().translate(_LEET), token)
+        yield _FIRST.sub(lambda each: each.group().translate(_LEET), token)
+
+
+def _ascii85(token: bytes) -> bytes | None:
+    if token.isalnum() or max(token[:5]) > 0x75:
+        return None
+    value = 0
+    for byte in token[:5]:
+        value = value * 85 + byte - 33
+    if value >> 32 or value.to_bytes(4).translate(None, _PRINTABLE):
+        return None
+    try:
+        said = base64.a85decode(token)
+    except ValueError:
+        return None
+    return None if said.translate(None, _PRINTABLE) else said
