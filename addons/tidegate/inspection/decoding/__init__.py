@@ -15,8 +15,11 @@ __all__ = ["DEPTH", "View", "find", "find_text", "hides_nothing", "views"]
 
 DEPTH = 3
 """Times that what was decoded is decoded again."""
-MAX_BYTES = 1 << 22
-"""Bytes of all views of one text: beyond, nothing more is undone."""
+MAX_VIEWS = 24
+"""Views of one text in which something is decoded."""
+MAX_GROWTH = 6
+MIN_BYTES = 1 << 17
+"""Bytes of those views together: ``MAX_GROWTH`` times the text and this much. Beyond, nothing more is undone."""
 _STEPS = (("bidi", overridden), ("unicode", folded), ("escapes", escaped), ("encoding", encoded), ("spaced", spaced))
 _TRIM = 3  # quotes and a comma around a token
 
@@ -24,23 +27,23 @@ _TRIM = 3  # quotes and a comma around a token
 def views(data: bytes) -> list[View]:
     """Return the views of a text in UTF-8: none where nothing is hidden in a way that is known. Never raises."""
     made: list[View] = []
-    source: View | None = None
-    left = MAX_BYTES
-    text = data
-    for depth in range(DEPTH):
-        before = source
-        for name, step in _STEPS:
-            edits = list(step(text))
-            if edits:
-                source = substitute(text, edits, name, source)
-                text = source.data
-                made.append(source)
-                left -= len(text)
-        if depth == 0:
-            made += _whole(data)
-        if source is before or left < 0:
-            break
-    return made
+    seen = {data}
+    left = MAX_GROWTH * len(data) + MIN_BYTES
+    level: list[tuple[bytes, View | None]] = [(data, None)]
+    for _ in range(DEPTH):
+        deeper: list[tuple[bytes, View | None]] = []
+        for text, source in level:
+            for name, step in _STEPS:
+                edits = list(step(text))
+                view = substitute(text, edits, name, source) if edits else None
+                if view is None or view.data in seen or len(made) >= MAX_VIEWS or left < len(view.data):
+                    continue
+                left -= len(view.data)
+                seen.add(view.data)
+                made.append(view)
+                deeper.append((view.data, view))
+        level = deeper
+    return made + _whole(data)
 
 
 def _whole(data: bytes) -> list[View]:
@@ -105,7 +108,7 @@ def _doubtful(view: View, span: Span, data: bytes) -> bool:
     start, end = view.origin(span.start, span.end)
     if said in data[start:end] or said.isdigit():
         return True
-    whole = end - start - len(said) <= _TRIM
+    whole = view.around(span.start) - len(said) <= _TRIM
     return not whole and (rule.severity is Severity.MEDIUM or said.upper() == said.lower())
 
 

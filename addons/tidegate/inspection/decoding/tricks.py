@@ -39,10 +39,10 @@ def split(data: bytes) -> Iterator[Edit]:
     """Find what stands between parts of a text that was split: over lines, strings, items, fields or messages."""
     for match in _BETWEEN.finditer(data):
         start, end = match.span()
-        space = data[end - 1 : end] == b" "
-        if data[start] in b"\r\n" and not (data[start - 1 : start] in _WORD and data[end : end + 1] in _WORD):
+        line = data[start] in b"\r\n"
+        if line and not (data[start - 1 : start] in _WORD and data[end : end + 1] in _WORD):
             continue
-        yield start, end, b" " if space else b""
+        yield start, end, b" " if line and data[end - 1 : end] == b" " else b""
 
 
 def spaced(data: bytes) -> Iterator[Edit]:

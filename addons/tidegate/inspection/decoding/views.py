@@ -53,6 +53,13 @@ class View:
             index += 1
         return False
 
+    def around(self, position: int) -> int:
+        """Return the length of the part of a view of windows that holds a position."""
+        index = max(bisect_right(self.parts, position, key=_at) - 1, 0)
+        if index + 1 == len(self.parts):
+            return len(self.data) - self.parts[index].at
+        return self.parts[index + 1].at - self.parts[index].at - len(BREAK)
+
     def origin(self, start: int, end: int) -> tuple[int, int]:
         """Return the span of the first text that a span of this view stands for; never empty where it is not."""
         first = self.parts[max(bisect_right(self.parts, start, key=_at) - 1, 0)]
