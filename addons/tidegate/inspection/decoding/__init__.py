@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tidegate.inspection.decoding.codes import encoded, escaped
+from tidegate.inspection.decoding.codes import encoded, escaped, labelled, listed, wrapped
 from tidegate.inspection.decoding.folding import folded, overridden
-from tidegate.inspection.decoding.tricks import spaced, split, turned
+from tidegate.inspection.decoding.tricks import ascii85, spaced, split, turned
 from tidegate.inspection.decoding.views import BREAK, Edit, View, substitute, windows
 from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
 from tidegate.inspection.rules import Severity
@@ -20,7 +20,17 @@ MAX_VIEWS = 24
 MAX_GROWTH = 6
 MIN_BYTES = 1 << 17
 """Bytes of those views together: ``MAX_GROWTH`` times the text and this much. Beyond, nothing more is undone."""
-_STEPS = (("bidi", overridden), ("unicode", folded), ("escapes", escaped), ("encoding", encoded), ("spaced", spaced))
+_STEPS = (
+    ("bidi", overridden),
+    ("unicode", folded),
+    ("escapes", escaped),
+    ("encoding", encoded),
+    ("lines", wrapped),
+    ("codes", listed),
+    ("labels", labelled),
+    ("ascii85", ascii85),
+    ("spaced", spaced),
+)
 _TRIM = 3  # quotes and a comma around a token
 
 

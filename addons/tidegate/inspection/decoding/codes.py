@@ -25,11 +25,15 @@ _ESCAPES = compile_re2(
     r"|(?:=[0-9A-F]{2}){2,}|=\r?\n"
 )
 _MARKS = (b"%", b"&", b"\\", b"=")
-_RUNS = compile_re2(
-    r"(?:[A-Za-z0-9+/]{60}[A-Za-z0-9+/]*\r?\n)+[A-Za-z0-9+/]{1,80}={0,2}|[A-Za-z0-9+/_-]{14,}={0,6}"
-    r"|/{0,2}(?:[0-9A-Fa-f]{16,63}\.)+[0-9A-Fa-f]{2,63}"
-    r"|(?:[0-9A-Fa-f]{2}[ :,-]){7,}[0-9A-Fa-f]{2}|[01]{8}(?: ?[01]{8}){7,}|(?:[0-9]{2,3}, ?){7,}[0-9]{2,3}"
+_RUNS = compile_re2(r"[A-Za-z0-9+/_-]{14,}={0,6}")
+_WRAPPED = compile_re2(r"(?:[A-Za-z0-9+/]{60}[A-Za-z0-9+/]*\r?\n)+[A-Za-z0-9+/]{1,80}={0,2}")
+_LISTS = compile_re2(
+    r"(?:[0-9A-Fa-f]{2}[ :,-]){7,}[0-9A-Fa-f]{2}|[01]{8}(?: ?[01]{8}){7,}|(?:[0-9]{2,3}, ?){7,}[0-9]{2,3}"
 )
+_LABELS = compile_re2(r"(?:[0-9A-Fa-f]{16,63}\.)+[0-9A-Fa-f]{2,63}")
+_LINE = re.compile(rb"[A-Za-z0-9+/]{20}\r?\n[A-Za-z0-9+/]{4}")
+_LOWER = bytes(range(0x61, 0x7B)) + b"_-/+="
+_CONTROLS = bytes(set(range(0x20)) - {9, 10, 13}) + b"\x7f"
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"
 _HEX = b"0123456789abcdefABCDEF"
 _BASE32 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567="
@@ -69,14 +73,43 @@ def _one(match: re.Match[bytes]) -> bytes:
 
 
 def encoded(data: bytes) -> Iterator[Edit]:
-    """Find runs that say text in base64, base64url, base32, hexadecimal, binary or decimal codes."""
+    """Find runs that say text in base64, base64url, base32 or hexadecimal."""
     for match in _RUNS.finditer(data):
-        start, end, run = match.start(), match.end(), match.group()
+        run = match.group()
+        if not run.translate(None, _LOWER):  # words: what is encoded has capitals or digits
+            continue
+        start = match.start()
         said = _said(run)
         if said is not None:
-            yield start, end, said
+            yield start, start + len(run), said
         elif b"/" in run[:-1]:  # a part of an address or a path may be encoded by itself
             yield from _between_slashes(start, run)
+
+
+def wrapped(data: bytes) -> Iterator[Edit]:
+    """Find base64 that is broken into lines."""
+    if b"\n" in data and _LINE.search(data):
+        for match in _WRAPPED.finditer(data):
+            said = _base64(match.group())
+            if said is not None:
+                yield match.start(), match.end(), said
+
+
+def listed(data: bytes) -> Iterator[Edit]:
+    """Find text written as bits, as decimal or as hexadecimal codes."""
+    for match in _LISTS.finditer(data):
+        said = _listed(match.group())
+        if said is not None:
+            yield match.start(), match.end(), said
+
+
+def labelled(data: bytes) -> Iterator[Edit]:
+    """Find text written in hexadecimal as labels of a host name."""
+    for match in _LABELS.finditer(data):
+        digits = match.group().replace(b".", b"")
+        said = None if len(digits) & 1 else _text(bytes.fromhex(digits.decode()))
+        if said is not None:
+            yield match.start(), match.end(), said
 
 
 def _between_slashes(start: int, run: bytes) -> Iterator[Edit]:
@@ -88,12 +121,8 @@ def _between_slashes(start: int, run: bytes) -> Iterator[Edit]:
 
 def _said(run: bytes) -> bytes | None:
     """Return the text a run says; ``None`` when it says none."""
-    if b" " in run or b"," in run or b":" in run:
-        return _listed(run)
     if len(run) >= 2 * MAX_DECODED:
         run = run[: 2 * MAX_DECODED]
-    if b"." in run:
-        run = run.replace(b".", b"").lstrip(b"/")
     if not run.translate(None, _HEX):
         digits = run[: len(run) & ~1].decode()
         return _text(bytes.fromhex(digits)) or (_base64(run) if len(run) < 64 else None)
@@ -163,7 +192,7 @@ def _unpadded(said: bytes) -> bytes:
 
 
 def _controls(data: bytes) -> bool:
-    return any(byte < 0x20 and byte not in (9, 10, 13) or byte == 0x7F for byte in data)
+    return len(data.translate(None, _CONTROLS)) < len(data)
 
 
 def _utf8(data: bytes) -> bool:

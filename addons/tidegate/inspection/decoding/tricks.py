@@ -9,21 +9,27 @@ from collections.abc import Iterator
 from tidegate.inspection.decoding.views import Edit
 from tidegate.inspection.patterns import compile_re2
 
+_SIDE = r"[A-Za-z0-9+/=_.:~()-]"
 _BETWEEN = compile_re2(
-    r"[\x22'`]\s{0,9}[+.&,]?\s{0,9}(?:[\x22'][A-Za-z0-9_]{1,20}[\x22']\s{0,3}:\s{0,3})?[\x22'`]"
-    r"|\x22\s{0,9}\}\s{0,9},\s{0,9}\{\s{0,9}(?:\x22[a-z_]{1,20}\x22\s{0,3}:\s{0,3}(?:\x22[a-z_]{1,20}\x22\s{0,3},\s{0,9})?){1,4}\x22"
-    r"(?:[A-Za-z0-9 ]{1,20}: )?"
-    r"|\r?\n ?"
+    rf"{_SIDE}(?:[\x22'`]\s{{0,9}}[+.&,]?\s{{0,9}}(?:[\x22'][A-Za-z0-9_]{{1,20}}[\x22']\s{{0,3}}:\s{{0,3}})?[\x22'`]"
+    r"|\x22\s{0,9}\}\s{0,9},\s{0,9}\{\s{0,9}"
+    r"(?:\x22[a-z_]{1,20}\x22\s{0,3}:\s{0,3}(?:\x22[a-z_]{1,20}\x22\s{0,3},\s{0,9})?){1,4}\x22(?:[A-Za-z0-9 ]{1,20}: )?"
+    rf"|\r?\n ?){_SIDE}"
 )
+_NEAR = re.compile(rb"[0-9@]")
 _WORDS = (b"zero", b"one", b"two", b"three", b"four", b"five", b"six", b"seven", b"eight", b"nine")
 _UNIT = "(?:[!-~]|zero|one|two|three|four|five|six|seven|eight|nine)"
 _SPACED = compile_re2(
     rf"(?:\A|[\s\x22'])(?P<value>{_UNIT}(?:(?: |   ){_UNIT}){{7,}}|[!-~](?:-[!-~\s]){{7,}})(?:[\s\x22',;]|\z)"
 )
 _TOKENS = compile_re2(
-    r"-{5}[A-Za-z ]{8,40}-{5}\s[A-Za-z0-9+/=\s]{16,}(?:-{5}[A-Za-z ]{8,40}-{5})?|[!-~]{11,}|[0-9A-Z+()-][0-9A-Z()+.-]{0,15}(?: [0-9A-Z()+.-]{1,15}){1,9}"
+    r"[!#-&(+./:;=?@A-Z^_a-z|~-]*[0-9@][!#-&(-+./0-9:;=?@A-Z^_a-z|~-]{5,}"
+    r"|[0-9A-Z+()-][0-9A-Z()+.-]{0,15}(?: [0-9A-Z()+.-]{1,15}){1,9}"
 )
-_WORD = frozenset(bytes([byte]) for byte in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_.-:~")
+_BLOCKS = compile_re2(r"-{5}[A-Za-z ]{8,40}-{5}\s[A-Za-z0-9+/=\s]{16,}(?:-{5}[A-Za-z ]{8,40}-{5})?")
+_BASE85 = compile_re2(r"(?:\A|[\s(>])(?P<value>[!-u]{14,})(?:[\s)<]|\z)")
+_BEGIN = b"-----"
+_ODD = re.compile(rb"[^A-Za-z0-9_./-]{1}[!-u]*[^A-Za-z0-9_./-]")
 _LEET = bytes.maketrans(b"0134578@$", b"oieastbas")
 _ROT13 = bytes.maketrans(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", b"NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm"
@@ -32,17 +38,21 @@ _DIGIT = re.compile(rb"[0134578]")
 _MIXED = re.compile(rb"[0-9]*[A-Za-z][A-Za-z0-9]*")
 _FIRST = re.compile(rb"(?<![0-9])[0134578](?=[a-z0-9])")
 _MAX_TOKEN = 2048
+_REACH = 24
+_SHORTEST = 11
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"
 
 
 def split(data: bytes) -> Iterator[Edit]:
-    """Find what stands between parts of a text that was split: over lines, strings, items, fields or messages."""
+    """Find what stands between parts of a text that was split: over lines, strings, items, fields or messages.
+
+    Where neither side has a digit or an at sign there is no value to split.
+    """
     for match in _BETWEEN.finditer(data):
-        start, end = match.span()
-        line = data[start] in b"\r\n"
-        if line and not (data[start - 1 : start] in _WORD and data[end : end + 1] in _WORD):
-            continue
-        yield start, end, b" " if line and data[end - 1 : end] == b" " else b""
+        start, end = match.start() + 1, match.end() - 1
+        if _NEAR.search(data, max(start - _REACH, 0), start) or _NEAR.search(data, end, end + _REACH):
+            line = data[start] in b"\r\n"
+            yield start, end, b" " if line and data[end - 1 : end] == b" " else b""
 
 
 def spaced(data: bytes) -> Iterator[Edit]:
@@ -61,18 +71,30 @@ _DIGITS = {word: b"%d" % digit for digit, word in enumerate(_WORDS)}
 
 
 def turned(data: bytes) -> Iterator[Edit]:
-    """Read every long token reversed, in ROT13, with its case swapped, without leetspeak, and from ascii85."""
+    """Read every long token reversed, in ROT13, with its case swapped, and without leetspeak."""
     for match in _TOKENS.finditer(data):
-        start, end = match.span()
-        token = match.group()
-        if len(token) > _MAX_TOKEN:
-            continue
+        if match.end() - match.start() >= _SHORTEST:
+            yield from _turned(match.start(), match.group())
+    if _BEGIN in data:
+        for match in _BLOCKS.finditer(data):
+            yield from _turned(match.start(), match.group())
+
+
+def _turned(start: int, token: bytes) -> Iterator[Edit]:
+    end = start + len(token)
+    if len(token) <= _MAX_TOKEN:
         yield start, end, token[::-1]
         for said in {token.translate(_ROT13), token.swapcase(), *_unleet(token)}:
             if said != token:
                 yield start, end, said
-        if (said := _ascii85(token)) is not None:
-            yield start, end, said
+
+
+def ascii85(data: bytes) -> Iterator[Edit]:
+    """Find ascii85 that says text."""
+    for match in _BASE85.finditer(data):
+        token = match.group(1)
+        if _ODD.search(token) and (said := _ascii85(token)) is not None:
+            yield match.start(1), match.end(1), said
 
 
 def _unleet(token: bytes) -> Iterator[bytes]:
