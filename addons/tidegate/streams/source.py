@@ -12,8 +12,9 @@ import enum
 import re
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from tidegate.streams.redactor import Dropped, Kept, Masked, Piece, Redactor
+from tidegate.streams.redactor import Dropped, Kept, Masked, Piece
 
 _CONTENT = re.compile(r'[^"\\]+')
 _STRUCTURE = re.compile(r"[ \t\n\r{}\[\],:]+")
@@ -45,10 +46,24 @@ class _Unit:
     escape: bool = False
 
 
+class Channel(Protocol):
+    """What masks the view of a source: ``Redactor``, or ``WholeText`` where all of it is there at once."""
+
+    @property
+    def held(self) -> int:
+        """Count the characters that came in and have not left."""
+
+    def feed(self, text: str) -> list[Piece]:
+        """Take the next part of the text and return what may leave."""
+
+    def end(self) -> list[Piece]:
+        """Return what is left."""
+
+
 class JsonSource:
     """One channel of JSON source around ``redactor``. Positions of its findings count characters of the view."""
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Channel) -> None:
         self._redactor = redactor
         self._reader = _Reader()
         self._units: deque[_Unit] = deque()

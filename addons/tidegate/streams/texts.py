@@ -6,11 +6,13 @@ import codecs
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from tidegate.inspection.decoding import BREAK, hides_nothing
 from tidegate.inspection.engine import Engine, encode
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.source import JsonSource
+from tidegate.streams.whole import WholeText
 
 MAX_CLEAN = 1024
 """Texts remembered as clean. The names and constants that the events of a stream repeat are about forty."""
@@ -61,22 +63,25 @@ class Texts:
         place: Callable[[int], str],
         source: Collection[int] = frozenset(),
         seen: Counter[tuple[str, str]] | None = None,
+        *,
+        decoded: bool = True,
     ) -> dict[int, str]:
         """Look at whole texts; return those that change, by index. ``source`` holds the indexes of JSON source.
 
-        ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
+        ``decoded``: what hides a value in them is undone before rules look (``inspection/decoding``). ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
         """
         changed: dict[int, str] = {}
         found = self._engine.find_many(texts) if texts else {}
-        if not found and not source:
+        hidden = self._hidden(texts) if decoded else frozenset()
+        if not found and not source and not hidden:
             self._remember(texts)
             return changed
         if seen is not None:
             seen.update((span.rule.id, texts[i][span.start : span.end]) for i, spans in found.items() for span in spans)
         for index, text in enumerate(texts):
             escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
-            if escaped or index in found:
-                said = self._whole(text, place(index), source=index in source)
+            if escaped or index in found or index in hidden:
+                said = self._whole(text, place(index), source=index in source, decoded=decoded)
                 if said != text:
                     changed[index] = said
         return changed
@@ -92,7 +97,9 @@ class Texts:
         as it is, between quotes or colons, which are no part of a word, so a rule that matches a value matches there
         too. ``False`` may also mean that this cannot tell: where a text holds a backslash it may be JSON source itself.
         """
-        return b"\\\\" not in body and self.may_be_skipped(body, extra)
+        if b"\\\\" in body or not self.may_be_skipped(body, extra):
+            return False
+        return hides_nothing(self._engine, BREAK.join([_unescaped(body), *map(encode, extra)]))
 
     def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
         """Say that no rule matches in a JSON text or other texts; as ``are_clean``, but JSON source is not opened."""
@@ -126,9 +133,18 @@ class Texts:
         channel = JsonSource(Redactor(self._engine, decide, short_name))
         return encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0])
 
-    def _whole(self, text: str, place: str, *, source: bool) -> str:
-        channel = self.source() if source else self.redactor()
+    def _whole(self, text: str, place: str, *, source: bool, decoded: bool) -> str:
+        plain = self.redactor()
+        redactor = WholeText(self._engine, self._decide, plain) if decoded else plain
+        channel = JsonSource(redactor) if source else redactor
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
+
+    def _hidden(self, texts: Sequence[str]) -> frozenset[int]:
+        """Return the indexes of the texts that may hold something once decoded: one question for most bodies."""
+        parts = [encode(text) for text in texts]
+        if hides_nothing(self._engine, BREAK.join(parts)):
+            return frozenset()
+        return frozenset(index for index, part in enumerate(parts) if not hides_nothing(self._engine, part))
 
     def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
         action = self._decide(rule)

@@ -11,7 +11,7 @@ from tidegate.inspection.decoding.views import BREAK, Edit, View, substitute, wi
 from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
 from tidegate.inspection.rules import Severity
 
-__all__ = ["DEPTH", "View", "find", "find_text", "hides_nothing", "views"]
+__all__ = ["BREAK", "DEPTH", "View", "find", "find_hidden", "find_text", "hides_nothing", "views"]
 
 DEPTH = 3
 """Times that what was decoded is decoded again."""
@@ -124,9 +124,14 @@ def _doubtful(view: View, span: Span, data: bytes) -> bool:
 
 def find_text(engine: Engine, text: str) -> tuple[TextSpan, ...]:
     """Return everything found in a text, decoded or not, in characters of it."""
+    found = (*engine.find_text(text), *find_hidden(engine, text))
+    return tuple(sorted(found, key=lambda each: (each.start, -each.end)))
+
+
+def find_hidden(engine: Engine, text: str) -> tuple[TextSpan, ...]:
+    """Return what is found in a text only once it is decoded, in characters of the text as it stands, sorted."""
     data = encode(text)
-    plain = engine.find(data)
-    spans = sorted((*plain, *find(engine, data, plain)), key=lambda each: (each.start, -each.end))
-    if text.isascii():
+    spans = find(engine, data, engine.find(data)) if not hides_nothing(engine, data) else ()
+    if len(data) == len(text):
         return tuple(TextSpan(span.rule, span.start, span.end) for span in spans)
     return tuple(TextSpan(span.rule, count(data[: span.start]), count(data[: span.end])) for span in spans)

@@ -31,7 +31,7 @@ _LISTS = compile_re2(
     r"(?:[0-9A-Fa-f]{2}[ :,-]){7,}[0-9A-Fa-f]{2}|[01]{8}(?: ?[01]{8}){7,}|(?:[0-9]{2,3}, ?){7,}[0-9]{2,3}"
 )
 _LABELS = compile_re2(r"(?:[0-9A-Fa-f]{16,63}\.)+[0-9A-Fa-f]{2,63}")
-_LINE = re.compile(rb"[A-Za-z0-9+/]{20}\r?\n[A-Za-z0-9+/]{4}")
+_LINE = compile_re2(r"[A-Za-z0-9+/]{20}\r?\n[A-Za-z0-9+/]{4}")
 _LOWER = bytes(range(0x61, 0x7B)) + b"_-/+="
 _CONTROLS = bytes(set(range(0x20)) - {9, 10, 13}) + b"\x7f"
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"

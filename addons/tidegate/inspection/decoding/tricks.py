@@ -11,19 +11,19 @@ from tidegate.inspection.patterns import compile_re2
 
 _SIDE = r"[A-Za-z0-9+/=_.:~()-]"
 _BETWEEN = compile_re2(
-    rf"{_SIDE}(?:[\x22'`]\s{{0,9}}[+.&,]?\s{{0,9}}(?:[\x22'][A-Za-z0-9_]{{1,20}}[\x22']\s{{0,3}}:\s{{0,3}})?[\x22'`]"
+    rf"{_SIDE}(?P<value>[\x22'`]\s{{0,9}}[+.&,]?\s{{0,9}}(?:[\x22'][A-Za-z0-9_]{{1,20}}[\x22']\s{{0,3}}:\s{{0,3}})?[\x22'`]"
     r"|\x22\s{0,9}\}\s{0,9},\s{0,9}\{\s{0,9}"
     r"(?:\x22[a-z_]{1,20}\x22\s{0,3}:\s{0,3}(?:\x22[a-z_]{1,20}\x22\s{0,3},\s{0,9})?){1,4}\x22(?:[A-Za-z0-9 ]{1,20}: )?"
-    rf"|\r?\n ?){_SIDE}"
+    rf"|\r?\n)(?: ?[0-9(]|{_SIDE})"
 )
-_NEAR = re.compile(rb"[0-9@]")
+_NEAR = re.compile(rb"[0-9@]|[a-z][A-Z]")
 _WORDS = (b"zero", b"one", b"two", b"three", b"four", b"five", b"six", b"seven", b"eight", b"nine")
 _UNIT = "(?:[!-~]|zero|one|two|three|four|five|six|seven|eight|nine)"
 _SPACED = compile_re2(
     rf"(?:\A|[\s\x22'])(?P<value>{_UNIT}(?:(?: |   ){_UNIT}){{7,}}|[!-~](?:-[!-~\s]){{7,}})(?:[\s\x22',;]|\z)"
 )
 _TOKENS = compile_re2(
-    r"[!#-&(+./:;=?@A-Z^_a-z|~-]*[0-9@][!#-&(-+./0-9:;=?@A-Z^_a-z|~-]{5,}"
+    r"[!#-&(+./:;=?@A-Z^_a-z|~-]*(?:[0-9@]|[a-z][A-Z])[!#-&(-+./0-9:;=?@A-Z^_a-z|~-]{5,}"
     r"|[0-9A-Z+()-][0-9A-Z()+.-]{0,15}(?: [0-9A-Z()+.-]{1,15}){1,9}"
 )
 _BLOCKS = compile_re2(r"-{5}[A-Za-z ]{8,40}-{5}\s[A-Za-z0-9+/=\s]{16,}(?:-{5}[A-Za-z ]{8,40}-{5})?")
@@ -49,10 +49,9 @@ def split(data: bytes) -> Iterator[Edit]:
     Where neither side has a digit or an at sign there is no value to split.
     """
     for match in _BETWEEN.finditer(data):
-        start, end = match.start() + 1, match.end() - 1
+        start, end = match.span(1)
         if _NEAR.search(data, max(start - _REACH, 0), start) or _NEAR.search(data, end, end + _REACH):
-            line = data[start] in b"\r\n"
-            yield start, end, b" " if line and data[end - 1 : end] == b" " else b""
+            yield start, end, b""
 
 
 def spaced(data: bytes) -> Iterator[Edit]:
