@@ -6,7 +6,7 @@ import codecs
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from tidegate.inspection.decoding import BREAK, hides_nothing
+from tidegate.inspection.decoding import BREAK, find_split, hides_nothing
 from tidegate.inspection.engine import Engine, encode
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
@@ -97,15 +97,14 @@ class Texts:
         as it is, between quotes or colons, which are no part of a word, so a rule that matches a value matches there
         too. ``False`` may also mean that this cannot tell: where a text holds a backslash it may be JSON source itself.
         """
-        if b"\\\\" in body or not self.may_be_skipped(body, extra):
-            return False
-        return hides_nothing(self._engine, BREAK.join([_unescaped(body), *map(encode, extra)]))
+        return b"\\\\" not in body and self.may_be_skipped(body, extra)
 
     def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
-        """Say that no rule matches in a JSON text or other texts; as ``are_clean``, but JSON source is not opened."""
+        """Say that no rule matches in a JSON text or other texts, decoded or not; as ``are_clean``, but JSON source is not opened."""
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
-        return not self._engine.candidates(b"\0".join([_unescaped(body), *map(encode, extra)]))
+        text = BREAK.join([_unescaped(body), *map(encode, extra)])
+        return not self._engine.candidates(text) and hides_nothing(self._engine, text)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -125,17 +124,24 @@ class Texts:
             if rule not in acting and self._decide(span.rule) is Action.FLAG:
                 self._note(span.rule, "$", span.start, span.end)
         if not acting:
-            return masked
+            return self._across(masked)
 
         def decide(rule: Rule) -> Action:
             return self._decide(rule) if rule.id in acting else Action.ALLOW
 
         channel = JsonSource(Redactor(self._engine, decide, short_name))
-        return encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0])
+        return self._across(encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0]))
+
+    def _across(self, body: bytes) -> bytes:
+        """Mask what is split over strings of a JSON text that follow one another: items, fields, messages."""
+        text = body.decode()
+        if not find_split(self._engine, text):
+            return body
+        channel = JsonSource(WholeText(self._engine, self._decide, find_split))
+        return encode(self.say([*channel.feed(text), *channel.end()], lambda: "$")[0])
 
     def _whole(self, text: str, place: str, *, source: bool, decoded: bool) -> str:
-        plain = self.redactor()
-        redactor = WholeText(self._engine, self._decide, plain) if decoded else plain
+        redactor = WholeText(self._engine, self._decide) if decoded else self.redactor()
         channel = JsonSource(redactor) if source else redactor
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 

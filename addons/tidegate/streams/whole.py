@@ -12,12 +12,21 @@ from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Piece, Redac
 
 
 class WholeText:
-    """A text that is fed at once: the pieces of ``redactor``, with what was found decoded laid over them."""
+    """A text that is fed at once: the pieces of a ``Redactor``, with what ``find`` tells laid over them.
 
-    def __init__(self, engine: Engine, decide: Callable[[Rule], Action], redactor: Redactor) -> None:
+    With another ``find`` than that of decoding nothing else is masked.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        decide: Callable[[Rule], Action],
+        find: Callable[[Engine, str], tuple[TextSpan, ...]] = decoding.find_hidden,
+    ) -> None:
+        self._find = find
         self._engine = engine
         self._decide = decide
-        self._redactor = redactor
+        self._redactor = Redactor(engine, decide if find is decoding.find_hidden else _allow, short_name)
         self._text: list[str] = []
 
     @property
@@ -35,7 +44,8 @@ class WholeText:
         text = "".join(self._text)
         self._text = []
         pieces = self._redactor.feed(text) + self._redactor.end()
-        spans = [span for span in decoding.find_hidden(self._engine, text) if self._decide(span.rule) is not Action.ALLOW]
+        found = self._find(self._engine, text)
+        spans = [span for span in found if self._decide(span.rule) is not Action.ALLOW]
         return list(self._laid_over(pieces, spans)) if spans else pieces
 
     def _laid_over(self, pieces: list[Piece], spans: list[TextSpan]) -> Iterator[Piece]:
@@ -45,25 +55,28 @@ class WholeText:
             if isinstance(piece, Masked | Noted):
                 yield piece
                 continue
-            length = piece.length if isinstance(piece, Dropped) else len(piece.text)
-            end = position + length
             dropped = isinstance(piece, Dropped)
+            length = piece.length if isinstance(piece, Dropped) else len(piece.text)
+            begin, end = position, position + length
             while position < end:
                 while index < len(spans) and spans[index].start <= position:
                     span = spans[index]
-                    index += 1
-                    action = self._decide(span.rule)
-                    if action is Action.FLAG or (covered >= span.end) or (dropped and span.end <= end):
-                        yield Noted(span.end - span.start, span.rule, action, span.start)
-                    else:
-                        yield Masked(placeholder(short_name(span.rule)), span.end - span.start, span.rule, action, span.start)
-                    if action is not Action.FLAG:
+                    yield self._told(span, noted=span.end <= covered or (dropped and span.end <= end))
+                    if self._decide(span.rule) is not Action.FLAG:
                         covered = max(covered, span.end)
-                stop = min([end, *([spans[index].start] if index < len(spans) else [])])
-                if position < covered:
-                    stop = min(stop, covered)
-                if dropped or position < covered:
-                    yield Dropped(stop - position)
-                else:
-                    yield Kept(piece.text[length - (end - position) : length - (end - stop)])
+                    index += 1
+                stop = min(end, spans[index].start if index < len(spans) else end)
+                hidden = dropped or position < covered
+                stop = min(stop, covered) if position < covered else stop
+                yield Dropped(stop - position) if hidden else Kept(piece.text[position - begin : stop - begin])
                 position = stop
+
+    def _told(self, span: TextSpan, *, noted: bool) -> Piece:
+        action, length = self._decide(span.rule), span.end - span.start
+        if noted or action is Action.FLAG:
+            return Noted(length, span.rule, action, span.start)
+        return Masked(placeholder(short_name(span.rule)), length, span.rule, action, span.start)
+
+
+def _allow(_rule: Rule) -> Action:
+    return Action.ALLOW

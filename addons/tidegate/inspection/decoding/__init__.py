@@ -11,7 +11,7 @@ from tidegate.inspection.decoding.views import BREAK, Edit, View, substitute, wi
 from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
 from tidegate.inspection.rules import Severity
 
-__all__ = ["BREAK", "DEPTH", "View", "find", "find_hidden", "find_text", "hides_nothing", "views"]
+__all__ = ["BREAK", "DEPTH", "View", "find", "find_hidden", "find_split", "find_text", "hides_nothing", "views"]
 
 DEPTH = 3
 """Times that what was decoded is decoded again."""
@@ -58,14 +58,13 @@ def views(data: bytes) -> list[View]:
 
 def _whole(data: bytes) -> list[View]:
     """Return the views of the text itself that concern all of it; they are not decoded again."""
-    made = []
-    joints = list(split(data))
-    if joints:
-        made.append(substitute(data, joints, "split", None, joined=True))
     tokens: list[Edit] = list(turned(data))
-    if tokens:
-        made.append(windows(tokens, "turned", None))
-    return made
+    return [*_joined(data), *([windows(tokens, "turned", None)] if tokens else ())]
+
+
+def _joined(data: bytes) -> list[View]:
+    joints = list(split(data))
+    return [substitute(data, joints, "split", None, joined=True)] if joints else []
 
 
 def hides_nothing(engine: Engine, data: bytes) -> bool:
@@ -79,11 +78,11 @@ def find(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> tuple[Span,
 
     ``plain`` is what was found without decoding, which is not told again.
     """
-    made = views(data)
-    if not made:
-        return ()
-    hit = frozenset(engine.candidates(BREAK.join(view.data for view in made)))
-    if not hit:
+    return _found(engine, data, views(data), plain)
+
+
+def _found(engine: Engine, data: bytes, made: list[View], plain: Iterable[Span]) -> tuple[Span, ...]:
+    if not made or not engine.candidates(BREAK.join(view.data for view in made)):
         return ()
     known: dict[str, list[tuple[int, int]]] = {}
     for span in plain:
@@ -93,12 +92,17 @@ def find(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> tuple[Span,
         for span in engine.find(view.data):
             if not view.new(span.start, span.end) or _doubtful(view, span, data):
                 continue
-            start, end = view.origin(span.start, span.end)
+            pieces = view.pieces(span.start, span.end)
             told = known.setdefault(span.rule.id, [])
-            if not any(first <= start and end <= last or start <= first and last <= end for first, last in told):
-                told.append((start, end))
-                found.append(Span(span.rule, start, end))
+            if not any(_same(piece, other) for piece in pieces for other in told):
+                told += pieces
+                found += [Span(span.rule, start, end) for start, end in pieces]
     return tuple(sorted(found, key=lambda each: (each.start, -each.end, each.rule.id)))
+
+
+def _same(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Say whether one of two spans is all of the other: what one rule finds there in two ways is one finding."""
+    return one[0] <= other[0] and other[1] <= one[1] or other[0] <= one[0] and one[1] <= other[1]
 
 
 def _doubtful(view: View, span: Span, data: bytes) -> bool:
@@ -131,7 +135,18 @@ def find_text(engine: Engine, text: str) -> tuple[TextSpan, ...]:
 def find_hidden(engine: Engine, text: str) -> tuple[TextSpan, ...]:
     """Return what is found in a text only once it is decoded, in characters of the text as it stands, sorted."""
     data = encode(text)
-    spans = find(engine, data, engine.find(data)) if not hides_nothing(engine, data) else ()
+    made = views(data)
+    return _in_characters(text, data, _found(engine, data, made, engine.find(data)) if made else ())
+
+
+def find_split(engine: Engine, text: str) -> tuple[TextSpan, ...]:
+    """Return what is found in a JSON text only once strings that follow one another are read as one, in parts."""
+    data = encode(text)
+    made = _joined(data)
+    return _in_characters(text, data, _found(engine, data, made, engine.find(data)) if made else ())
+
+
+def _in_characters(text: str, data: bytes, spans: Iterable[Span]) -> tuple[TextSpan, ...]:
     if len(data) == len(text):
         return tuple(TextSpan(span.rule, span.start, span.end) for span in spans)
     return tuple(TextSpan(span.rule, count(data[: span.start]), count(data[: span.end])) for span in spans)

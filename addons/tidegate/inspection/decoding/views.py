@@ -53,6 +53,20 @@ class View:
             index += 1
         return False
 
+    def pieces(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Return the spans of the first text that a match stands for: one, or each side of what was taken out."""
+        if not self.joined:
+            return [self.origin(start, end)]
+        found = []
+        index = max(bisect_right(self.parts, start, key=_at) - 1, 0)
+        while index < len(self.parts) and self.parts[index].at < end:
+            part = self.parts[index]
+            first, last = part.start + max(start - part.at, 0), min(part.end, part.start + end - part.at)
+            if not part.edited and last > first:
+                found.append((first, last))
+            index += 1
+        return found
+
     def around(self, position: int) -> int:
         """Return the length of the part of a view of windows that holds a position."""
         index = max(bisect_right(self.parts, position, key=_at) - 1, 0)
