@@ -22,15 +22,11 @@ from tidegate.inspection.engine import build, encode
 from tidegate.inspection.rules import parse_pack
 from tidegate.model import Action
 
-RULES = r"""
-pack: t
-class: secrets
-version: 1
-description: a
-rules:
-  - {id: key, description: a, severity: high, pattern: '\bsk-[A-Za-z0-9]{8,20}\b', match: [sk-AbCd1234, sk-AbCd12345], pass: [a, b], references: ["https://example.com/"]}
-  - {id: low, description: a, severity: low, pattern: '\blo-[A-Za-z0-9]{8,20}\b', match: [lo-AbCd1234, lo-AbCd12345], pass: [a, b], references: ["https://example.com/"]}
-"""
+RULES = "pack: t\nclass: secrets\nversion: 1\ndescription: a\nrules:\n" + "".join(
+    f"  - {{id: {name}, description: a, severity: {severity}, pattern: '\\b{head}-[A-Za-z0-9]{{8,20}}\\b',"
+    f" match: [{head}-AbCd1234, {head}-AbCd12345], pass: [a, b], references: ['https://example.com/']}}\n"
+    for name, severity, head in (("key", "high", "sk"), ("low", "low", "lo"))
+)
 ENGINE = build(parse_pack(RULES, "t.yaml")[0], None)
 DATA = KEY.encode()
 
@@ -82,7 +78,7 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN.keys())
-@pytest.mark.parametrize("around", ["{}", "Please use {} when you call, é!", "x\n({})"])
+@pytest.mark.parametrize("around", ["{}", "Please use {} when you call, é!", "x\n\t{}\r\n"])
 def test_what_hides_a_value_is_undone(hidden: str, around: str) -> None:
     text = around.format(hidden)
     found = find_text(ENGINE, text)
@@ -122,7 +118,7 @@ ENCODERS = [
     lambda text: quote(text, safe="").replace("-", "%2D"),
     lambda text: "".join(f"&#{ord(each)};" for each in text),
     lambda text: "".join(f"\\u{ord(each):04x}" for each in text),
-    lambda text: "\u200b".join(text),
+    "\u200b".join,
 ]
 plain = st.text(st.sampled_from("ab Z9é\n.東"), max_size=400)
 
@@ -143,7 +139,11 @@ def test_the_span_of_a_finding_says_the_value_once_decoded(before: str, after: s
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.binary(max_size=600), st.text(max_size=300).map(encode), st.text("%&\\=u{}x0-9aAfF\n\"'+;,: ").map(encode)))
+@given(
+    st.one_of(
+        st.binary(max_size=600), st.text(max_size=300).map(encode), st.text("%&\\=u{}x0-9aAfF\n\"'+;,: ").map(encode)
+    )
+)
 def test_nothing_raises_and_spans_stay_inside(data: bytes) -> None:
     for view in views(data):
         for start in range(0, len(view.data), 7):
@@ -173,10 +173,14 @@ def test_bodies_are_masked_where_the_encoded_text_stands(contents: list[str], ex
     assert isinstance(found, Inspected)
     assert json.loads(found.body) == message(*expected)
     assert found.findings
-    body = {"choices": [{"message": {"content": content}} for content in contents]}
+
+
+@pytest.mark.parametrize(("contents", "expected"), list(BODIES.values())[:-1], ids=list(BODIES)[:-1])
+def test_answers_are_masked_where_the_encoded_text_stands(contents: list[str], expected: list[str]) -> None:
+    body = {"choices": [{"message": {"content": contents[0]}}]}
     told = inspect_answer(endpoint("chat"), ENGINE, always(Action.REDACT), json.dumps(body).encode(), status=200)
     assert isinstance(told, Inspected)
-    assert [each["message"]["content"] for each in json.loads(told.body)["choices"]][0] == expected[0]
+    assert [each["message"]["content"] for each in json.loads(told.body)["choices"]] == expected
 
 
 def test_json_source_stays_json() -> None:
@@ -197,7 +201,8 @@ def test_what_is_only_flagged_stays() -> None:
 
 
 HOSTILE = {
-    "percent": "%41", "entities": "&#65;", "backslashes": "\\\\n", "quotes": '"+"', "lines": "a1\nb2\n", "base64": "QUJD",
+    "percent": "%41", "entities": "&#65;", "backslashes": "\\\\n", "quotes": '"+"', "lines": "a1\nb2\n",
+    "base64": "QUJD",
     "spaced": "a ", "dashes": "-----BEGIN ", "zero width": "a\u200b", "nested": "%25", "tokens": "aB3xY9kL2mN4 ",
     "codes": "65, ", "equals": "=41=\n", "overrides": "\u202eab", "braces": '"}, {"a": "',
 }  # fmt: skip

@@ -68,7 +68,8 @@ class Texts:
     ) -> dict[int, str]:
         """Look at whole texts; return those that change, by index. ``source`` holds the indexes of JSON source.
 
-        ``decoded``: what hides a value in them is undone before rules look (``inspection/decoding``). ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
+        ``decoded``: what hides a value in them is undone before rules look (``inspection/decoding``). ``seen`` counts
+        what the rules match in the texts as they are written, by rule id and matched text.
         """
         changed: dict[int, str] = {}
         found = self._engine.find_many(texts) if texts else {}
@@ -100,7 +101,10 @@ class Texts:
         return b"\\\\" not in body and self.may_be_skipped(body, extra)
 
     def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
-        """Say that no rule matches in a JSON text or other texts, decoded or not; as ``are_clean``, but JSON source is not opened."""
+        """Say that no rule matches in a JSON text or other texts, decoded or not.
+
+        As ``are_clean``, but JSON source is not opened.
+        """
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
         text = BREAK.join([_unescaped(body), *map(encode, extra)])

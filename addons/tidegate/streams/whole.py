@@ -1,4 +1,4 @@
-"""One whole text, redacted with what hides a value undone: what rules match decoded is masked where it stands encoded."""
+"""One whole text, redacted with what hides a value undone: what is found decoded is masked where it stands encoded."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _found(engine: Engine, data: bytes, made: list[View], plain: Iterable[Span])
 
 def _same(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Say whether one of two spans is all of the other: what one rule finds there in two ways is one finding."""
-    return one[0] <= other[0] and other[1] <= one[1] or other[0] <= one[0] and one[1] <= other[1]
+    return (one[0] <= other[0] and other[1] <= one[1]) or (other[0] <= one[0] and one[1] <= other[1])
 
 
 def _doubtful(view: View, span: Span, data: bytes) -> bool:

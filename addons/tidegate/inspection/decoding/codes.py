@@ -8,6 +8,7 @@ import html
 import re
 import zlib
 from collections.abc import Iterator
+from unicodedata import category
 
 from tidegate.inspection.decoding.views import BREAK, Edit
 from tidegate.inspection.patterns import compile_re2
@@ -15,6 +16,8 @@ from tidegate.inspection.patterns import compile_re2
 MAX_DECODED = 1 << 16
 """Bytes of one decoded run, compressed ones included, that are looked at."""
 _PROBE = 16
+_READABLE = 0.7  # of the characters of a text outside ASCII
+_UNSEEN = ("Cf", "Mn")
 _SHIFTED = 512
 _PADDING = 8
 _SHORTEST = 14
@@ -140,7 +143,7 @@ def _listed(run: bytes) -> bytes | None:
     bits = run.replace(b" ", b"")
     if not bits.translate(None, b"01"):
         codes = [int(bits[i : i + 8], 2) for i in range(0, len(bits) - 7, 8)]
-    elif b"," in run and max(map(len, run.replace(b" ", b"").split(b","))) == 3 or _decimal(run):
+    elif (b"," in run and max(map(len, run.replace(b" ", b"").split(b","))) == 3) or _decimal(run):
         codes = [int(each) for each in run.replace(b" ", b"").split(b",")]
     else:
         codes = [int(each, 16) for each in _PAIR.findall(run)]
@@ -221,4 +224,5 @@ def _text(data: bytes) -> bytes | None:
     if data.isascii() or not _utf8(data) or _controls(data):
         return None
     text = data.decode("utf-8", "ignore")
-    return text.encode() if sum(each.isalnum() or each.isspace() for each in text) > 0.7 * len(text) else None
+    read = sum(each.isalnum() or each.isspace() or category(each) in _UNSEEN for each in text)
+    return text.encode() if read > _READABLE * len(text) else None

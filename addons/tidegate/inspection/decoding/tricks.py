@@ -20,10 +20,10 @@ _NEAR = re.compile(rb"[0-9@]|[a-z][A-Z]")
 _WORDS = (b"zero", b"one", b"two", b"three", b"four", b"five", b"six", b"seven", b"eight", b"nine")
 _UNIT = "(?:[!-~]|zero|one|two|three|four|five|six|seven|eight|nine)"
 _SPACED = compile_re2(
-    rf"(?:\A|[\s\x22'])(?P<value>{_UNIT}(?:(?: |   ){_UNIT}){{7,}}|[!-~](?:-[!-~\s]){{7,}})(?:[\s\x22',;]|\z)"
+    rf"(?:\A|[\s\x22'(])(?P<value>{_UNIT}(?:(?: |   ){_UNIT}){{7,}}|[!-~](?:-[!-~\s]){{7,}})(?:[\s\x22',;)]|\z)"
 )
 _TOKENS = compile_re2(
-    r"[!#-&(+./:;=?@A-Z^_a-z|~-]*(?:[0-9@]|[a-z][A-Z])[!#-&(-+./0-9:;=?@A-Z^_a-z|~-]{5,}"
+    r"[!#-&*+./:;=?@A-Z^_a-z|~-]*(?:[0-9@]|[a-z][A-Z])[!#-&*+./0-9:;=?@A-Z^_a-z|~-]{5,}"
     r"|[0-9A-Z+()-][0-9A-Z()+.-]{0,15}(?: [0-9A-Z()+.-]{1,15}){1,9}"
 )
 _BLOCKS = compile_re2(r"-{5}[A-Za-z ]{8,40}-{5}\s[A-Za-z0-9+/=\s]{16,}(?:-{5}[A-Za-z ]{8,40}-{5})?")
