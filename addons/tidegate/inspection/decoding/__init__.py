@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from tidegate.inspection.decoding.codes import encoded, escaped, labelled, listed, wrapped
 from tidegate.inspection.decoding.folding import folded, overridden
-from tidegate.inspection.decoding.tricks import ascii85, spaced, split, turned
+from tidegate.inspection.decoding.tricks import ascii85, every_turn, spaced, split, turned
 from tidegate.inspection.decoding.views import BREAK, Edit, View, substitute, windows
 from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
-from tidegate.inspection.rules import Severity
+from tidegate.inspection.rules import Rule, Severity
 
 __all__ = ["BREAK", "DEPTH", "View", "find", "find_hidden", "find_split", "find_text", "hides_nothing", "views"]
 
@@ -36,6 +36,11 @@ _TRIM = 3  # quotes and a comma around a token
 
 def views(data: bytes) -> list[View]:
     """Return the views of a text in UTF-8: none where nothing is hidden in a way that is known. Never raises."""
+    return _undone(data) + _whole(data)
+
+
+def _undone(data: bytes) -> list[View]:
+    """Return the views in which something is decoded, and what comes out decoded again."""
     made: list[View] = []
     seen = {data}
     left = MAX_GROWTH * len(data) + MIN_BYTES
@@ -53,7 +58,7 @@ def views(data: bytes) -> list[View]:
                 made.append(view)
                 deeper.append((view.data, view))
         level = deeper
-    return made + _whole(data)
+    return made
 
 
 def _whole(data: bytes) -> list[View]:
@@ -69,8 +74,16 @@ def _joined(data: bytes) -> list[View]:
 
 def hides_nothing(engine: Engine, data: bytes) -> bool:
     """Say that no rule can match in any view of a text; ``False`` may also mean that one might."""
-    made = views(data)
-    return not made or not engine.candidates(BREAK.join(view.data for view in made))
+    made = _undone(data)
+    if made and engine.candidates(BREAK.join(view.data for view in made)):
+        return False
+    tricks = BREAK.join([*(view.data for view in _joined(data)), every_turn(data)])
+    return not any(_is_sure(engine.rules[index]) for index in engine.candidates(tricks))
+
+
+def _is_sure(rule: Rule) -> bool:
+    """Say whether a rule is asked where text was turned or joined: not one that guesses."""
+    return rule.severity is not Severity.LOW and not any(name.startswith("entropy") for name in rule.validators)
 
 
 def find(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> tuple[Span, ...]:
@@ -113,8 +126,7 @@ def _doubtful(view: View, span: Span, data: bytes) -> bool:
     """
     if view.undone not in ("split", "turned"):
         return False
-    rule = span.rule
-    if rule.severity is Severity.LOW or any(name.startswith("entropy") for name in rule.validators):
+    if not _is_sure(span.rule):
         return True
     if view.undone == "split":
         return False
@@ -123,7 +135,7 @@ def _doubtful(view: View, span: Span, data: bytes) -> bool:
     if said in data[start:end] or said.isdigit():
         return True
     whole = view.around(span.start) - len(said) <= _TRIM
-    return not whole and (rule.severity is Severity.MEDIUM or said.upper() == said.lower())
+    return not whole and (span.rule.severity is Severity.MEDIUM or said.upper() == said.lower())
 
 
 def find_text(engine: Engine, text: str) -> tuple[TextSpan, ...]:

@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Iterator
 
-from tidegate.inspection.decoding.views import Edit
+from tidegate.inspection.decoding.views import BREAK, Edit
 from tidegate.inspection.patterns import compile_re2
 
 _SIDE = r"[A-Za-z0-9+/=_.:~()-]"
@@ -34,7 +34,7 @@ _LEET = bytes.maketrans(b"0134578@$", b"oieastbas")
 _ROT13 = bytes.maketrans(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", b"NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm"
 )
-_DIGIT = re.compile(rb"[0134578]")
+_DIGIT = re.compile(rb"[0134578][a-z]|[a-z][0134578]")
 _MIXED = re.compile(rb"[0-9]*[A-Za-z][A-Za-z0-9]*")
 _FIRST = re.compile(rb"(?<![0-9])[0134578](?=[a-z0-9])")
 _MAX_TOKEN = 2048
@@ -77,6 +77,17 @@ def turned(data: bytes) -> Iterator[Edit]:
     if _BEGIN in data:
         for match in _BLOCKS.finditer(data):
             yield from _turned(match.start(), match.group())
+
+
+def every_turn(data: bytes) -> bytes:
+    """Return all that ``turned`` reads in one piece, for the question whether it holds anything."""
+    tokens = [match for match in _TOKENS.findall(data) if len(match) >= _SHORTEST]
+    if _BEGIN in data:
+        tokens += _BLOCKS.findall(data)
+    worded = [token for token in tokens if token.lower() != token.upper()]
+    text = BREAK.join(worded)
+    leet = [said for token in worded for said in _unleet(token) if said != token]
+    return BREAK.join((BREAK.join(tokens)[::-1], text.translate(_ROT13), text.swapcase(), *leet))
 
 
 def _turned(start: int, token: bytes) -> Iterator[Edit]:
