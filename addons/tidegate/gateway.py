@@ -35,7 +35,7 @@ from tidegate.policy.policy import Policy, RecordingMode, Unlisted
 
 log = logging.getLogger("tidegate")
 
-THREAD_BYTES = 256 * 1024
+THREAD_BYTES = 32 * 1024
 """Bodies above this are judged in a thread: below it, handing over costs more than the milliseconds it keeps from the
 loop."""
 

@@ -110,7 +110,7 @@ class SseAnswer:
     def _tidy(self, event: SseEvent) -> SseEvent:
         """Look at the lines that are not data (names, ids, comments); if one holds what must not leave, all go."""
         unseen = [text for text in event.others if text not in self._events.texts.clean]
-        if not unseen or not self._events.texts.check(unseen, lambda _: "stream:line"):
+        if not unseen or not self._events.texts.check(unseen, lambda _: "stream:line", decoded=False):
             return event
         return replace(event, raw=sse.only_data(event), name=None, others=())
 

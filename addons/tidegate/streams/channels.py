@@ -311,10 +311,12 @@ class EventRedactor:
 
     def _whole(self, work: _Event) -> None:
         texts = [leaf.text for leaf in work.whole]
-        for index, text in self.texts.check(texts, lambda i: _place(work.whole[i])).items() if texts else ():
+        for index, text in (
+            self.texts.check(texts, lambda i: _place(work.whole[i]), decoded=False).items() if texts else ()
+        ):
             work.edits.append((work.whole[index], text))
         for leaf in work.source:
-            if (text := self.texts.check_source(leaf.text, _place(leaf))) != leaf.text:
+            if (text := self.texts.check_source(leaf.text, _place(leaf), decoded=False)) != leaf.text:
                 work.edits.append((leaf, text))
         for said in work.texts.values():
             work.edits.extend((leaf, text) for _, leaf, text in said if text != leaf.text)

@@ -87,9 +87,9 @@ class Texts:
                     changed[index] = said
         return changed
 
-    def check_source(self, text: str, place: str) -> str:
+    def check_source(self, text: str, place: str, *, decoded: bool = True) -> str:
         """Look at a whole text that is JSON source; return it as it may leave."""
-        return self.check([text], lambda _: place, (0,)).get(0, text)
+        return self.check([text], lambda _: place, (0,), decoded=decoded).get(0, text)
 
     def are_clean(self, body: bytes, extra: Iterable[str]) -> bool:
         """Say that nothing can be found in a JSON text as ``dialects.body.dump`` writes it, nor in other texts.
