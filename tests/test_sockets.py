@@ -197,6 +197,15 @@ def test_a_101_that_opens_something_else_is_refused(policy: Policy, fields: tupl
     assert step.denial.reason is Reason.UPSTREAM_PROTOCOL
 
 
+def test_a_request_inside_a_request_is_refused(policy: Policy) -> None:
+    exchange, _ = crossed(policy, head())
+    exchange.receive(AnswerBegan(101, OPENED))
+    step = exchange.receive(asks(response={"model": "other", "input": [1, 2, 3]}))
+    assert isinstance(step, Relay)
+    assert not step.up
+    assert errors(step) == ["body_opaque"]
+
+
 def test_the_whole_life_of_a_socket_is_one_exchange(policy: Policy) -> None:
     exchange, _ = crossed(policy, head())
     exchange.receive(AnswerBegan(101, OPENED))
