@@ -100,12 +100,14 @@ class LiveSocket:
             said.released = Relay(self._farewell, (), POLICY)
             return None
         if not said.from_client:
-            said.released = self._after(self._crossing.receive(UpstreamSaid(said.form, said.data)))
+            aged = time.monotonic() >= self._opened + self._exchange.limits.socket_duration
+            event = UpstreamSaid(said.form, said.data, time.time(), aged)
+            said.released = self._after(self._crossing.receive(event))
             return None
-        event = ClientSaid(said.form, said.data, time.time())
+        asked = ClientSaid(said.form, said.data, time.time())
         if len(said.data) > self._thread_bytes and said.form is Form.TEXT:
-            return self._in_thread(said, event)
-        said.released = self._after(self._crossing.receive(event))
+            return self._in_thread(said, asked)
+        said.released = self._after(self._crossing.receive(asked))
         return None
 
     def stop(self, denial: Denial, outcome: Outcome = Outcome.DENIED) -> None:

@@ -30,6 +30,9 @@ MESSAGES = 10_000
 WAITING = 8
 """Messages that may wait for their turn. Agents ask one thing at a time; together they may be as large as one may."""
 
+FINDINGS = 1000
+"""Findings remembered of a socket, in each direction. A decision is kept of every message, whatever was found in it."""
+
 NORMAL, GOING_AWAY, POLICY = 1000, 1001, 1008
 """Close codes (RFC 6455, 7.4.1)."""
 
@@ -37,7 +40,6 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 _HANDSHAKE = frozenset({"sec-websocket-key", "sec-websocket-version"})
 
 NO_SWITCH = Denial(Reason.PROTOCOL, 400, "This gateway does not switch protocols on this address.")
-"""The answer to any change of protocol that is no WebSocket of an endpoint."""
 """The answer to any change of protocol that is no WebSocket of an endpoint."""
 _HANDSHAKE_ODD = Denial(
     Reason.PROTOCOL, 400, "This gateway accepts WebSocket version 13 over HTTP/1.1, without a subprotocol."
@@ -177,12 +179,17 @@ class Socket:
             return Relay(tuple(down))
         self.busy = False
         self._renew()
+        expires = self._grant.caller.expires
+        if self._waiting and expires is not None and said.now >= expires:
+            return self._over(_EXPIRED, Outcome.DENIED, (*down, self._error(_EXPIRED)), POLICY)
+        if self._waiting and said.aged:
+            return self.rest(tuple(down))
         return Relay(*self._turn(down))
 
-    def rest(self) -> Relay:
-        """Close a socket that has been open, or silent, for as long as it may."""
+    def rest(self, down: tuple[bytes, ...] = ()) -> Relay:
+        """Close a socket that has been open, or silent, for as long as it may; what waits is not sent."""
         self.decisions.append(Decision("socket", "rest"))
-        return self._over(None, Outcome.ANSWERED, close=GOING_AWAY)
+        return self._over(None, Outcome.ANSWERED, down, GOING_AWAY)
 
     def stop(self, denial: Denial, outcome: Outcome = Outcome.DENIED) -> Relay:
         """End the socket with the dialect's own error. What was held stays here."""
@@ -217,7 +224,8 @@ class Socket:
         known = earlier if own else ""
         judged = judge(self._policy, self._endpoint, self._grant, value, size, known=known)
         place = f"message {self._heard}"
-        self.prompt_findings += [replace(each, where=f"{place}: {each.where}") for each in judged.findings]
+        room = max(0, FINDINGS - len(self.prompt_findings))
+        self.prompt_findings += [replace(each, where=f"{place}: {each.where}") for each in judged.findings[:room]]
         if judged.denial is not None:
             self.denial = self.denial or judged.denial
             self.decisions.append(Decision(judged.stage, "deny", judged.denial.reason, place))
@@ -273,7 +281,7 @@ class Socket:
     def _renew(self) -> list[bytes]:
         """Forget the channels of an answer that is over; return what came unasked and was still held."""
         late = self._events.end()
-        self._found.extend(self._events.findings)
+        self._found.extend(self._events.findings[: max(0, FINDINGS - len(self._found))])
         self._events = self._fresh()
         return [] if isinstance(late, Denial) else _written(late)
 

@@ -112,10 +112,12 @@ class ClientSaid:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSaid:
-    """An upstream did something on its WebSocket."""
+    """An upstream did something on its WebSocket. ``now`` is a Unix time; ``aged``: no other answer may begin."""
 
     form: Form
     data: bytes = field(repr=False)
+    now: float = 0.0
+    aged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

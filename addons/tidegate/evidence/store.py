@@ -224,7 +224,9 @@ class Recorder:
             self._awake = False  # before the deque is read: a seal that comes later wakes us again
             sealed = [self._sealed.popleft() for _ in range(min(len(self._sealed), BATCH))]
         if intents or sealed:
-            self._write(intents, sealed, self._gaps())
+            before = self._reported
+            if not self._write(intents, sealed, self._gaps()):
+                self._reported = before  # the row that tells of losses was lost with the others
 
     def _gaps(self) -> tuple[tuple[str, str], ...]:
         """Return the event that tells of records lost since the last one."""
@@ -233,13 +235,12 @@ class Recorder:
             return ()
         lost, bare = now[0] - self._reported[0], now[1] - self._reported[1]
         self._reported = now
-        log.warning("recording: %d records dropped, %d without their bodies", lost, bare)
         return (("gap", f"{lost} dropped, {bare} without bodies"),)
 
     def _write(
         self, intents: Sequence[Intent], sealed: Sequence[Sealed], events: Sequence[tuple[str, str]] = ()
-    ) -> None:
-        """Commit a batch and tell who waits. The first fault that is not a passing one is final."""
+    ) -> bool:
+        """Commit a batch and tell who waits; say whether it is kept. The first fault that does not pass is final."""
         fault: RecordingError | None = None
         try:
             if self.failed:
@@ -259,6 +260,10 @@ class Recorder:
         if fault is not None and not self.failed and not self._closing:
             time.sleep(LINGER)
             self._inbox.put(None)
+        for kind, detail in events if fault is None else ():
+            if kind == "gap":
+                log.warning("recording: records were lost: %s", detail)
+        return fault is None
 
     def _commit(
         self,

@@ -11,6 +11,7 @@ bytes, so that RE2 and Hyperscan cannot disagree on what ``\\s``, ``.`` or ``(?i
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import re._constants as ops  # type: ignore[import-not-found]  # typeshed has no stubs for it
 import re._parser as parser  # type: ignore[import-not-found]  # the same
@@ -200,6 +201,7 @@ def _widths(node: _Node) -> tuple[int, int]:
 _WIDE = 32
 _MANY = 8
 _ENOUGH = 12
+_ROWS = 1000
 
 
 def _loosen(node: _Sequence) -> _Sequence:
@@ -214,6 +216,8 @@ def _loosen(node: _Sequence) -> _Sequence:
         nodes = nodes[first:]
     for at, each in enumerate(nodes):
         if isinstance(each, _Either) and len(each.nodes) >= _MANY and _widths(each)[0] >= _ENOUGH:
+            if _count(_begin(each, _ENOUGH)) > _ROWS:
+                break
             return _Sequence((*nodes[:at], _overlaid(list(_ways(_begin(each, _ENOUGH))))))
     return _Sequence(tuple(nodes))
 
@@ -236,6 +240,16 @@ def _open(node: _Node) -> bool:
         case _Sequence(nodes):
             return all(map(_open, nodes))
     return isinstance(node, _Edge)
+
+
+def _count(node: _Node) -> int:
+    """Count the rows of ``_ways`` without making them."""
+    match node:
+        case _Either(nodes):
+            return sum(map(_count, nodes))
+        case _Sequence(nodes):
+            return math.prod(map(_count, nodes))
+    return 1
 
 
 def _ways(node: _Node) -> Iterable[tuple[_Node, ...]]:
