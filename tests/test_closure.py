@@ -139,3 +139,10 @@ def test_every_match_contains_a_match_of_the_looser_pattern(example: tuple[str, 
     known = read(pattern)
     if compile_re2(known.plain).search(text):
         assert compile_re2(known.loose).search(text)
+
+
+def test_a_choice_of_too_many_rows_is_kept_as_it_is() -> None:
+    word = "(?:ab|cd|ef|gh|ij|kl|mn|op)"
+    pattern = "|".join(f"{letter}q{word * 7}" for letter in "abcdefgh")
+    known = read(f"k(?:{pattern})")
+    assert known.loose == known.plain

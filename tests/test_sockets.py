@@ -609,3 +609,25 @@ def test_each_fault_of_a_socket_is_said(old: str, new: str, said_: str) -> None:
 
 def test_the_key_of_the_standard_is_answered_as_the_standard_says() -> None:
     assert base64.b64decode(CLIENT_KEY) == b"the sample nonce"
+
+
+@pytest.mark.parametrize(
+    ("ended", "close"), [({"aged": True}, 1001), ({"now": 2e9}, 1008)], ids=["the socket is old", "the token is"]
+)
+def test_a_question_that_waits_is_not_asked_when(policy: Policy, ended: dict[str, Any], close: int) -> None:
+    socket = open_socket(policy, replace(ALICE, expires=1e9))
+    assert socket.client(asks("one")).up
+    assert not socket.client(asks("two")).up
+    answer = events("hello")
+    for event in answer[:-1]:
+        socket.upstream(event)
+    step = socket.upstream(replace(answer[-1], **ended))
+    assert not step.up
+    assert step.close == close
+
+
+def test_what_a_socket_remembers_is_bounded(policy: Policy) -> None:
+    socket = open_socket(policy)
+    for _ in range(3):
+        socket.client(asks(" ".join(f"{MAIL} {n}" for n in range(600))))
+    assert len(socket.prompt_findings) == 1000
