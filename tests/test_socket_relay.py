@@ -13,7 +13,7 @@ from mitmproxy.proxy import commands, context, events
 from mitmproxy.proxy.layers.websocket import WebsocketEndHook, WebsocketLayer, WebSocketMessageInjected
 from mitmproxy.test import tflow
 from wsproto.connection import ConnectionType
-from wsproto.events import CloseConnection, Ping, TextMessage
+from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 from wsproto.frame_protocol import Opcode
 
 from tidegate import egress, socket_relay
@@ -225,7 +225,7 @@ def test_parts_are_one_message_and_no_more_than_fits_is_collected(wire: Callable
 
 
 @pytest.mark.parametrize("upstream", [False, True])
-def test_small_pings_cross_and_large_ones_are_judged(wire: Callable[[Judge], Wire], upstream: bool) -> None:
+def test_small_pings_are_answered_here_and_large_ones_are_judged(wire: Callable[[Judge], Wire], upstream: bool) -> None:
     forms: list[Form] = []
 
     def judge(said: Said) -> Relay:
@@ -234,7 +234,9 @@ def test_small_pings_cross_and_large_ones_are_judged(wire: Callable[[Judge], Wir
 
     here = wire(judge)
     here.says(Ping(b"12345678"), upstream=upstream)
-    assert here.got() == ((["Ping"], []) if upstream else ([], ["Ping"]))
+    assert here.got() == (([], ["Pong"]) if upstream else (["Pong"], []))
+    here.says(Pong(b"12345678"), upstream=upstream)
+    assert here.got() == ([], [])
     here.says(Ping(b"123456789"), upstream=upstream)
     assert forms == [Form.CONTROL]
     assert here.is_closed

@@ -34,7 +34,7 @@ from tidegate.steps import Form, Relay
 Commands = Generator[commands.Command, Any, None]
 
 MAX_CONTROL_PAYLOAD = 8
-"""Bytes of a WebSocket ping or pong that may pass: room for a counter or a time, not for a secret (RFC 6455: 125)."""
+"""Bytes of a WebSocket ping that is answered: room for a counter or a time (RFC 6455 allows 125). None is relayed."""
 
 Ask = Callable[..., Any]
 """Asks the keeper: (question, flow). No keeper, and a bug in it, give ``None``."""
@@ -152,8 +152,8 @@ def _relay(self: WebsocketLayer, event: events.Event) -> Commands:
         elif isinstance(each, (wsproto.events.Ping, wsproto.events.Pong)):
             if len(each.payload) > MAX_CONTROL_PAYLOAD:
                 yield from _hear(self, Said(self.flow, from_client, Form.CONTROL, b""))
-            else:
-                yield from _send(self.server_ws if from_client else self.client_ws, each)
+            elif isinstance(each, wsproto.events.Ping):
+                yield from _send(source, each.response())  # answered here: many small ones would carry a text across
         if _is_over(self):
             return
 
