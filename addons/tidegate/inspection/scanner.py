@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import re2
 
-from tidegate.inspection.patterns import compile_re2
+from tidegate.inspection.patterns import matcher
 
 try:
     import hyperscan as _hyperscan
@@ -72,11 +72,12 @@ class Re2Scanner:
     """The same answers where Hyperscan is missing, one RE2 search per pattern."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self._compiled = [compile_re2(pattern) for pattern in patterns]
+        self._compiled = [matcher(pattern, longest=False) for pattern in patterns]
 
     def hits(self, data: bytes) -> list[int]:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
-        return [index for index, each in enumerate(self._compiled) if each.search(data) is not None]
+        size = len(data)
+        return [index for index, each in enumerate(self._compiled) if each(data, 0, size)[0][0] >= 0]
 
 
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
