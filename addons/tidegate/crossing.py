@@ -25,7 +25,7 @@ from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
-from tidegate.inspection.bodies import inspect_answer
+from tidegate.inspection.bodies import Inspected, inspect_answer
 from tidegate.judging import NAMES, Judged, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
@@ -121,6 +121,15 @@ class Crossing:
             raise OutOfOrder(f"{type(event).__name__} at {self.stage.name}")
         return step(self, event)
 
+    def look(self, event: BodyArrived | AnswerWhole) -> BodyArrived | AnswerWhole:
+        """Inspect what an event brings, without taking it; return the event that carries what was found.
+
+        Changes nothing here, so a thread may do it while the exchange goes on, or ends.
+        """
+        if isinstance(event, BodyArrived):
+            return replace(event, looked=again(self.policy, self._judge(event.data), event.masked))
+        return replace(event, looked=self._masked(event.data))
+
     # request ─────────────────────────────────────────────────────────────────
 
     def _head(self, event: HeadArrived) -> Step:
@@ -169,7 +178,8 @@ class Crossing:
         return ReadBody(grant.request_bytes)
 
     def _body(self, event: BodyArrived) -> Step:
-        judged = again(self.policy, self._judge(event.data), event.masked)
+        judged = event.looked or self.look(event).looked
+        assert isinstance(judged, Judged)
         self.asked = judged.asked or self.asked
         self.prompt_findings, self.masked_body = judged.findings, judged.body
         if judged.denial is not None:
@@ -328,21 +338,24 @@ class Crossing:
         return step
 
     def _whole(self, event: AnswerWhole) -> Step:
-        assert self.route is not None
-        assert self.status is not None
-        limit = self.route.connection.answer.bytes
-        plain = bodies.decode(event.data, self._encodings, limit)
-        if isinstance(plain, Denial):
-            return self._refuse("answer", replace(plain, reason=Reason.ANSWER_MALFORMED, status=502))
-        found = inspect_answer(
-            self._endpoint(), self.policy.engine, self.policy.decide(Direction.RESPONSE), plain, status=self.status
-        )
+        found = event.looked or self.look(event).looked
         if isinstance(found, Denial):
             return self._refuse("answer", found)
+        assert isinstance(found, Inspected)
         self.answer_findings += found.findings
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
+
+    def _masked(self, data: bytes) -> Inspected | Denial:
+        """Decode the whole body of an answer and mask it."""
+        assert self.route is not None
+        assert self.status is not None
+        plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
+        if isinstance(plain, Denial):
+            return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
+        decide = self.policy.decide(Direction.RESPONSE)
+        return inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
 
     # endings ─────────────────────────────────────────────────────────────────
 

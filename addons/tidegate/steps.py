@@ -49,11 +49,13 @@ class CallerKnown:
 class BodyArrived:
     """The whole body of a request, as it was on the wire.
 
-    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
+    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again. ``looked``:
+    what ``Crossing.look`` made of it already.
     """
 
     data: bytes = field(repr=False)
     masked: tuple[Finding, ...] = ()
+    looked: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,10 @@ class AnswerEnded:
 
 @dataclass(frozen=True, slots=True)
 class AnswerWhole:
-    """The whole body of an answer, as it was on the wire."""
+    """The whole body of an answer, as it was on the wire. ``looked``: what ``Crossing.look`` made of it already."""
 
     data: bytes = field(repr=False)
+    looked: object = field(default=None, repr=False)
 
 
 class Form(enum.Enum):
