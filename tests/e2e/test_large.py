@@ -86,8 +86,8 @@ def test_small_requests_go_on_while_a_large_answer_is_looked_at(stage: Stage) ->
 
 
 def test_a_client_that_leaves_meanwhile_has_ended_it(stage: Stage) -> None:
-    before = ask(stage, chat("hello")).id
-    with Client(stage.gate.port) as client:
+    with Client(stage.gate.port) as client:  # its connection to the upstream is open already
+        before = client.ask(post(CHAT, chat("hello"), stage.auth)).id
         client.send(post(CHAT, chat("left " + hostile(HOSTILE_BYTES)), stage.auth))
         time.sleep(0.3)
     row = stage.after(before, 60)

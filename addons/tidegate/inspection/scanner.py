@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import re2
 
-from tidegate.inspection.patterns import matcher
+from tidegate.inspection.patterns import compile_re2, matcher
 
 try:
     import hyperscan as _hyperscan
@@ -46,6 +46,13 @@ class Scanner(Protocol):
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
 
 
+class Spotter(Protocol):
+    """Answers where the first few patterns end and which others occur. Safe to use from many threads."""
+
+    def spots(self, data: bytes) -> list[tuple[int, int]]:
+        """Return pairs of a pattern's index and an end in bytes: every end of the first few, one of each other."""
+
+
 class HyperscanScanner:
     """All patterns in one block-mode database: one pass over the bytes, whatever their number."""
 
@@ -55,16 +62,33 @@ class HyperscanScanner:
 
     def hits(self, data: bytes) -> list[int]:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
-        try:
-            scratch = self._local.scratch
-        except AttributeError:  # a scratch serves one thread at a time
-            scratch = self._local.scratch = hyperscan.Scratch(self._database)
         found: list[int] = []
 
         def note(index: int, _start: int, _end: int, _flags: int, _context: object) -> None:
             found.append(index)
 
-        self._database.scan(data, match_event_handler=note, scratch=scratch)
+        self._database.scan(data, match_event_handler=note, scratch=self._own_scratch())
+        return found
+
+    def _own_scratch(self) -> Any:
+        try:
+            return self._local.scratch
+        except AttributeError:  # a scratch serves one thread at a time
+            scratch = self._local.scratch = hyperscan.Scratch(self._database)
+            return scratch
+
+
+class HyperscanSpotter(HyperscanScanner):
+    """The same for a database whose first patterns report every end."""
+
+    def spots(self, data: bytes) -> list[tuple[int, int]]:
+        """Return pairs of a pattern's index and an end in bytes: every end of the first few, one of each other."""
+        found: list[tuple[int, int]] = []
+
+        def note(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
+            found.append((index, end))
+
+        self._database.scan(data, match_event_handler=note, scratch=self._own_scratch())
         return found
 
 
@@ -80,6 +104,20 @@ class Re2Scanner:
         return [index for index, each in enumerate(self._compiled) if each(data, 0, size)[0][0] >= 0]
 
 
+class Re2Spotter(Re2Scanner):
+    """The same answers where Hyperscan is missing, if no match of the first ``every`` patterns overlaps another."""
+
+    def __init__(self, patterns: Sequence[str], every: int) -> None:
+        super().__init__(patterns)
+        self._every = every
+        self._ended = [compile_re2(pattern) for pattern in patterns[:every]]
+
+    def spots(self, data: bytes) -> list[tuple[int, int]]:
+        """Return pairs of a pattern's index and an end in bytes: every end of the first few, one of each other."""
+        found = [(index, match.end()) for index, each in enumerate(self._ended) for match in each.finditer(data)]
+        return found + [(index, 0) for index in self.hits(data) if index >= self._every]
+
+
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
     """Compile ``patterns`` (ASCII, RE2 and Hyperscan syntax), or load them from ``cache``.
 
@@ -88,15 +126,14 @@ def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
     """
     if hyperscan is None or not patterns:
         return Re2Scanner(patterns)
-    key = _key(patterns)
-    kept = cache.get(key) if cache is not None else None
-    database = _load(key, kept) if kept is not None else None
-    if database is None:
-        database = _compile(patterns)
-        if cache is not None:
-            data = hyperscan.dumpb(database)
-            cache.put(key, _digest(key, data) + data)
-    return HyperscanScanner(database)
+    return HyperscanScanner(_database(patterns, cache, every=0))
+
+
+def spotter(patterns: Sequence[str], every: int, cache: CompiledCache | None) -> Spotter:
+    """As ``scanner``, but all ends of the first ``every`` patterns are told."""
+    if hyperscan is None:
+        return Re2Spotter(patterns, every)
+    return HyperscanSpotter(_database(patterns, cache, every=every))
 
 
 def refused(pattern: str) -> str | None:
@@ -108,8 +145,21 @@ def refused(pattern: str) -> str | None:
     return None
 
 
-def _compile(patterns: Sequence[str]) -> Any:
-    """Compile all patterns into one database.
+def _database(patterns: Sequence[str], cache: CompiledCache | None, *, every: int) -> Any:
+    """Load or compile all patterns; the first ``every`` report each end."""
+    key = _key([str(every), *patterns])
+    kept = cache.get(key) if cache is not None else None
+    database = _load(key, kept) if kept is not None else None
+    if database is None:
+        database = _compile(patterns, every)
+        if cache is not None:
+            data = hyperscan.dumpb(database)
+            cache.put(key, _digest(key, data) + data)
+    return database
+
+
+def _compile(patterns: Sequence[str], every: int = 0) -> Any:
+    """Compile all patterns into one database; the first ``every`` report each end, exactly.
 
     As prefilters: where a pattern is too large as it stands (long bounded repeats, about 1 in 70) Hyperscan makes a
     coarser one of it, which matches wherever the pattern does and sometimes elsewhere. RE2 decides in either case.
@@ -119,7 +169,7 @@ def _compile(patterns: Sequence[str]) -> Any:
         expressions=[pattern.encode("ascii") for pattern in patterns],
         ids=list(range(len(patterns))),
         elements=len(patterns),
-        flags=[hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_PREFILTER] * len(patterns),
+        flags=[0] * every + [hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_PREFILTER] * (len(patterns) - every),
     )
     return database
 
