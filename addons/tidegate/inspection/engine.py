@@ -12,6 +12,7 @@ from typing import Any
 import re2
 
 from tidegate.inspection.closure import Pattern, PatternError, read
+from tidegate.inspection.history import History
 from tidegate.inspection.patterns import compile_re2
 from tidegate.inspection.proprietary.detector import Detector
 from tidegate.inspection.rules import Rule, Severity
@@ -104,6 +105,7 @@ class Engine:
         self.rules = tuple(each.rule for each in compiled)
         self.shortest, self.reach = widths
         self.detectors: tuple[Detector, ...] = ()
+        self.history: History | None = None
         self._words, self._closures, self._spotting = scanners
         self._all = frozenset(range(len(self.compiled)))
         self._regions = frozenset(index for index in self._all if self.compiled[index].end is not None)
@@ -113,8 +115,12 @@ class Engine:
         checks: Mapping[str, Callable[[bytes], bool]],
         known: Mapping[str, Callable[[bytes], bool]],
         detectors: Sequence[Detector],
+        history: History | None = None,
     ) -> Engine:
-        """Return this engine with more: a last check per rule id, known false positives per rule id, detectors."""
+        """Return this engine with more: a last check per rule id, known false positives per rule id, detectors.
+
+        A ``history`` is this engine's alone, and begins empty.
+        """
         compiled = [
             replace(
                 each,
@@ -125,6 +131,7 @@ class Engine:
         ]
         engine = Engine(compiled, (self.shortest, self.reach), (self._words, self._closures, self._spotting))
         engine.detectors = tuple(detectors)
+        engine.history = history
         return engine
 
     def candidates(self, data: bytes) -> tuple[int, ...]:
@@ -147,6 +154,27 @@ class Engine:
                 begin = ranges.pop()[0] if ranges and ranges[-1][1] >= start else start
                 ranges.append((begin, stop))
         return {index: tuple(ranges) for index, ranges in found.items()}
+
+    def refuses(self, data: bytes, in_one: Callable[[bytes], bool]) -> bool:
+        """Say that nothing is found in ``data``, nor in any value of it looked at alone.
+
+        So it is where rules refuse every match for what it is (validators, allow-list) and not for what stands before
+        it, and where each lies in one value as ``in_one`` says of it: there the same match is all there is, too.
+        """
+        for index, ranges in self.places(data).items():
+            compiled = self.compiled[index]
+            refused: set[bytes] = set()
+            position = 0
+            for begin, stop in ranges:
+                position = max(position, begin)
+                while hit := compiled.find.search(data, position, stop):
+                    start, end, first, last = hit
+                    span = data[first:last]
+                    if not in_one(data[start:end]) or (span not in refused and compiled.accepts(span)):
+                        return False
+                    refused.add(span)
+                    position = start + 1
+        return True
 
     def live(self, data: bytes) -> tuple[int, ...]:
         """Return the indexes of the rules of which some match may start in ``data`` and go on after it."""
