@@ -47,10 +47,10 @@ class Scanner(Protocol):
 
 
 class Spotter(Protocol):
-    """Answers where the first few patterns end and which others occur. Safe to use from many threads."""
+    """Answers where one pattern ends. Safe to use from many threads."""
 
-    def spots(self, data: bytes) -> list[tuple[int, int]]:
-        """Return pairs of a pattern's index and an end in bytes: every end of the first few, one of each other."""
+    def ends(self, data: bytes) -> list[int]:
+        """Return every position in ``data`` at which a match ends, ascending."""
 
 
 class HyperscanScanner:
@@ -79,14 +79,14 @@ class HyperscanScanner:
 
 
 class HyperscanSpotter(HyperscanScanner):
-    """The same for a database whose first patterns report every end."""
+    """The same for a database of one pattern that reports every end."""
 
-    def spots(self, data: bytes) -> list[tuple[int, int]]:
-        """Return pairs of a pattern's index and an end in bytes: every end of the first few, one of each other."""
-        found: list[tuple[int, int]] = []
+    def ends(self, data: bytes) -> list[int]:
+        """Return every position in ``data`` at which a match ends, ascending."""
+        found: list[int] = []
 
-        def note(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
-            found.append((index, end))
+        def note(_index: int, _start: int, end: int, _flags: int, _context: object) -> None:
+            found.append(end)
 
         self._database.scan(data, match_event_handler=note, scratch=self._own_scratch())
         return found
@@ -104,18 +104,15 @@ class Re2Scanner:
         return [index for index, each in enumerate(self._compiled) if each(data, 0, size)[0][0] >= 0]
 
 
-class Re2Spotter(Re2Scanner):
-    """The same answers where Hyperscan is missing, if no match of the first ``every`` patterns overlaps another."""
+class Re2Spotter:
+    """The same answers where Hyperscan is missing, for a pattern whose matches end at the same places apart or not."""
 
-    def __init__(self, patterns: Sequence[str], every: int) -> None:
-        super().__init__(patterns)
-        self._every = every
-        self._ended = [compile_re2(pattern) for pattern in patterns[:every]]
+    def __init__(self, pattern: str) -> None:
+        self._compiled = compile_re2(pattern)
 
-    def spots(self, data: bytes) -> list[tuple[int, int]]:
-        """Return pairs of a pattern's index and an end in bytes: every end of the first few, one of each other."""
-        found = [(index, match.end()) for index, each in enumerate(self._ended) for match in each.finditer(data)]
-        return found + [(index, 0) for index in self.hits(data) if index >= self._every]
+    def ends(self, data: bytes) -> list[int]:
+        """Return every position in ``data`` at which a match ends, ascending."""
+        return [match.end() for match in self._compiled.finditer(data)]
 
 
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
@@ -126,14 +123,14 @@ def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
     """
     if hyperscan is None or not patterns:
         return Re2Scanner(patterns)
-    return HyperscanScanner(_database(patterns, cache, every=0))
+    return HyperscanScanner(_database(patterns, cache, every=False))
 
 
-def spotter(patterns: Sequence[str], every: int, cache: CompiledCache | None) -> Spotter:
-    """As ``scanner``, but all ends of the first ``every`` patterns are told."""
+def spotter(pattern: str, cache: CompiledCache | None) -> Spotter:
+    """Compile one pattern of which all ends are asked, or load it; as ``scanner``."""
     if hyperscan is None:
-        return Re2Spotter(patterns, every)
-    return HyperscanSpotter(_database(patterns, cache, every=every))
+        return Re2Spotter(pattern)
+    return HyperscanSpotter(_database([pattern], cache, every=True))
 
 
 def refused(pattern: str) -> str | None:
@@ -145,21 +142,21 @@ def refused(pattern: str) -> str | None:
     return None
 
 
-def _database(patterns: Sequence[str], cache: CompiledCache | None, *, every: int) -> Any:
-    """Load or compile all patterns; the first ``every`` report each end."""
-    key = _key([str(every), *patterns])
+def _database(patterns: Sequence[str], cache: CompiledCache | None, *, every: bool) -> Any:
+    """Load or compile all patterns; with ``every`` they report each end."""
+    key = _key(["every", *patterns] if every else patterns)
     kept = cache.get(key) if cache is not None else None
     database = _load(key, kept) if kept is not None else None
     if database is None:
-        database = _compile(patterns, every)
+        database = _compile(patterns, every=every)
         if cache is not None:
             data = hyperscan.dumpb(database)
             cache.put(key, _digest(key, data) + data)
     return database
 
 
-def _compile(patterns: Sequence[str], every: int = 0) -> Any:
-    """Compile all patterns into one database; the first ``every`` report each end, exactly.
+def _compile(patterns: Sequence[str], *, every: bool = False) -> Any:
+    """Compile all patterns into one database.
 
     As prefilters: where a pattern is too large as it stands (long bounded repeats, about 1 in 70) Hyperscan makes a
     coarser one of it, which matches wherever the pattern does and sometimes elsewhere. RE2 decides in either case.
@@ -169,7 +166,7 @@ def _compile(patterns: Sequence[str], every: int = 0) -> Any:
         expressions=[pattern.encode("ascii") for pattern in patterns],
         ids=list(range(len(patterns))),
         elements=len(patterns),
-        flags=[0] * every + [hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_PREFILTER] * (len(patterns) - every),
+        flags=[0 if every else hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_PREFILTER] * len(patterns),
     )
     return database
 

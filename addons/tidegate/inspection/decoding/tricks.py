@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 
 from tidegate.inspection.decoding.views import Edit
 from tidegate.inspection.patterns import compile_re2
-from tidegate.inspection.spotting import HINT, PATTERNS, SIDE, Disguise
+from tidegate.inspection.spotting import HINT, NUMBER, SIDE, Disguise
 from tidegate.inspection.turning import LEET, ROT13
 
 _REACH = 24
@@ -36,7 +36,7 @@ _SPACED = compile_re2(
 _TOKENS = compile_re2(r"[!#-&*+./:;=?@A-Z^_a-z|~-]*(?:[0-9@]|[a-z][A-Z])[!#-&*+./0-9:;=?@A-Z^_a-z|~-]{5,}")
 _NUMBERS = compile_re2(r"[0-9A-Z+()-][0-9A-Z()+.-]{0,20}(?: [0-9A-Z()+.-]{1,15}){0,9}")
 _AROUND = 40
-_GROUPED = compile_re2(PATTERNS[Disguise.NUMBER])
+_GROUPED = compile_re2(NUMBER)
 _BLOCKS = compile_re2(r"-{5}[A-Za-z ]{8,40}-{5}\s[A-Za-z0-9+/=\s]{16,}(?:-{5}[A-Za-z ]{8,40}-{5})?")
 _BASE85 = compile_re2(r"(?:\A|[\s(>\x22])[+-I][!-u]{4}[+-I][!-u]{4}[+-I][!-u]{3,}")
 _END85 = re.compile(rb"\x22[,:}\]]")
