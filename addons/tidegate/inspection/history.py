@@ -2,15 +2,16 @@
 
 A JSON text is cut between objects of a list, so that every value of it lies in one part, and parts overlap by all that
 decides about a place near a cut. Remembered of a part is one thing, that nothing is in it, under a keyed hash of its
-bytes: without the key nobody can make two parts that hash alike. What has something in it is searched again each time,
-since it is changed on its way each time. A history belongs to one set of compiled rules and ends with it.
+bytes: without the key nobody can make two parts that hash alike. Of a part that has something in it only that is
+remembered, and each time it is searched again: what was found is nowhere but in the body, and a body is masked anew at
+each turn. A history belongs to one set of compiled rules and ends with it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from tidegate.inspection.spotting import SIDE
@@ -72,20 +73,36 @@ class History:
             whole.append(part)
             fine = (self._part(body, *each, reach, under) for each in parts(body, start, stop, FINE))
             new += [each for each in fine if not self.knows(each[2])]
-        clean = True
-        for run in _runs(new):
-            if is_empty(body[slice(*_around(body, run[0][0], run[-1][1], reach))]):
-                self._keep_all(run)
-                continue
-            clean = False
-            again = run[0][2][::-1]
-            if not self.knows(again):  # a body that comes once is not worth a second look
-                self.keep(again)
-            elif len(run) > 1:  # from now on only the parts that hold something need be looked at
-                self._keep_all(each for each in run if is_empty(body[slice(*_around(body, each[0], each[1], reach))]))
-        if clean:
-            self._keep_all(whole)
-        return clean
+
+        def look(start: int, stop: int) -> bool:
+            return is_empty(body[slice(*_around(body, start, stop, reach))])
+
+        left = [each for each in new if self.knows(self._holding(each))]
+        for run in _runs([each for each in new if each not in left]):
+            left += self._look(run, look)
+        for part in whole:
+            if not any(part[0] <= each[0] < part[1] for each in left):
+                self.keep(part[2])
+        return not left
+
+    def _look(self, run: list[_Part], is_empty: Callable[[int, int], bool]) -> list[_Part]:
+        """Look at parts that follow one another, as one; return those that may hold something."""
+        if is_empty(run[0][0], run[-1][1]):
+            for each in run:
+                self.keep(each[2])
+            return []
+        again = self.name(run[0][2], b"again")
+        if not self.knows(again):  # a body that comes once is not worth a second look
+            self.keep(again)
+            return run
+        holding = [each for each in run if len(run) == 1 or not is_empty(each[0], each[1])]
+        for each in run if holding else ():  # else no part by itself tells what there is
+            self.keep(self._holding(each) if each in holding else each[2])
+        return holding or run
+
+    def _holding(self, part: _Part) -> bytes:
+        """Name what is remembered of a part that holds something: that it need not be looked at to know."""
+        return self.name(part[2], b"holds")
 
     def _part(self, body: bytes, start: int, stop: int, reach: int, under: bytes) -> _Part:
         return start, stop, self.name(body[slice(*_around(body, start, stop, reach))], under)
@@ -109,10 +126,6 @@ class History:
         known.add(name)
         if len(known) >= self._most // 2:
             self._earlier, self._known = known, set()
-
-    def _keep_all(self, named: Iterable[_Part]) -> None:
-        for _, _, name in named:
-            self.keep(name)
 
 
 def parts(body: bytes, start: int, stop: int, least: int) -> Iterator[tuple[int, int]]:
