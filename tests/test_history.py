@@ -142,6 +142,21 @@ def test_a_value_split_over_two_messages_is_not_cut_there() -> None:
         assert all(not at - 60 < stop < at for _, stop in parts(body, 0, len(body), least))
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("before", [200, 700])
+def test_what_reaches_over_a_cut_is_found_however_far_it_reaches(before: int) -> None:
+    known = remembering(build([rule("far", r'xx[^y]{0,900}"\},\{"role":"user","content":"[^y]{0,90}yy')], None))
+    far = [f"xx {'. ' * (before // 2)}", f"{'. ' * ((760 - before) // 20)}yy", PADDING, PADDING]
+    value = conversation([{"role": "user", "content": text} for text in [PADDING, *far]])
+    body = dump(value)
+    cut = [stop for _, stop in parts(body, 0, len(body), histories.LEAST)]
+    assert any(body.index(b"xx") < stop < body.index(b"yy") for stop in cut)
+    for _ in range(2):
+        found = judged(known, value)
+        assert isinstance(found, Inspected)
+        assert [each.rule for each in found.findings] == ["t.far"]
+
+
 def looked_at(engine: Engine, value: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     """Judge a body; return how many bytes of it were searched for what nobody had seen before."""
     seen = 0
