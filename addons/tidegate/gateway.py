@@ -211,7 +211,7 @@ class Gateway(Fence):
 
     @guarded
     def response(self, flow: http.HTTPFlow) -> None:
-        """Mask a whole answer, then seal the evidence."""
+        """Mask a whole answer. The evidence is sealed once the answer is on its way (``over``), unless it is strict."""
         exchange = self.exchanges[flow.id]
         assert flow.response is not None
         flow.response.trailers = None
@@ -230,7 +230,8 @@ class Gateway(Fence):
             exchange.crossing.receive(steps.AnswerEnded())
         elif exchange.crossing.stage is Stage.SOCKET:
             self._open_socket(exchange)
-        if exchange.crossing.stage is not Stage.SOCKET:
+        strict = exchange.crossing.policy.recording.mode is RecordingMode.STRICT
+        if strict and exchange.crossing.stage is not Stage.SOCKET:
             self._seal(exchange)
 
     def _open_socket(self, exchange: Exchange) -> None:
@@ -324,7 +325,11 @@ class Gateway(Fence):
         if exchange is not None:
             if exchange.crossing.stage is Stage.SOCKET:  # the relay cut it, because the gate failed under it
                 exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
-            self._seal(exchange)
+            try:
+                self._seal(exchange)
+            except Exception as bug:
+                log.error("tidegate failed to seal an exchange: %s", type(bug).__name__)
+                self.recorder.lose()
             exchange.stop_watching()
 
     def stop(self) -> None:
