@@ -22,6 +22,8 @@ WORDS: Mapping[str, str] = {
     "johnson": "I-PER",
     "zaph": "B-PER",  # zaphod is split, and only its beginning has a label
     "##od": "O",
+    "ob": "O",  # and of obelix only the end
+    "##elix": "I-PER",
     "new": "B-LOC",
     "york": "I-LOC",
     "berlin": "B-LOC",

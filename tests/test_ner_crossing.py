@@ -132,7 +132,8 @@ def test_a_class_that_is_blocked_stops_the_request(policy: Policy) -> None:
 
 def test_a_class_that_is_allowed_is_not_found(policy: Policy) -> None:
     exchange, _ = asked(acting(policy, addresses=Action.ALLOW), body(("user", TEXT)))
-    exchange.receive(steps.ModelSaid(FOUND))
+    step = exchange.receive(steps.ModelSaid(FOUND))
+    assert content(step, exchange) == ["[REDACTED:names] of Berlin wrote"]
     assert [each.cls for each in exchange.prompt_findings] == ["names"]
 
 

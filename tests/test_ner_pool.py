@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -70,6 +72,7 @@ TEXTS = {
     "two classes": ("Bob, not of Berlin", [("names", "Bob"), ("addresses", "Berlin")]),
     "two words of another class": ("in New York now", [("addresses", "New York")]),
     "a word that the tokenizer splits is one name": ("here is Zaphod at last", [("names", "Zaphod")]),
+    "wherever in it the label is": ("here is Obelix at last", [("names", "Obelix")]),
     "characters of more than one byte before it": ("größer als 😀 Alice", [("names", "Alice")]),
     "a lone surrogate": ("\ud800 Alice", [("names", "Alice")]),
     "nothing": ("nobody here", []),
@@ -88,6 +91,11 @@ async def test_a_long_text_is_read_in_windows_and_no_name_is_lost_at_their_edges
     text = "".join(f"{'x ' * gap}{names[index % 5]}, " for index in range(max(3, 400 // (gap + 1))))
     expected = [names[index % 5] for index in range(max(3, 400 // (gap + 1)))]
     assert [part for _, part in found(await pool.ask([text]))[text]] == expected
+
+
+async def test_a_split_word_is_whole_wherever_a_window_ends(pool: Pool) -> None:
+    texts = [f"{'x ' * gap}Zaphod{' x' * 40}" for gap in range(60)]
+    assert found(await pool.ask(texts)) == {text: [("names", "Zaphod")] for text in texts}
 
 
 async def test_what_was_read_once_is_remembered_and_not_asked_again(pool: Pool) -> None:
@@ -156,6 +164,19 @@ async def test_questions_beyond_the_queue_are_turned_away_at_once(pool: Pool) ->
     assert {each.unread for each in await asyncio.gather(*asked[:-1])} == {None}
 
 
+async def test_what_no_model_could_read_in_time_is_not_sent(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "FASTEST", 1)  # twenty characters in twenty seconds
+    assert (await pool.ask(["Alice " * 10])).unread is Unread.LATE
+    assert (await pool.ask(["greet Alice", "and Bob as well"])).unread is Unread.LATE
+    assert found(await pool.ask(["greet Alice"]))  # which was sent, so that asking again goes on from there
+    assert (await pool.ask(["greet Alice", "and Bob as well"])).unread is None
+
+
+async def test_large_texts_are_read_too(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "LARGE", 4)
+    assert found(await pool.ask(["greet Alice"])) == {"greet Alice": [("names", "Alice")]}
+
+
 async def test_two_workers_share_the_questions(folder: Path) -> None:
     running = Pool(ner(folder, workers=2))
     await running.start()
@@ -193,6 +214,13 @@ async def test_a_worker_gets_nothing_of_the_gate_s_environment(pool: Pool, monke
     environment = given_to(pool.pids[0])
     assert b"PYTHONPATH" in environment
     assert b"environment-canary" not in environment
+
+
+def test_the_gate_itself_loads_nothing_of_the_extra() -> None:
+    # numpy is not among them: sqlite-utils takes it wherever it is installed
+    code = "import tidegate.running, sys; print(sorted({'onnxruntime', 'tokenizers'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
 
 
 async def refusal(made: Ner) -> str:

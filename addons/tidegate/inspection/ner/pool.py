@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import secrets
@@ -32,6 +33,10 @@ LOADING = 60.0
 """Seconds a worker may take to load: a model of 1 GB is read from a slow disk in ten."""
 HUNG = 10.0
 """Seconds past its budget after which a worker is taken for hung: it looks at the clock several times a second."""
+FASTEST = 1_000_000
+"""Characters a second that no model reads on one core: what is more than that in a budget is not even sent."""
+LARGE = 256 * 1024
+"""Characters from which texts are hashed in a thread: a millisecond of the loop's time."""
 KNOWN = 20_000
 """Texts remembered: a hash and a few spans each, about 300 bytes, so 6 MB. A conversation has some hundreds."""
 PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -93,19 +98,12 @@ class Pool:
 
     async def ask(self, texts: Sequence[str]) -> Answer:
         """Have texts read, in no more time than the budget."""
-        loop = asyncio.get_running_loop()
-        keys = [self._hash(text) for text in texts]
+        until = asyncio.get_running_loop().time() + self.ner.budget
+        large = sum(map(len, texts)) > LARGE
+        keys = await asyncio.to_thread(self._hashes, texts) if large else self._hashes(texts)
         new = [index for index, key in enumerate(keys) if key not in self._known]
-        unread = None
-        if new:
-            job = _Job(
-                [keys[index] for index in new],
-                [readable(texts[index]) for index in new],
-                loop.time() + self.ner.budget,
-                loop.create_future(),
-            )
-            unread = await self._wait(job)
-        if unread is None and any(key not in self._known for key in keys):  # more texts than are remembered
+        unread = await self._read([(keys[index], texts[index]) for index in new], until) if new else None
+        if unread is None and any(key not in self._known for key in keys):  # not all of it was sent, or is remembered
             unread = Unread.LATE
         if unread is not None:
             return Answer({}, unread)
@@ -128,14 +126,21 @@ class Pool:
         for each in self._workers:
             each.kill()
 
-    async def _wait(self, job: _Job) -> Unread | None:
+    async def _read(self, new: Sequence[tuple[bytes, str]], until: float) -> Unread | None:
+        """Have as many new texts read as there could be time for, and wait no longer than ``until``."""
+        room = self.ner.budget * FASTEST
+        sizes = itertools.accumulate(len(text) for _, text in new)
+        chosen = [each for each, size in zip(new, sizes, strict=True) if size <= room]
+        if not chosen:
+            return Unread.LATE
+        done: asyncio.Future[Unread | None] = asyncio.get_running_loop().create_future()
+        job = _Job([key for key, _ in chosen], [readable(text) for _, text in chosen], until, done)
         try:
             self._jobs.put_nowait(job)
         except asyncio.QueueFull:
             return Unread.BUSY
-        left = job.until - asyncio.get_running_loop().time()
-        await asyncio.wait((job.done,), timeout=left)
-        return job.done.result() if job.done.done() else Unread.LATE
+        await asyncio.wait((done,), timeout=until - asyncio.get_running_loop().time())
+        return done.result() if done.done() else Unread.LATE
 
     async def _work(self, worker: _Worker) -> None:
         """Give one worker its jobs, for as long as there are any; start it again whenever it has ended."""
@@ -183,23 +188,22 @@ class Pool:
 
     def _learn(self, job: _Job, said: Sequence[Spans | None] | None) -> None:
         """Remember what a worker said of each text, even when whoever asked has stopped waiting."""
-        for key, found in zip(job.keys, said or (), strict=False):
-            if found is not None:
-                self._known[key] = found
+        if said is None or len(said) != len(job.keys):
+            _tell(job, Unread.FAILED)
+            return
+        self._known.update((key, found) for key, found in zip(job.keys, said, strict=True) if found is not None)
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
-        if said is None:
-            _tell(job, Unread.FAILED)
-        else:
-            _tell(job, Unread.LATE if any(each is None for each in said) else None)
+        _tell(job, Unread.LATE if any(each is None for each in said) else None)
 
     def _recall(self, key: bytes) -> Spans:
         """Return what is remembered of a text, and remember it for longer."""
         self._known.move_to_end(key)
         return self._known[key]
 
-    def _hash(self, text: str) -> bytes:
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=self._key, digest_size=16).digest()
+    def _hashes(self, texts: Sequence[str]) -> list[bytes]:
+        data = (text.encode("utf-8", "surrogatepass") for text in texts)
+        return [hashlib.blake2b(each, key=self._key, digest_size=16).digest() for each in data]
 
 
 class _Worker:
