@@ -115,6 +115,23 @@ def test_a_killed_worker_fails_its_request_and_the_next_one_is_answered(stage: S
     assert b"the worker dies" not in stage.upstream.data
 
 
+def test_a_client_that_leaves_while_it_is_read_ends_its_own_exchange_only(stage: Stage) -> None:
+    before = stage.ask(post(CHAT, chat("hello"), stage.auth)).id
+    stage.record(before)
+    (pid,) = workers(stage)
+    os.kill(pid, signal.SIGSTOP)
+    with stage.client() as client:
+        client.send(post(CHAT, chat("Bob leaves early"), stage.auth))
+        time.sleep(1.0)
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGCONT)
+    row = stage.after(before)
+    assert (row["outcome"], row["reason"]) == ("aborted", "client_gone")
+    assert b"Bob" not in stage.upstream.data
+    assert stage.ask(post(CHAT, chat("Bob stays"), stage.auth)).status == 200
+    assert "failed" not in stage.gate.log.rpartition(before)[2]
+
+
 @pytest.mark.parametrize(("late", "status", "sent"), [("block", 503, 0), ("flag", 200, 1), ("allow", 200, 1)])
 def test_a_request_that_is_not_read_in_time_has_its_own_verdict(
     tmp_path: Path, late: str, status: int, sent: int
