@@ -29,7 +29,6 @@ _STEPS = (
     ("lines", wrapped, Disguise.WRAPPED),
     ("codes", listed, Disguise.LISTED),
     ("labels", labelled, Disguise.LABELLED),
-    ("ascii85", ascii85, Disguise.ASCII85),
     ("spaced", spaced, Disguise.SPACED),
 )
 _TRIM = 3  # quotes and a comma around a token
@@ -80,6 +79,7 @@ def _edits(text: bytes, spots: Spots) -> list[tuple[str, list[Edit]]]:
         found += [("bidi", list(overridden(text))), ("unicode", list(folded(text)))]
     if spots.runs:
         found.append(("encoding", list(encoded(text, spots.runs))))
+    found.append(("ascii85", list(ascii85(text))))
     if spots.kinds:
         found += [(name, list(step(text))) for name, step, kind in _STEPS if kind in spots.kinds]
     return [each for each in found if each[1]]

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from tidegate.inspection.decoding.views import Edit
-from tidegate.inspection.patterns import compile_re2
 from tidegate.inspection.spotting import HINT
 
 _OTHERS = re.compile(rb"[\x80-\xff]+")  # one class cannot backtrack, and RE2's binding takes four times as long
 # Letters and digits of full width, mathematical, enclosed and tag characters, the selectors that carry bytes.
-_MEANT = compile_re2(
-    r"\xef\xbc[\x90-\x99\xa1-\xba]|\xef\xbd[\x81-\x9a]|\xf0\x9d[\x90-\x9f]|\xf0\x9f[\x84-\x86]|\xf3\xa0[\x80-\x87]"
-    r"|\xe2[\x91-\x93]"
+_MEANT = re.compile(
+    rb"\xef\xbc[\x90-\x99\xa1-\xba]|\xef\xbd[\x81-\x9a]|\xf0\x9d[\x90-\x9f]|\xf0\x9f[\x84-\x86]|\xf3\xa0[\x80-\x87]"
+    rb"|\xe2[\x91-\x93]"
 )
 _AROUND = 12
 _HINT = re.compile(HINT.encode())

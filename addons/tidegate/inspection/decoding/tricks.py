@@ -71,15 +71,28 @@ def split(data: bytes, ends: Iterable[int]) -> Iterator[Edit]:
     for at in ends:
         if not _HINT.search(_word(data, at - 1)) and data.find(b"@", max(at - _SPAN, 0), at + _REACH) < 0:
             continue
-        left = max(at - _SPAN, done)
-        match = _LAST.search(data[left:at])
-        if match is None:
-            continue
-        start, end = match.span(1)
-        start, end = start + left, end + left
-        if _meet(data, start, end):
+        start, end = _line_end(data, at) or _joint(data, max(at - _SPAN, done), at)
+        if start > done and _meet(data, start, end):
             yield start, end, b""
             done = end
+
+
+def _line_end(data: bytes, at: int) -> tuple[int, int] | None:
+    """Return the end of a line before the first character of the next one, which ends at ``at``; most joints are."""
+    end = at - 1
+    stop = end - 1 if data[end - 1 : end] == b" " else end
+    if data[stop - 1 : stop] != b"\n":
+        return None
+    return stop - 2 if data[stop - 2 : stop - 1] == b"\r" else stop - 1, stop
+
+
+def _joint(data: bytes, left: int, at: int) -> tuple[int, int]:
+    """Return the last joint between two positions, or (0, 0)."""
+    match = _LAST.search(data[left:at])
+    if match is None:
+        return 0, 0
+    start, end = match.span(1)
+    return start + left, end + left
 
 
 def _meet(data: bytes, start: int, end: int) -> bool:
@@ -135,6 +148,8 @@ def backwards(data: bytes) -> Iterator[Edit]:
     done = 0
     for group in _GROUPED.finditer(data):
         start, end = group.span()
+        if end <= done:
+            continue
         left = max(start - _AROUND, done)
         for match in _NUMBERS.finditer(data[left : end + _AROUND]):
             first, last = match.start() + left, match.end() + left
