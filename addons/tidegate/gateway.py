@@ -26,6 +26,8 @@ from tidegate.fence import BROKEN, Fence
 from tidegate.guard import guarded
 from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
+from tidegate.inspection.ner.pool import Pool
+from tidegate.inspection.ner.spec import Unread
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Caller, Head, Outcome, Reason
 from tidegate.policy.policy import Policy, RecordingMode
@@ -59,6 +61,7 @@ class Gateway(Fence):
         self.verifier = verifier
         self.credentials = credentials
         self.replay_caller = replay_caller
+        self.ner: Pool | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._lines: list[str] = []
@@ -125,10 +128,29 @@ class Gateway(Fence):
         if isinstance(step, steps.Refuse):
             exchange.refuse()
             return None
+        if isinstance(step, steps.AskModel):
+            return self._ask_model(exchange, step)
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             return self._keep_intent(exchange)
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
         return None
+
+    async def _ask_model(self, exchange: Exchange, step: steps.AskModel) -> None:
+        """Judge a request once the local model has read it, or not in time."""
+        pool = self.ner
+        if pool is not None and pool.ner == step.ner:
+            answer = await pool.ask(step.texts)
+            said = steps.ModelSaid(answer.spans, answer.unread)
+        else:  # a reload put another model in force after this request was judged
+            said = steps.ModelSaid(unread=Unread.FAILED)
+        if exchange.crossing.stage is not Stage.NER:  # it was stopped meanwhile
+            exchange.refuse()
+            return
+        large = exchange.request_bytes > THREAD_BYTES and bool(said.spans)
+        receive = exchange.crossing.receive
+        waiting = self._judged(exchange, await asyncio.to_thread(receive, said) if large else receive(said))
+        if waiting is not None:
+            await waiting
 
     async def _keep_intent(self, exchange: Exchange) -> None:
         try:
