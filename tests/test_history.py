@@ -151,10 +151,16 @@ def test_what_reaches_over_a_cut_is_found_however_far_it_reaches(before: int) ->
     body = dump(value)
     cut = [stop for _, stop in parts(body, 0, len(body), histories.LEAST)]
     assert any(body.index(b"xx") < stop < body.index(b"yy") for stop in cut)
+    other = conversation([*value["messages"][:2], {"role": "user", "content": ". " * 40}])
+    assert judged(known, other) == the_long_way(known, other)  # now the part with the beginning is known
     for _ in range(2):
         found = judged(known, value)
         assert isinstance(found, Inspected)
         assert [each.rule for each in found.findings] == ["t.far"]
+
+
+def test_an_engine_made_for_one_text_has_no_history(rules: Engine) -> None:
+    assert remembering(rules).beside(()).history is None
 
 
 def looked_at(engine: Engine, value: Any, monkeypatch: pytest.MonkeyPatch) -> int:

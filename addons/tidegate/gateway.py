@@ -28,6 +28,8 @@ from tidegate.fence import BROKEN, Fence
 from tidegate.guard import guarded
 from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
+from tidegate.inspection.ner.pool import Pool
+from tidegate.inspection.ner.spec import Unread
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Caller, Head, Outcome, Reason
 from tidegate.policy.policy import Policy, RecordingMode
@@ -63,6 +65,7 @@ class Gateway(Fence):
         self.verifier = verifier
         self.credentials = credentials
         self.replay_caller = replay_caller
+        self.ner: Pool | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
@@ -141,10 +144,29 @@ class Gateway(Fence):
         if isinstance(step, steps.Refuse):
             exchange.refuse()
             return None
+        if isinstance(step, steps.AskModel):
+            return self._ask_model(exchange, step)
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             return self._keep_intent(exchange)
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
         return None
+
+    async def _ask_model(self, exchange: Exchange, step: steps.AskModel) -> None:
+        """Judge a request once the local model has read it, or not in time."""
+        pool = self.ner
+        if pool is not None and pool.ner == step.ner:
+            answer = await pool.ask(step.texts)
+            said = steps.ModelSaid(answer.spans, answer.unread)
+        else:  # a reload put another model in force after this request was judged
+            said = steps.ModelSaid(unread=Unread.FAILED)
+        if exchange.crossing.stage is not Stage.NER:  # it was stopped meanwhile
+            exchange.refuse()
+            return
+        large = exchange.request_bytes > THREAD_BYTES and bool(said.spans)
+        receive = exchange.crossing.receive
+        waiting = self._judged(exchange, await asyncio.to_thread(receive, said) if large else receive(said))
+        if waiting is not None:
+            await waiting
 
     async def _keep_intent(self, exchange: Exchange) -> None:
         try:
@@ -227,7 +249,7 @@ class Gateway(Fence):
 
     @guarded
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        """Mask a whole answer, then seal the evidence."""
+        """Mask a whole answer. The evidence is sealed once the answer is on its way (``over``), unless it is strict."""
         exchange = self.exchanges[flow.id]
         assert flow.response is not None
         flow.response.trailers = None
@@ -245,12 +267,17 @@ class Gateway(Fence):
         elif exchange.crossing.stage is Stage.SOCKET:
             self._open_socket(exchange)
         if exchange.crossing.stage is not Stage.SOCKET:
-            self._seal(exchange)
+            self._seal_strictly(exchange)
         return None
 
     async def _answer_aside(self, exchange: Exchange, data: bytes) -> None:
         self._answered(exchange, await self._aside(exchange, steps.AnswerWhole(data)))
-        self._seal(exchange)
+        self._seal_strictly(exchange)
+
+    def _seal_strictly(self, exchange: Exchange) -> None:
+        """Seal the evidence before the answer leaves, where the policy wants it strict."""
+        if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
+            self._seal(exchange)
 
     def _answered(self, exchange: Exchange, step: steps.Step) -> None:
         if isinstance(step, steps.Emit):
@@ -351,7 +378,11 @@ class Gateway(Fence):
         if exchange is not None:
             if exchange.crossing.stage is Stage.SOCKET:  # the relay cut it, because the gate failed under it
                 exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
-            self._seal(exchange)
+            try:
+                self._seal(exchange)
+            except Exception as bug:
+                log.error("tidegate failed to seal an exchange: %s", type(bug).__name__)
+                self.recorder.lose()
             exchange.stop_watching()
 
     def stop(self) -> None:

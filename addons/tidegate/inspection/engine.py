@@ -5,6 +5,7 @@ Immutable once built. Matching is linear in the text whatever the pattern: RE2 a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,6 +133,13 @@ class Engine:
         engine = Engine(compiled, (self.shortest, self.reach), (self._words, self._closures, self._spotting))
         engine.detectors = tuple(detectors)
         engine.history = history
+        return engine
+
+    def beside(self, detectors: Sequence[Detector]) -> Engine:
+        """Return this engine with more detectors, made for one text; the rules are shared."""
+        engine = copy.copy(self)
+        engine.detectors = (*self.detectors, *detectors)
+        engine.history = None  # that nothing was found would be remembered of other texts, too
         return engine
 
     def candidates(self, data: bytes) -> tuple[int, ...]:
