@@ -22,11 +22,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tidegate.inspection.bodies import inspect_request
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.findings import TextFinding, inspect_text
 from tidegate.inspection.rules import Severity, parse_pack
+from tidegate.model import Direction
 from tidegate.places import CHECKOUT, shipped_packs
+from tidegate.policy.loading import load as load_policy
 from tidegate.policy.loading import load_packs
 
 SECRETS = ("noseyparker", "titus", "kingfisher", "gitleaks", "detect_secrets")
@@ -280,30 +283,55 @@ def unseen(size: int, chance: random.Random) -> str:
     return "".join(pieces)[:size]
 
 
-def milliseconds(inspect: Inspect, text: str) -> float:
-    began = time.perf_counter()
-    inspect(text)
-    return (time.perf_counter() - began) * 1000
+def spent(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the milliseconds of wall time and of processor time that something takes."""
+    began, used = time.perf_counter(), time.thread_time()
+    work()
+    return (time.perf_counter() - began) * 1000, (time.thread_time() - used) * 1000
+
+
+def timed(name: str, times: Sequence[tuple[float, float]]) -> Row:
+    line: Row = {"size": name, "texts": len(times)}
+    for prefix, each in zip(("", "cpu_"), zip(*times, strict=True), strict=True):
+        ordered = sorted(each)
+        worst = ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)]
+        for figure, value in (("p50", statistics.median(ordered)), ("p99", worst), ("max", ordered[-1])):
+            line[f"{prefix}{figure}_ms"] = round(value, 3)
+    return line
 
 
 def speed(inspect: Inspect, seed: int) -> list[Row]:
-    """Time texts that no one has seen before, each once."""
+    """Time texts that no one has seen before, each once, and conversations of which only the last turn is new."""
     chance = random.Random(seed)
     for _ in range(20):
         inspect(unseen(4_000, chance))  # the automata meet their bytes
     found = []
     for name, size, count in (("4 KB", 4_000, 500), ("100 KB", 100_000, 60), ("1 MB", 1_000_000, 12)):
-        times = sorted(milliseconds(inspect, text) for text in [unseen(size, chance) for _ in range(count)])
-        found.append(
-            {
-                "size": name,
-                "texts": count,
-                "p50_ms": round(statistics.median(times), 3),
-                "p99_ms": round(times[min(int(count * 0.99), count - 1)], 3),
-                "max_ms": round(times[-1], 3),
-            }
-        )
-    return found
+        texts = [unseen(size, chance) for _ in range(count)]
+        found.append(timed(name, [spent(lambda text=text: inspect(text)) for text in texts]))  # type: ignore[misc]
+    return [*found, timed("100 KB, only the last turn new", turns(chance))]
+
+
+def turns(chance: random.Random) -> list[tuple[float, float]]:
+    """Judge request bodies as the gate does, under the shipped policy: each is one before it and a turn of 1 KB."""
+    policy = load_policy(CHECKOUT / "rules" / "policy.yaml", engine_cache=DiskCache())
+    endpoint = policy.dialects["openai"].endpoints["chat"]
+    decide = policy.decide(Direction.PROMPT)
+
+    def said(size: int) -> str:
+        return next(text for text in iter(lambda: unseen(size, chance), "") if "ghp_" not in text)
+
+    times = []
+    for _ in range(12):
+        messages = [{"role": "user", "content": said(chance.randint(500, 4_000))} for _ in range(46)]
+        inspect_request(endpoint, policy.engine, decide, {"model": "m", "messages": list(messages)})
+        for _ in range(4):
+            messages += [{"role": "assistant", "content": said(800)}, {"role": "user", "content": said(200)}]
+            body = {"model": "m", "messages": [dict(each) for each in messages]}
+            times.append(
+                spent(lambda body=body: inspect_request(endpoint, policy.engine, decide, body))  # type: ignore[misc]
+            )
+    return times
 
 
 def adversarial(engine: Engine, count: int, seed: int) -> list[str]:
@@ -357,12 +385,16 @@ def adversarial(engine: Engine, count: int, seed: int) -> list[str]:
 
 
 def hostile(engine: Engine, inspect: Inspect, count: int, seed: int) -> Row:
-    """Time each input at 8 KB and 32 KB: linear is four times as long."""
+    """Take the processor time of each input at 8 KB and 32 KB: linear is four times as long."""
+
+    def milliseconds(text: str) -> float:
+        return min(spent(lambda: inspect(text))[1] for _ in range(2))
+
     worst: list[tuple[float, float, str]] = []
     for unit in adversarial(engine, count, seed):
         small, large = (unit * (size // len(unit) + 1) for size in (8_000, 32_000))
-        short = min(milliseconds(inspect, small[:8_000]) for _ in range(2))
-        long = min(milliseconds(inspect, large[:32_000]) for _ in range(2))
+        short = milliseconds(small[:8_000])
+        long = milliseconds(large[:32_000])
         worst.append((long / (4 * short), long, unit))
     slow = max(worst, key=lambda each: each[1])
     steep = [each for each in worst if each[1] > 1.0]  # below a millisecond the clock decides

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ BUDGET = 60.0  # seconds for one scanner over all rows; what it did not reach is
 
 def peers(rows: dict[str, list[dict[str, Any]]], inspect: Callable[[str], object], say: Callable[[str], None]) -> list:
     """Return a line for tidegate and each peer: recall by source, benign rows flagged, milliseconds per 4 KB."""
-    from _bench_detection import milliseconds, unseen
+    from _bench_detection import spent, unseen
 
     sample = [(name, row["text"], row.get("expect")) for name, each in rows.items() for row in each]
     sample = [each for each in sample if each[2] or each[0] == "benign_lookalikes"]
@@ -40,7 +41,7 @@ def peers(rows: dict[str, list[dict[str, Any]]], inspect: Callable[[str], object
     own = {
         "scanner": "tidegate",
         **line(sample, hits),
-        "ms": round(statistics.median(milliseconds(inspect, t) for t in texts), 3),
+        "ms": round(statistics.median(spent(partial(inspect, t))[0] for t in texts), 3),
     }
     found = [own]
     for name, packages in INSTALL.items():

@@ -92,7 +92,9 @@ def test_made_up_corpora_are_counted(folder: Path) -> None:
     techniques = {each["technique"]: (each["rows"], each["found"]) for each in found["obfuscated"]}
     assert techniques == {"plain": (1, 1), "gone": (1, 0)}
     assert [each["file"] for each in found["attachments"]] == ["note.txt"]
-    assert [each["size"] for each in found["speed"]] == ["4 KB", "100 KB", "1 MB"]
+    sizes = ["4 KB", "100 KB", "1 MB", "100 KB, only the last turn new"]
+    assert [each["size"] for each in found["speed"]] == sizes
+    assert all(0 < each[f"{cpu}p50_ms"] <= each[f"{cpu}max_ms"] for each in found["speed"] for cpu in ("", "cpu_"))
     assert found["hostile"]["inputs"] == 3
     assert base64.b64encode(TOKEN.encode()).decode() not in ran.stdout
     assert TOKEN not in ran.stdout

@@ -85,6 +85,11 @@ class Compiled:
     not_after: Any = None
     known: Callable[[bytes], bool] | None = None  # a known false positive is passed over whole
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the rule asks anything of the text before a match."""
+        return self.after is not None or self.not_after is not None
+
     def follows(self, left: bytes) -> bool:
         """Ask the rule's conditions on ``left``, the text before the match."""
         if self.not_after is not None and self.not_after.search(left) is not None:

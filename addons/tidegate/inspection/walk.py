@@ -166,8 +166,8 @@ class Walk:
                 if start + base >= limit:
                     return None
                 position = start + 1
-                left = buffer[max(start - LEFT_CONTEXT, 0) : start]
-                if compiled.follows(left) and self._accepts(index, buffer[first:last]):
+                fits = not compiled.conditional or compiled.follows(buffer[max(start - LEFT_CONTEXT, 0) : start])
+                if fits and self._accepts(index, buffer[first:last]):
                     if compiled.known is None or not compiled.known(buffer[first:last]):
                         return start + base, -end - base, compiled.rank, index, first + base, last + base
                     position = end
