@@ -25,7 +25,7 @@ from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
-from tidegate.inspection.bodies import inspect_answer
+from tidegate.inspection.bodies import Inspected, inspect_answer
 from tidegate.inspection.ner.spec import Ner, Unread
 from tidegate.judging import NAMES, Judged, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
@@ -125,6 +125,17 @@ class Crossing:
             raise OutOfOrder(f"{type(event).__name__} at {self.stage.name}")
         return step(self, event)
 
+    def look(self, event: BodyArrived | ModelSaid | AnswerWhole) -> BodyArrived | ModelSaid | AnswerWhole:
+        """Inspect what an event brings, without taking it; return the event that carries what was found.
+
+        Changes nothing here, so a thread may do it while the exchange goes on, or ends.
+        """
+        if isinstance(event, BodyArrived):
+            return replace(event, looked=again(self.policy, self._judge(event.data, self.policy), event.masked))
+        if isinstance(event, ModelSaid):
+            return replace(event, looked=self._with_told(event))
+        return replace(event, looked=self._masked(event.data))
+
     # request ─────────────────────────────────────────────────────────────────
 
     def _head(self, event: HeadArrived) -> Step:
@@ -173,7 +184,8 @@ class Crossing:
         return ReadBody(grant.request_bytes)
 
     def _body(self, event: BodyArrived) -> Step:
-        judged = again(self.policy, self._judge(event.data, self.policy), event.masked)
+        judged = event.looked or self.look(event).looked
+        assert isinstance(judged, Judged)
         if self.policy.ner is not None and judged.denial is None:
             return self._ask(self.policy.ner, event, judged)
         return self._judged(judged)
@@ -195,16 +207,26 @@ class Crossing:
     def _model_said(self, event: ModelSaid) -> Step:
         assert self.policy.ner is not None
         assert self._unread is not None
-        (body, judged, texts), self._unread = self._unread, None
+        looked = event.looked or self._with_told(event)
+        (_, judged, texts), self._unread = self._unread, None
         unread = event.unread
-        if unread is None and event.spans:
-            policy, told = asking.with_told(self.policy, event.spans)
-            judged = again(self.policy, self._judge(body.data, policy), body.masked)
-            unread = Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
+        if looked is not None:
+            assert isinstance(looked, tuple)
+            judged, unread = looked
         if unread is not None:
             return self._without_model(self.policy.ner, judged, unread)
         self._decide("ner", worst(asking.own(judged.findings)), f"texts read: {len(texts)}")
         return self._judged(judged)
+
+    def _with_told(self, event: ModelSaid) -> tuple[Judged, Unread | None] | None:
+        """Judge the body once more with what the model found in it; ``None`` where there is nothing to add."""
+        assert self._unread is not None
+        body = self._unread[0]
+        if event.unread is not None or not event.spans:
+            return None
+        policy, told = asking.with_told(self.policy, event.spans)
+        judged = again(self.policy, self._judge(body.data, policy), body.masked)
+        return judged, Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
 
     def _without_model(self, ner: Ner, judged: Judged, unread: Unread) -> Step:
         """Decide on a request that the model did not read, as the policy says."""
@@ -374,21 +396,24 @@ class Crossing:
         return step
 
     def _whole(self, event: AnswerWhole) -> Step:
-        assert self.route is not None
-        assert self.status is not None
-        limit = self.route.connection.answer.bytes
-        plain = bodies.decode(event.data, self._encodings, limit)
-        if isinstance(plain, Denial):
-            return self._refuse("answer", replace(plain, reason=Reason.ANSWER_MALFORMED, status=502))
-        found = inspect_answer(
-            self._endpoint(), self.policy.engine, self.policy.decide(Direction.RESPONSE), plain, status=self.status
-        )
+        found = event.looked or self.look(event).looked
         if isinstance(found, Denial):
             return self._refuse("answer", found)
+        assert isinstance(found, Inspected)
         self.answer_findings += found.findings
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
+
+    def _masked(self, data: bytes) -> Inspected | Denial:
+        """Decode the whole body of an answer and mask it."""
+        assert self.route is not None
+        assert self.status is not None
+        plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
+        if isinstance(plain, Denial):
+            return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
+        decide = self.policy.decide(Direction.RESPONSE)
+        return inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
 
     # endings ─────────────────────────────────────────────────────────────────
 

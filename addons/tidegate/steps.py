@@ -52,22 +52,26 @@ class CallerKnown:
 class BodyArrived:
     """The whole body of a request, as it was on the wire.
 
-    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
+    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again. ``looked``:
+    what ``Crossing.look`` made of it already.
     """
 
     data: bytes = field(repr=False)
     masked: tuple[Finding, ...] = ()
+    looked: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSaid:
     """What the model of ``AskModel`` found, by text; texts without a finding may be left out.
 
-    ``unread`` says why the texts were not all read; then there are no findings.
+    ``unread`` says why the texts were not all read; then there are no findings. ``looked``: what ``Crossing.look`` made
+    of it already.
     """
 
     spans: Mapping[str, tuple[NerSpan, ...]] = field(default_factory=dict, repr=False)
     unread: Unread | None = None
+    looked: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,10 @@ class AnswerEnded:
 
 @dataclass(frozen=True, slots=True)
 class AnswerWhole:
-    """The whole body of an answer, as it was on the wire."""
+    """The whole body of an answer, as it was on the wire. ``looked``: what ``Crossing.look`` made of it already."""
 
     data: bytes = field(repr=False)
+    looked: object = field(default=None, repr=False)
 
 
 class Form(enum.Enum):
