@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -126,8 +127,7 @@ class Texts:
 
     def _under(self, what: str) -> bytes:
         """Name a question to the history: what is asked, and who is asked about it beside the rules."""
-        asked = f"{what} {self._decodes} {[each.rule.id for each in self._detectors]}"
-        return hashlib.blake2b(asked.encode(), digest_size=16).digest()
+        return _question(what, self._decodes, tuple([each.rule.id for each in self._detectors]))
 
     def _told(self) -> tuple[int, int]:
         return len(self.findings), self._flagged
@@ -159,7 +159,18 @@ class Texts:
             empty = look(body)
         else:
             empty = history.is_clean(body, self._engine.reach, look, self._under(look.__name__))
-        return empty and self._tells_nothing(BREAK.join(map(encode, extra)), _in_one_text)
+        return empty and self._is_silent_beside(BREAK.join(map(encode, extra)))
+
+    def _is_silent_beside(self, data: bytes) -> bool:
+        """Ask about a path and header fields; a client sends the same ones with every request."""
+        history = self._engine.history
+        name = history.name(data, self._under("beside")) if history is not None and data else b""
+        if not data or self._knows(name or None):
+            return True
+        silent = self._tells_nothing(data, _in_one_text)
+        if silent and name:
+            self._keep(name)
+        return silent
 
     def _is_plain(self, body: bytes) -> bool:
         return b"\\\\" not in body and self._is_silent(body)
@@ -266,6 +277,11 @@ class Texts:
     def _remember(self, texts: Sequence[str]) -> None:
         if len(texts) + len(self.clean) <= MAX_CLEAN:
             self.clean.update(text for text in texts if len(text) <= CLEAN_LENGTH)
+
+
+@functools.lru_cache(maxsize=256)
+def _question(what: str, decodes: bool, detectors: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b(f"{what} {decodes} {detectors}".encode(), digest_size=16).digest()
 
 
 def _unescaped(body: bytes) -> bytes:
