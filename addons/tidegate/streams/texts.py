@@ -29,7 +29,7 @@ _ACTING = (Action.REDACT, Action.BLOCK)
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_decodes", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = ("_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "clean", "denial", "findings")
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
         """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
@@ -41,6 +41,7 @@ class Texts:
         coded = () if streamed else engine.detectors
         self._detectors = tuple(each for each in coded if decide(each.rule) is not Action.ALLOW)
         self._flagged = 0
+        self._doubted: bytes | None = None
         self._decide = decide
 
     def redactor(self) -> Redactor:
@@ -111,9 +112,12 @@ class Texts:
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
         data = BREAK.join([_unescaped(body), *map(encode, extra)])
-        if self._engine.candidates(data) or any(each.may_find(data) for each in self._detectors):
+        if self._doubted == data:  # asked before, when it was whole
             return False
-        return not self._decodes or hides_nothing(self._engine, data)
+        clean = not self._engine.candidates(data) and not any(each.may_find(data) for each in self._detectors)
+        clean = clean and (not self._decodes or hides_nothing(self._engine, data))
+        self._doubted = None if clean else data
+        return clean
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -185,10 +189,17 @@ class Texts:
 
     def _hidden(self, texts: Sequence[str]) -> set[int]:
         """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them."""
-        parts = [encode(text) for text in texts] if self._decodes else []
-        if not parts or hides_nothing(self._engine, BREAK.join(parts)):
-            return set()
-        return {index for index, part in enumerate(parts) if not hides_nothing(self._engine, part)}
+        found: set[int] = set()
+        waiting = [list(enumerate(map(encode, texts)))] if self._decodes and texts else []
+        while waiting:  # where there is something, each half is asked by itself
+            some = waiting.pop()
+            if hides_nothing(self._engine, BREAK.join([part for _, part in some])):
+                continue
+            if len(some) == 1:
+                found.add(some[0][0])
+            else:
+                waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+        return found
 
     def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
         action = self._decide(rule)
