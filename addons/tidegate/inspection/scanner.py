@@ -104,11 +104,16 @@ class Re2Scanner:
 
 
 class Re2Spotter(Re2Scanner):
-    """The same answers where Hyperscan is missing, for a pattern whose matches end at the same places apart or not."""
+    """The same where Hyperscan is missing, for a pattern of which matches share one byte; the longest of each start."""
 
     def ends(self, data: bytes) -> list[int]:
         """Return every position in ``data`` at which a match ends, ascending."""
-        return [match.end() for match in self._compiled[0].finditer(data)]
+        found: list[int] = []
+        match = self._compiled[0].search(data)
+        while match is not None:
+            found.append(match.end())
+            match = self._compiled[0].search(data, found[-1] - 1)
+        return found
 
 
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:

@@ -77,7 +77,7 @@ class Texts:
         """
         changed: dict[int, str] = {}
         found = self._engine.find_many(texts) if texts else {}
-        coded = self._coded(texts) | self._hidden(texts)
+        coded = self._coded(texts) | self._hidden(texts, found)
         if not found and not source and not coded:
             self._remember(texts)
             return changed
@@ -187,10 +187,14 @@ class Texts:
         able = [each for each in self._detectors if each.may_find(data)]
         return {index for index, text in enumerate(texts) if any(each.find(text) for each in able)}
 
-    def _hidden(self, texts: Sequence[str]) -> set[int]:
-        """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them."""
+    def _hidden(self, texts: Sequence[str], known: Collection[int]) -> set[int]:
+        """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them.
+
+        Those ``known`` to hold something as they are written are decoded in any case.
+        """
         found: set[int] = set()
-        waiting = [list(enumerate(map(encode, texts)))] if self._decodes and texts else []
+        asked = [(index, encode(text)) for index, text in enumerate(texts) if index not in known]
+        waiting = [asked] if self._decodes and asked else []
         while waiting:  # where there is something, each half is asked by itself
             some = waiting.pop()
             if hides_nothing(self._engine, BREAK.join([part for _, part in some])):
