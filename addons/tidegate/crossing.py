@@ -125,13 +125,15 @@ class Crossing:
             raise OutOfOrder(f"{type(event).__name__} at {self.stage.name}")
         return step(self, event)
 
-    def look(self, event: BodyArrived | AnswerWhole) -> BodyArrived | AnswerWhole:
+    def look(self, event: BodyArrived | ModelSaid | AnswerWhole) -> BodyArrived | ModelSaid | AnswerWhole:
         """Inspect what an event brings, without taking it; return the event that carries what was found.
 
         Changes nothing here, so a thread may do it while the exchange goes on, or ends.
         """
         if isinstance(event, BodyArrived):
             return replace(event, looked=again(self.policy, self._judge(event.data, self.policy), event.masked))
+        if isinstance(event, ModelSaid):
+            return replace(event, looked=self._with_told(event))
         return replace(event, looked=self._masked(event.data))
 
     # request ─────────────────────────────────────────────────────────────────
@@ -205,16 +207,26 @@ class Crossing:
     def _model_said(self, event: ModelSaid) -> Step:
         assert self.policy.ner is not None
         assert self._unread is not None
-        (body, judged, texts), self._unread = self._unread, None
+        looked = event.looked or self._with_told(event)
+        (_, judged, texts), self._unread = self._unread, None
         unread = event.unread
-        if unread is None and event.spans:
-            policy, told = asking.with_told(self.policy, event.spans)
-            judged = again(self.policy, self._judge(body.data, policy), body.masked)
-            unread = Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
+        if looked is not None:
+            assert isinstance(looked, tuple)
+            judged, unread = looked
         if unread is not None:
             return self._without_model(self.policy.ner, judged, unread)
         self._decide("ner", worst(asking.own(judged.findings)), f"texts read: {len(texts)}")
         return self._judged(judged)
+
+    def _with_told(self, event: ModelSaid) -> tuple[Judged, Unread | None] | None:
+        """Judge the body once more with what the model found in it; ``None`` where there is nothing to add."""
+        assert self._unread is not None
+        body = self._unread[0]
+        if event.unread is not None or not event.spans:
+            return None
+        policy, told = asking.with_told(self.policy, event.spans)
+        judged = again(self.policy, self._judge(body.data, policy), body.masked)
+        return judged, Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
 
     def _without_model(self, ner: Ner, judged: Judged, unread: Unread) -> Step:
         """Decide on a request that the model did not read, as the policy says."""

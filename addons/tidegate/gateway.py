@@ -128,7 +128,9 @@ class Gateway(Fence):
         if waiting is not None:
             await waiting
 
-    async def _aside(self, exchange: Exchange, event: steps.BodyArrived | steps.AnswerWhole) -> steps.Step:
+    async def _aside(
+        self, exchange: Exchange, event: steps.BodyArrived | steps.ModelSaid | steps.AnswerWhole
+    ) -> steps.Step:
         """Take a large body: it is looked at in a thread, and counts only if nothing has ended the exchange by then."""
         crossing, stage = exchange.crossing, exchange.crossing.stage
         looked = await asyncio.get_running_loop().run_in_executor(self._threads, crossing.look, event)
@@ -151,11 +153,11 @@ class Gateway(Fence):
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
         return None
 
-    async def _ask_model(self, exchange: Exchange, step: steps.AskModel) -> None:
+    async def _ask_model(self, exchange: Exchange, ask: steps.AskModel) -> None:
         """Judge a request once the local model has read it, or not in time."""
         pool = self.ner
-        if pool is not None and pool.ner == step.ner:
-            answer = await pool.ask(step.texts)
+        if pool is not None and pool.ner == ask.ner:
+            answer = await pool.ask(ask.texts)
             said = steps.ModelSaid(answer.spans, answer.unread)
         else:  # a reload put another model in force after this request was judged
             said = steps.ModelSaid(unread=Unread.FAILED)
@@ -163,8 +165,8 @@ class Gateway(Fence):
             exchange.refuse()
             return
         large = exchange.request_bytes > THREAD_BYTES and bool(said.spans)
-        receive = exchange.crossing.receive
-        waiting = self._judged(exchange, await asyncio.to_thread(receive, said) if large else receive(said))
+        step = await self._aside(exchange, said) if large else exchange.crossing.receive(said)
+        waiting = self._judged(exchange, step)
         if waiting is not None:
             await waiting
 

@@ -65,11 +65,13 @@ class BodyArrived:
 class ModelSaid:
     """What the model of ``AskModel`` found, by text; texts without a finding may be left out.
 
-    ``unread`` says why the texts were not all read; then there are no findings.
+    ``unread`` says why the texts were not all read; then there are no findings. ``looked``: what ``Crossing.look`` made
+    of it already.
     """
 
     spans: Mapping[str, tuple[NerSpan, ...]] = field(default_factory=dict, repr=False)
     unread: Unread | None = None
+    looked: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,14 +105,19 @@ class Re2Scanner:
 
 
 class Re2Spotter:
-    """The same answers where Hyperscan is missing, for a pattern whose matches end at the same places apart or not."""
+    """The same where Hyperscan is missing, for a pattern of which matches share one byte; the longest of each start."""
 
     def __init__(self, pattern: str) -> None:
         self._compiled = compile_re2(pattern)
 
     def ends(self, data: bytes) -> list[int]:
         """Return every position in ``data`` at which a match ends, ascending."""
-        return [match.end() for match in self._compiled.finditer(data)]
+        found: list[int] = []
+        match = self._compiled.search(data)
+        while match is not None:
+            found.append(match.end())
+            match = self._compiled.search(data, found[-1] - 1)
+        return found
 
 
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:

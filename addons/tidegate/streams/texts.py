@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -37,7 +38,7 @@ _OUTSIDE = b"0123456789+-.eEtruefalsn" + _MARKS
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_decodes", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = ("_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "clean", "denial", "findings")
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
         """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
@@ -49,6 +50,7 @@ class Texts:
         coded = () if streamed else engine.detectors
         self._detectors = tuple(each for each in coded if decide(each.rule) is not Action.ALLOW)
         self._flagged = 0
+        self._doubted: bytes | None = None
         self._decide = decide
 
     def redactor(self) -> Redactor:
@@ -86,7 +88,7 @@ class Texts:
         indexes = [index for index in range(len(texts)) if not self._knows(names.get(index))]
         new = [texts[index] for index in indexes]
         found = self._engine.find_many(new) if new else {}
-        coded = self._coded(new) | self._hidden(new)
+        coded = self._coded(new) | self._hidden(new, found)
         if not found and not source and not coded:
             self._remember(texts)
         if seen is not None:
@@ -126,8 +128,7 @@ class Texts:
 
     def _under(self, what: str) -> bytes:
         """Name a question to the history: what is asked, and who is asked about it beside the rules."""
-        asked = f"{what} {self._decodes} {[each.rule.id for each in self._detectors]}"
-        return hashlib.blake2b(asked.encode(), digest_size=16).digest()
+        return _question(what, self._decodes, tuple([each.rule.id for each in self._detectors]))
 
     def _told(self) -> tuple[int, int]:
         return len(self.findings), self._flagged
@@ -159,7 +160,18 @@ class Texts:
             empty = look(body)
         else:
             empty = history.is_clean(body, self._engine.reach, look, self._under(look.__name__))
-        return empty and self._tells_nothing(BREAK.join(map(encode, extra)), _in_one_text)
+        return empty and self._is_silent_beside(BREAK.join(map(encode, extra)))
+
+    def _is_silent_beside(self, data: bytes) -> bool:
+        """Ask about a path and header fields; a client sends the same ones with every request."""
+        history = self._engine.history
+        name = history.name(data, self._under("beside")) if history is not None and data else b""
+        if not data or self._knows(name or None):
+            return True
+        silent = self._tells_nothing(data, _in_one_text)
+        if silent and name:
+            self._keep(name)
+        return silent
 
     def _is_plain(self, body: bytes) -> bool:
         return b"\\\\" not in body and self._is_silent(body)
@@ -170,9 +182,12 @@ class Texts:
         return self._tells_nothing(_unescaped(body), _in_one_value)
 
     def _tells_nothing(self, data: bytes, in_one: Callable[[bytes], bool]) -> bool:
-        if not self._engine.refuses(data, in_one) or any(each.may_find(data) for each in self._detectors):
+        if data and self._doubted == data:  # asked before, when it was whole
             return False
-        return not self._decodes or hides_nothing(self._engine, data)
+        empty = self._engine.refuses(data, in_one) and not any(each.may_find(data) for each in self._detectors)
+        empty = empty and (not self._decodes or hides_nothing(self._engine, data))
+        self._doubted = None if empty else data
+        return empty
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -242,12 +257,23 @@ class Texts:
         able = [each for each in self._detectors if each.may_find(data)]
         return {index for index, text in enumerate(texts) if any(each.find(text) for each in able)}
 
-    def _hidden(self, texts: Sequence[str]) -> set[int]:
-        """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them."""
-        parts = [encode(text) for text in texts] if self._decodes else []
-        if not parts or hides_nothing(self._engine, BREAK.join(parts)):
-            return set()
-        return {index for index, part in enumerate(parts) if not hides_nothing(self._engine, part)}
+    def _hidden(self, texts: Sequence[str], known: Collection[int]) -> set[int]:
+        """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them.
+
+        Those ``known`` to hold something as they are written are decoded in any case.
+        """
+        found: set[int] = set()
+        asked = [(index, encode(text)) for index, text in enumerate(texts) if index not in known]
+        waiting = [asked] if self._decodes and asked else []
+        while waiting:  # where there is something, each half is asked by itself
+            some = waiting.pop()
+            if hides_nothing(self._engine, BREAK.join([part for _, part in some])):
+                continue
+            if len(some) == 1:
+                found.add(some[0][0])
+            else:
+                waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+        return found
 
     def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
         action = self._decide(rule)
@@ -266,6 +292,11 @@ class Texts:
     def _remember(self, texts: Sequence[str]) -> None:
         if len(texts) + len(self.clean) <= MAX_CLEAN:
             self.clean.update(text for text in texts if len(text) <= CLEAN_LENGTH)
+
+
+@functools.lru_cache(maxsize=256)
+def _question(what: str, decodes: bool, detectors: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b(f"{what} {decodes} {detectors}".encode(), digest_size=16).digest()
 
 
 def _unescaped(body: bytes) -> bytes:
