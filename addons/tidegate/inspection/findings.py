@@ -6,10 +6,13 @@ The gate itself reads bodies and streams (``inspection.bodies``, ``streams.texts
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tidegate.inspection import decoding
-from tidegate.inspection.engine import Engine
+from tidegate.inspection import attachments, decoding
+from tidegate.inspection.attachments import packed
+from tidegate.inspection.engine import Engine, count, encode
+from tidegate.inspection.patterns import compile_re2
 from tidegate.inspection.rules import Rule
 
 CERTAIN = 1.0
@@ -32,7 +35,31 @@ class TextFinding:
 def inspect_text(engine: Engine, text: str) -> tuple[TextFinding, ...]:
     """Return everything the rules find in a whole text, decoded or not, sorted by start, longest first, then rule id.
 
-    What is found in an encoded part (``inspection.decoding``) is reported at all of that part. Overlapping findings of
-    different rules are all there. Raises ``DetectorError`` where code of a detector fails.
+    What is found in an encoded part (``inspection.decoding``), or in the document that a data: URL holds
+    (``inspection.attachments``), is reported at all of that part. Overlapping findings of different rules are all
+    there. Raises ``DetectorError`` where code of a detector fails.
     """
-    return tuple(TextFinding(each.rule, each.start, each.end) for each in decoding.find_text(engine, text))
+    found = [TextFinding(each.rule, each.start, each.end) for each in decoding.find_text(engine, text)]
+    if ";base64," in text:
+        found += _in_urls(engine, text, found)
+        found.sort(key=lambda each: (each.start, -each.end, each.rule.id))
+    return tuple(found)
+
+
+_URL = compile_re2(r"[Dd][Aa][Tt][Aa]:[^,\s\"'<>()]{0,200};base64,[A-Za-z0-9+/_%-]{24,}={0,2}")
+
+
+def _in_urls(engine: Engine, text: str, known: Sequence[TextFinding]) -> Iterator[TextFinding]:
+    """Return what is found in the documents of data: URLs, each rule once for a URL."""
+    data = encode(text)
+    end, seen = 0, 0
+    for match in _URL.finditer(data):
+        url = packed.url(match.group().decode("ascii"))
+        start = end + count(data[seen : match.start()])
+        end, seen = start + len(match.group()), match.end()
+        told = {each.rule.id for each in known if each.start < end and start < each.end}
+        for part in attachments.extract(url[1]).texts if url is not None else ():
+            for each in decoding.find_text(engine, part.text):
+                if each.rule.id not in told:
+                    told.add(each.rule.id)
+                    yield TextFinding(each.rule, start, end)
