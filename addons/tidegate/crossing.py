@@ -25,8 +25,9 @@ from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
+from tidegate.inspection import media
 from tidegate.inspection.bodies import inspect_answer
-from tidegate.judging import NAMES, Judged, again, beside, inspect, judge, parse, too_large, worst
+from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
     Asked,
@@ -41,6 +42,7 @@ from tidegate.model import (
     Outcome,
     Reason,
     Route,
+    Scanned,
     Verdict,
 )
 from tidegate.policy.policy import Policy
@@ -56,6 +58,7 @@ from tidegate.steps import (
     ClientSaid,
     Emit,
     Event,
+    Extract,
     Forward,
     HeadArrived,
     Identify,
@@ -103,6 +106,7 @@ class Crossing:
         self.answer_findings: tuple[Finding, ...] = ()
         self.streamed = False
         self.passing = False
+        self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
         self._stream: SseAnswer | None = None
         self._encodings: list[str] = []
@@ -135,6 +139,7 @@ class Crossing:
             if upgrade:
                 return self._refuse("route", sockets.NO_SWITCH)
             self._decide("route", "pass")
+            self.scanned = Scanned.NOTHING
             self.stage = Stage.PASSING
             self.passing = True
             return Forward()
@@ -169,8 +174,12 @@ class Crossing:
         return ReadBody(grant.request_bytes)
 
     def _body(self, event: BodyArrived) -> Step:
-        judged = again(self.policy, self._judge(event.data), event.masked)
+        first = self._judge(event)
+        if isinstance(first, Unopened):
+            return Extract(first.attachments)
+        judged = again(self.policy, first, event.masked)
         self.asked = judged.asked or self.asked
+        self._scan(judged)
         self.prompt_findings, self.masked_body = judged.findings, judged.body
         if judged.denial is not None:
             return self._refuse(judged.stage, judged.denial)
@@ -181,8 +190,18 @@ class Crossing:
         self.stage = Stage.INTENT
         return KeepIntent()
 
-    def _judge(self, data: bytes) -> Judged:
+    def _scan(self, judged: Judged) -> None:
+        """Note how much of the request was scanned, and what the connection says of the rest."""
+        if judged.media is None:
+            self.scanned = Scanned.WHOLE if judged.stage == "inspect" else None
+            return
+        self.scanned = media.scanned(judged.media)
+        if judged.denial is None and judged.media.unread:
+            self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media))
+
+    def _judge(self, event: BodyArrived) -> Judged | Unopened:
         """Decode and read a body, then judge it with the rest of its request."""
+        data = event.data
         assert self.grant is not None
         assert self.head is not None
         grant, head, endpoint = self.grant, self.head, self._endpoint()
@@ -196,7 +215,7 @@ class Crossing:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(self.policy, endpoint, grant, value, len(plain), extra=extra)
+            return judge(self.policy, endpoint, grant, value, len(plain), extra=extra, extracted=event.extracted)
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
@@ -318,8 +337,11 @@ class Crossing:
         assert self.socket is not None
         return self._relayed(self.socket.rest())
 
-    def _relayed(self, step: Relay) -> Step:
+    def _relayed(self, step: Relay | Extract) -> Step:
         assert self.socket is not None
+        if isinstance(step, Extract):
+            return step
+        self.scanned = self.socket.scanned
         self.asked = self.socket.asked or self.asked
         if step.close is not None:
             self.denial = self.socket.denial

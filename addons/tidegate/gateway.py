@@ -11,6 +11,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mitmproxy import http
@@ -22,12 +23,13 @@ from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.exchange import Exchange
+from tidegate.extracting import Extractor
 from tidegate.fence import BROKEN, Fence
 from tidegate.guard import guarded
 from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import Caller, Head, Outcome, Reason
+from tidegate.model import Caller, Head, OnUnknown, Outcome, Reason
 from tidegate.policy.policy import Policy, RecordingMode
 from tidegate.socket_gate import LiveSocket
 from tidegate.socket_relay import Said
@@ -59,6 +61,7 @@ class Gateway(Fence):
         self.verifier = verifier
         self.credentials = credentials
         self.replay_caller = replay_caller
+        self.extractor = Extractor()
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         egress.harden(self)
@@ -112,9 +115,21 @@ class Gateway(Fence):
         event = steps.BodyArrived(flow.request.raw_content or b"", exchange.masked_before)
         if exchange.request_bytes > THREAD_BYTES:
             return self._judge_in_thread(exchange, event)
-        return self._judged(exchange, exchange.crossing.receive(event))
+        step = exchange.crossing.receive(event)
+        if isinstance(step, steps.Extract):
+            return self._judge_extracted(exchange, event, step)
+        return self._judged(exchange, step)
 
     async def _judge_in_thread(self, exchange: Exchange, event: steps.BodyArrived) -> None:
+        step = await asyncio.to_thread(exchange.crossing.receive, event)
+        if isinstance(step, steps.Extract):
+            await self._judge_extracted(exchange, event, step)
+        elif (waiting := self._judged(exchange, step)) is not None:
+            await waiting
+
+    async def _judge_extracted(self, exchange: Exchange, event: steps.BodyArrived, step: steps.Extract) -> None:
+        """Judge a body once its attachments were read; in a thread, since texts may be larger."""
+        event = replace(event, extracted=await self.extractor.extract(step.attachments))
         waiting = self._judged(exchange, await asyncio.to_thread(exchange.crossing.receive, event))
         if waiting is not None:
             await waiting
@@ -241,7 +256,7 @@ class Gateway(Fence):
             exchange.refuse()
             return
         flow.response.data.content = b""
-        self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut)
+        self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut, self.extractor)
         exchange.release()
 
     @guarded
@@ -328,6 +343,7 @@ class Gateway(Fence):
 
     def stop(self) -> None:
         """Seal what is still open, because the process is about to end."""
+        self.extractor.close()
         for exchange in list(self.exchanges.values()):
             if exchange.crossing.stage is not Stage.OVER:
                 exchange.crossing.receive(steps.Stopped(STOPPING, Outcome.ABORTED))
@@ -423,7 +439,8 @@ class Gateway(Fence):
         exchange.stop_watching()
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
-        log.info(exchange.line(record))
+        flagged = any(each.stage == "media" and each.result == OnUnknown.FLAG for each in record.decisions)
+        log.log(logging.WARNING if flagged else logging.INFO, exchange.line(record))
 
 
 def _lost(exchange: Exchange) -> steps.Stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from tidegate.inspection.attachments import Extraction
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome
 
 
@@ -50,10 +51,12 @@ class BodyArrived:
     """The whole body of a request, as it was on the wire.
 
     ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
+    ``extracted``: what ``Extract`` asked for, when the same body comes again with it.
     """
 
     data: bytes = field(repr=False)
     masked: tuple[Finding, ...] = ()
+    extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class ClientSaid:
     form: Form
     data: bytes = field(repr=False)
     now: float
+    extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,16 @@ class ReadBody:
 @dataclass(frozen=True, slots=True)
 class Forward:
     """An unlisted host under ``unlisted: pass``: let the exchange through untouched and uninspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """Read these attachments, away from the loop; come back with the same event and what was read of each.
+
+    Nothing has changed yet, so that whoever asked may be told to stop in the meantime.
+    """
+
+    attachments: tuple[bytes, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,5 +252,17 @@ class Nothing:
 
 
 Step = (
-    Identify | ReadBody | Forward | KeepIntent | Send | Stream | Buffer | Emit | OpenSocket | Relay | Refuse | Nothing
+    Identify
+    | ReadBody
+    | Forward
+    | Extract
+    | KeepIntent
+    | Send
+    | Stream
+    | Buffer
+    | Emit
+    | OpenSocket
+    | Relay
+    | Refuse
+    | Nothing
 )

@@ -1,0 +1,191 @@
+"""What a request carries beside texts: where it is, what can be read of it, and what follows from the rest. Pure.
+
+The dialect says which fields hold media (``Media``); the bytes say what it is (``attachments``); the connection's
+``on_unknown`` says what happens to what was not scanned.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tidegate.dialects.fields import Pointer, where
+from tidegate.dialects.spec import Endpoint, Media
+from tidegate.inspection.attachments import Extraction, extract, is_quick, packed
+from tidegate.inspection.attachments.found import ADDRESS, NOT_BASE64, STORED
+from tidegate.inspection.attachments.kinds import Kind
+from tidegate.inspection.engine import Engine, encode
+from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Scanned
+
+_NAME_LETTERS = frozenset(string.ascii_letters + "_-[]")
+_SHORT = 1024
+"""Characters of base64 from which on, without white space, it is no text: rules would only find chance in it."""
+_NAME = 60
+"""Characters of a name inside an attachment that is shown; those that office documents use have fewer than 40."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A place of a body that holds media. ``data``: its bytes, ``None`` where there are none and ``why`` says so.
+
+    ``opaque`` points at the text that is nothing but those bytes in base64, ``head`` is what stands before them there.
+    ``wordy``: if nobody knows what the bytes are, the letters may be a text all the same.
+    """
+
+    place: str
+    why: str = ""
+    data: bytes | None = field(default=None, repr=False)
+    opaque: Pointer | None = field(default=None, repr=False)
+    head: str = field(default="", repr=False)
+    wordy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The media of a request when all of it was looked at.
+
+    ``texts`` are those read out of it, by the place their findings are reported at; ``opaque`` what no rule looks at in
+    the body itself; ``unread`` the places of what was not scanned, and why.
+    """
+
+    texts: dict[str, str] = field(default_factory=dict, repr=False)
+    opaque: tuple[Pointer, ...] = field(default=(), repr=False)
+    unread: tuple[tuple[str, str], ...] = ()
+
+
+def parts(endpoint: Endpoint, body: object) -> tuple[Part, ...]:
+    """Find the media of a request, in the order of the body, each place once."""
+    found: dict[object, Part] = {}
+    for selected in endpoint.media.select(body):
+        for media in selected.payloads:
+            if media.concerns(selected.value):
+                for part in _parts(media, selected.pointer, selected.value):
+                    found.setdefault(part.place, part)
+    return tuple(found.values())
+
+
+def _parts(media: Media, pointer: Pointer, value: object) -> Iterator[Part]:
+    """Open one value that the dialect calls media. Where none of its fields holds data it is not scanned."""
+    empty = True
+    for way in media.data:
+        at, held = pointer, value
+        for name in way:
+            held = held.get(name) if isinstance(held, dict) else None
+            at = (*at, name)
+        if isinstance(held, str):
+            empty = False
+            yield _part(at, held)
+    if empty:
+        yield Part(where(pointer), ADDRESS if _names_address(value) else STORED)
+
+
+def _names_address(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_names_address(each) for each in value.values() if isinstance(each, str | dict))
+    return isinstance(value, str) and "://" in value
+
+
+def _part(pointer: Pointer, text: str) -> Part:
+    place, head = where(pointer), text[:16].lstrip().lower()
+    if head.startswith("data:"):
+        opened = packed.url(text.lstrip())
+        if opened is None:
+            return Part(place, NOT_BASE64)
+        coded = opened[0].rstrip().lower().endswith(";base64")
+        return Part(place, "", opened[1], pointer if coded else None, opened[0] if coded else "", _wordy(text))
+    if "://" in head:
+        return Part(place, ADDRESS)
+    data = packed.base64(text)
+    return Part(place, NOT_BASE64) if data is None else Part(place, "", data, pointer, "", _wordy(text))
+
+
+def _wordy(text: str) -> bool:
+    return len(text) <= _SHORT or any(space in text for space in " \t\r\n")
+
+
+def slow(found: Sequence[Part]) -> tuple[bytes, ...]:
+    """Return the data that only a process which can be ended may read, in order."""
+    return tuple(part.data for part in found if part.data is not None and not is_quick(part.data))
+
+
+def opened(found: Sequence[Part], extracted: Sequence[Extraction], engine: Engine) -> Opened:
+    """Put together what was read. ``extracted`` belongs to ``slow(found)``. Raises ``ValueError`` if it does not."""
+    slowly = iter(extracted)
+    texts: dict[str, str] = {}
+    unread: list[tuple[str, str]] = []
+    opaque: list[Pointer] = []
+    for part in found:
+        if part.head:
+            texts[f"{part.place} (data: label)"] = part.head
+        if part.data is None:
+            unread.append((part.place, part.why))
+            continue
+        result = extract(part.data) if is_quick(part.data) else next(slowly, None)
+        if result is None:
+            raise ValueError("an attachment was not read")
+        unread += [(part.place, why) for why in result.unread]
+        texts.update(_placed(part.place, result, engine))
+        if part.opaque is not None and not (part.wordy and result.kind == Kind.UNKNOWN):
+            opaque.append(part.opaque)
+    return Opened(texts, tuple(opaque), tuple(unread))
+
+
+def _placed(place: str, result: Extraction, engine: Engine) -> Iterator[tuple[str, str]]:
+    """Give each text of an attachment a place of its own, without a name that may be what is looked for."""
+    hidden = engine.find_many([each.name for each in result.texts])
+    seen: set[str] = set()
+    for index, each in enumerate(result.texts):
+        known = index in hidden or any(one.may_find(encode(each.name)) for one in engine.detectors)
+        shown = f"entry {index + 1}" if known or not _is_plain(each.name) else each.name
+        at = f"{result.kind}: {shown}" if shown else result.kind
+        if at in seen:
+            at = f"{at} {index + 1}"
+        seen.add(at)
+        yield f"{place} ({at})", each.text
+
+
+def _is_plain(name: str) -> bool:
+    """Say whether a name is of the kind that formats give: senders choose names, and a name may be the value."""
+    pieces = name.replace("/", " ").replace(".", " ").split(" ")
+    bare = [each.rstrip("0123456789") for each in pieces]
+    few = all(len(each) - len(word) <= 4 for each, word in zip(pieces, bare, strict=True))
+    return len(name) <= _NAME and few and all(map(_NAME_LETTERS.issuperset, bare))
+
+
+def unmaskable(places: dict[str, str], findings: Sequence[Finding]) -> Denial | None:
+    """Refuse a request in whose attachments something is found that the policy masks: a file cannot be rewritten."""
+    first = next((each for each in findings if each.where in places and each.action is Action.REDACT), None)
+    if first is None:
+        return None
+    return Denial(
+        Reason.FINDING,
+        403,
+        f"Blocked: {first.where} contains something of the class {first.cls} (rule {first.rule}), which the policy "
+        "masks, and nothing can be masked inside a file. Nothing was sent to the model; take it out of the file, or "
+        "send the file's text in its place.",
+    )
+
+
+def unscanned(found: Opened, rule: OnUnknown) -> Denial | None:
+    """Refuse a request that holds what was not scanned, where the connection blocks that."""
+    if not found.unread or rule is not OnUnknown.BLOCK:
+        return None
+    place, why = found.unread[0]
+    return Denial(
+        Reason.BODY_OPAQUE,
+        400,
+        f"{place} was not scanned: it is or holds {why}. Nothing was sent to the model; send text, or a document that "
+        "can be read.",
+    )
+
+
+def scanned(found: Opened) -> Scanned:
+    """Say how much of a request rules have seen; its texts always."""
+    return Scanned.PARTLY if found.unread else Scanned.WHOLE
+
+
+def told(found: Opened) -> str:
+    """Sum up the media of a request for its record: reasons of a closed list, nothing of the body."""
+    why = dict.fromkeys(reason for _, reason in found.unread)
+    return f"not scanned: {'; '.join(why)}" if why else ""
