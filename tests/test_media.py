@@ -359,6 +359,33 @@ def test_a_name_inside_a_document_never_travels(policy: Policy, name: str) -> No
     assert not any(name in each for each in (*places, step.denial.message))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["see ![x]({}) größe", "{}", f"{url(PNG)} and {{}}", "data:x {}"],
+    ids=["markdown", "bare", "after a picture", "after a colon"],
+)
+def test_a_document_in_a_text_is_read_too(policy: Policy, text: str) -> None:
+    said = text.format(url(archive({"a.txt": KEY})))
+    exchange, step = crossed(policy, {"model": "m", "messages": [{"role": "user", "content": said}]})
+    assert isinstance(step, steps.Refuse)
+    number = 2 if said.startswith(url(PNG)) else 1
+    place = f"$.messages[0].content, data: URL {number} (zip: a.txt)"
+    assert place in {each.where for each in exchange.prompt_findings}
+    assert step.denial.reason is Reason.FINDING
+
+
+def test_a_picture_in_a_text_is_a_text(policy: Policy) -> None:
+    said = {
+        "model": "m",
+        "messages": [{"role": "user", "content": f"<img src='{url(PNG)}'> {url(archive({'b': PNG}))}"}],
+    }
+    exchange, step = crossed(policy, said)
+    assert isinstance(step, steps.KeepIntent)
+    assert exchange.verdict is not None
+    assert json.loads(exchange.verdict.body) == said
+    assert exchange.scanned is Scanned.WHOLE
+
+
 def test_requests_without_media_are_scanned(policy: Policy) -> None:
     exchange, _ = crossed(policy, content({"type": "text", "text": "hello"}))
     assert exchange.scanned is Scanned.WHOLE

@@ -215,7 +215,7 @@ class Crossing:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(self.policy, endpoint, grant, value, len(plain), extra=extra, extracted=event.extracted)
+            return judge(self.policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)

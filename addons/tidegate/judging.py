@@ -59,13 +59,13 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     endpoint: Endpoint,
     grant: Grant,
     value: JsonObject,
-    size: int,
+    plain: bytes,
     *,
     extra: Mapping[str, str] | None = None,
     known: str = "",
     extracted: tuple[Extraction, ...] | None = None,
 ) -> Judged | Unopened:
-    """Judge a parsed body of ``size`` bytes. ``value`` is changed in place, unless it is ``Unopened``.
+    """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, unless it is ``Unopened``.
 
     ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for. ``extra``
     holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
@@ -81,9 +81,10 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     permitted = permission.permit(grant, what)
     if isinstance(permitted, Denial):
         return Judged(grant, "permission", permitted, what)
-    if size > permitted.request_bytes:
+    if len(plain) > permitted.request_bytes:
         return Judged(permitted, "body", too_large(permitted.request_bytes), what)
     parts = media.parts(endpoint, value)
+    parts += media.beside(parts, value, plain)
     if not parts:
         return inspect(policy, endpoint, permitted, what, value, extra)
     slow = media.slow(parts)

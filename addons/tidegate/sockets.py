@@ -228,7 +228,7 @@ class Socket:
         own = isinstance(named, str) and named in self._own
         known = earlier if own else ""
         judged = judge(
-            self._policy, self._endpoint, self._grant, value, len(said.data), known=known, extracted=said.extracted
+            self._policy, self._endpoint, self._grant, value, said.data, known=known, extracted=said.extracted
         )
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)

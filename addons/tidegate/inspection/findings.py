@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from tidegate.inspection import attachments, decoding
 from tidegate.inspection.attachments import packed
-from tidegate.inspection.engine import Engine, count, encode
-from tidegate.inspection.patterns import compile_re2
+from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 
 CERTAIN = 1.0
@@ -40,25 +39,17 @@ def inspect_text(engine: Engine, text: str) -> tuple[TextFinding, ...]:
     there. Raises ``DetectorError`` where code of a detector fails.
     """
     found = [TextFinding(each.rule, each.start, each.end) for each in decoding.find_text(engine, text)]
-    if ";base64," in text:
+    if "64," in text:  # as every data: URL in base64 has it
         found += _in_urls(engine, text, found)
         found.sort(key=lambda each: (each.start, -each.end, each.rule.id))
     return tuple(found)
 
 
-_URL = compile_re2(r"[Dd][Aa][Tt][Aa]:[^,\s\"'<>()]{0,200};base64,[A-Za-z0-9+/_%-]{24,}={0,2}")
-
-
 def _in_urls(engine: Engine, text: str, known: Sequence[TextFinding]) -> Iterator[TextFinding]:
     """Return what is found in the documents of data: URLs, each rule once for a URL."""
-    data = encode(text)
-    end, seen = 0, 0
-    for match in _URL.finditer(data):
-        url = packed.url(match.group().decode("ascii"))
-        start = end + count(data[seen : match.start()])
-        end, seen = start + len(match.group()), match.end()
+    for start, end, data in packed.urls(text):
         told = {each.rule.id for each in known if each.start < end and start < each.end}
-        for part in attachments.extract(url[1]).texts if url is not None else ():
+        for part in attachments.extract(data).texts:
             for each in decoding.find_text(engine, part.text):
                 if each.rule.id not in told:
                     told.add(each.rule.id)

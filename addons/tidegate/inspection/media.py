@@ -7,7 +7,7 @@ The dialect says which fields hold media (``Media``); the bytes say what it is (
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tidegate.dialects.fields import Pointer, where
@@ -30,7 +30,8 @@ class Part:
     """A place of a body that holds media. ``data``: its bytes, ``None`` where there are none and ``why`` says so.
 
     ``opaque`` points at the text that is nothing but those bytes in base64, ``head`` is what stands before them there.
-    ``wordy``: if nobody knows what the bytes are, the letters may be a text all the same.
+    ``wordy``: if nobody knows what the bytes are, the letters may be a text all the same. ``aside``: it stands inside
+    a text, and what cannot be read of it changes nothing.
     """
 
     place: str
@@ -39,6 +40,7 @@ class Part:
     opaque: Pointer | None = field(default=None, repr=False)
     head: str = field(default="", repr=False)
     wordy: bool = False
+    aside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,38 @@ class Opened:
 
 def parts(endpoint: Endpoint, body: object) -> tuple[Part, ...]:
     """Find the media of a request, in the order of the body, each place once."""
-    found: dict[object, Part] = {}
+    found: dict[str, Part] = {}
     for selected in endpoint.media.select(body):
         for media in selected.payloads:
             if media.concerns(selected.value):
                 for part in _parts(media, selected.pointer, selected.value):
                     found.setdefault(part.place, part)
     return tuple(found.values())
+
+
+def beside(known: Collection[Part], body: object, plain: bytes) -> tuple[Part, ...]:
+    """Find the documents in data: URLs of texts that are no ``known`` media; ``plain`` is the body as it was sent."""
+    if not packed.may_hold(plain):
+        return ()
+    places = {part.place for part in known}
+    found: list[Part] = []
+    todo: list[tuple[Pointer, object]] = [((), body)]
+    while todo:
+        at, value = todo.pop()
+        if isinstance(value, str) and ";" in value and where(at) not in places:
+            found += _inside(at, value)
+        elif isinstance(value, dict):
+            todo += reversed([((*at, key), each) for key, each in value.items()])
+        elif isinstance(value, list):
+            todo += reversed([((*at, index), each) for index, each in enumerate(value)])
+    return tuple(found)
+
+
+def _inside(pointer: Pointer, text: str) -> Iterator[Part]:
+    """Open the documents in the data: URLs of a text. What cannot be read of them is still the text that rules see."""
+    for number, (_, _, data) in enumerate(packed.urls(text), 1):
+        if not is_quick(data):  # the letters of plain texts and pictures say no less themselves
+            yield Part(f"{where(pointer)}, data: URL {number}", "", data, aside=True)
 
 
 def _parts(media: Media, pointer: Pointer, value: object) -> Iterator[Part]:
@@ -124,7 +151,7 @@ def opened(found: Sequence[Part], extracted: Sequence[Extraction], engine: Engin
         result = extract(part.data) if is_quick(part.data) else next(slowly, None)
         if result is None:
             raise ValueError("an attachment was not read")
-        unread += [(part.place, why) for why in result.unread]
+        unread += [(part.place, why) for why in result.unread if not part.aside]
         texts.update(_placed(part.place, result, engine))
         if part.opaque is not None and not (part.wordy and result.kind == Kind.UNKNOWN):
             opaque.append(part.opaque)
