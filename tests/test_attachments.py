@@ -206,6 +206,14 @@ def test_a_row_of_a_database_runs_no_sql() -> None:
     assert "load_extension" in next(each.text for each in read.texts if each.name == "rows")
 
 
+@pytest.mark.parametrize("page", [512, 1024, 4096, 65_536])
+def test_what_overflows_a_page_of_a_database_is_joined_where_it_was_cut(page: int) -> None:
+    rows = [f"INSERT INTO t VALUES ('{(MARK + ' ') * times}')" for times in (1, 22, 23, 180, 190, 500, 7000)]
+    data = database("CREATE TABLE t (a)", "CREATE INDEX i ON t(a)", *rows, page=page)
+    text = next(each.text for each in extract(data).texts if each.name == "rows")
+    assert text.count(MARK) == 2 * sum((1, 22, 23, 180, 190, 500, 7000)), "in the table and in the index"
+
+
 def test_texts_show_no_text_in_their_repr() -> None:
     assert MARK not in repr(extract(archive({MARK: MARK})))
 

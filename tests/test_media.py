@@ -228,6 +228,18 @@ def file(data: bytes) -> dict[str, object]:
     return content({"type": "text", "text": "see"}, {"type": "file", "file": {"file_data": url(data), "filename": "a"}})
 
 
+def test_letters_that_encode_a_picture_are_no_text(policy: Policy) -> None:
+    """By chance they may spell what a rule looks for; to mask it would break the picture."""
+    data = PNG + bytes(-len(PNG) % 3) + base64.b64decode(f"///+{KEY}+///")
+    assert f"+{KEY}+" in b64(data)
+    body = content({"image_url": {"url": url(data)}}, {"type": "text", "text": "what is it"})
+    exchange, step = crossed(with_rule(policy, OnUnknown.PASS), body)
+    assert isinstance(step, steps.KeepIntent)
+    assert exchange.prompt_findings == ()
+    assert exchange.verdict is not None
+    assert json.loads(exchange.verdict.body) == body
+
+
 def test_a_document_without_findings_is_sent_as_it_is(policy: Policy) -> None:
     body = file(docx(run("hello")))
     exchange, step = crossed(policy, body)
