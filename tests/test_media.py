@@ -414,8 +414,19 @@ def test_what_a_reader_did_not_answer_is_a_bug_and_no_pass(policy: Policy) -> No
         exchange.receive(steps.BodyArrived(json.dumps(file(docx("x"))).encode(), (), ()))
 
 
-def test_two_texts_of_one_name_have_two_places(policy: Policy) -> None:
-    part = media.Part("$", "", docx("x"))
-    read = Extraction("zip", (Text("a.txt", "one"), Text("a.txt", "two")))
-    opened = media.opened((part,), (read,), policy.engine)
-    assert opened.texts == {"$ (zip: a.txt)": "one", "$ (zip: a.txt 2)": "two"}
+def test_texts_of_one_place_are_all_inspected(policy: Policy) -> None:
+    part = media.Part(("a",), "$.a", "", docx("x"))
+    read = Extraction("zip", (Text("a.txt", "one"), Text("a.txt", "two"), Text("a.txt", "three")))
+    opened = media.opened((part, part), (read, read), policy.engine)
+    assert sorted(opened.texts.values()) == ["one", "one", "three", "three", "two", "two"]
+    assert "$.a (zip: a.txt) 2" in opened.texts
+
+
+def test_keys_that_are_shown_alike_hide_nothing(policy: Policy) -> None:
+    clean, other = url(archive({"a.txt": "x"})), url(archive({"a.txt": KEY}))
+    _, step = crossed(policy, {"messages": [{"images": {"a-1": clean, "a-2": other, "a-3": clean}}]})
+    assert isinstance(step, steps.Refuse)
+    assert step.denial.reason is Reason.FINDING
+    _, step = crossed(policy, {"messages": [{"images": {"a-1": clean, "a-2": url(PNG)}}]})
+    assert isinstance(step, steps.Refuse)
+    assert step.denial.reason is Reason.BODY_OPAQUE

@@ -27,17 +27,18 @@ _NAME = 60
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A place of a body that holds media. ``data``: its bytes, ``None`` where there are none and ``why`` says so.
+    """A value of a body that holds media. ``data``: its bytes, ``None`` where there are none and ``why`` says so.
 
-    ``opaque`` points at the text that is nothing but those bytes in base64, ``head`` is what stands before them there.
+    ``opaque``: it is a text that is nothing but those bytes in base64, and ``head`` stands before them there.
     ``wordy``: if nobody knows what the bytes are, the letters may be a text all the same. ``aside``: it stands inside
     a text, and what cannot be read of it changes nothing.
     """
 
+    pointer: Pointer = field(repr=False)
     place: str
     why: str = ""
     data: bytes | None = field(default=None, repr=False)
-    opaque: Pointer | None = field(default=None, repr=False)
+    opaque: bool = False
     head: str = field(default="", repr=False)
     wordy: bool = False
     aside: bool = False
@@ -57,13 +58,13 @@ class Opened:
 
 
 def parts(endpoint: Endpoint, body: object) -> tuple[Part, ...]:
-    """Find the media of a request, in the order of the body, each place once."""
-    found: dict[str, Part] = {}
+    """Find the media of a request, in the order of the body, each value once."""
+    found: dict[Pointer, Part] = {}  # by pointer: two keys that are not plain words have one place
     for selected in endpoint.media.select(body):
         for media in selected.payloads:
             if media.concerns(selected.value):
                 for part in _parts(media, selected.pointer, selected.value):
-                    found.setdefault(part.place, part)
+                    found.setdefault(part.pointer, part)
     return tuple(found.values())
 
 
@@ -71,12 +72,12 @@ def beside(known: Collection[Part], body: object, plain: bytes) -> tuple[Part, .
     """Find the documents in data: URLs of texts that are no ``known`` media; ``plain`` is the body as it was sent."""
     if not packed.may_hold(plain):
         return ()
-    places = {part.place for part in known}
+    media = {part.pointer for part in known}
     found: list[Part] = []
     todo: list[tuple[Pointer, object]] = [((), body)]
     while todo:
         at, value = todo.pop()
-        if isinstance(value, str) and ";" in value and where(at) not in places:
+        if isinstance(value, str) and ";" in value and at not in media:
             found += _inside(at, value)
         elif isinstance(value, dict):
             todo += reversed([((*at, key), each) for key, each in value.items()])
@@ -89,7 +90,7 @@ def _inside(pointer: Pointer, text: str) -> Iterator[Part]:
     """Open the documents in the data: URLs of a text. What cannot be read of them is still the text that rules see."""
     for number, (_, _, data) in enumerate(packed.urls(text), 1):
         if not is_quick(data):  # the letters of plain texts and pictures say no less themselves
-            yield Part(f"{where(pointer)}, data: URL {number}", "", data, aside=True)
+            yield Part(pointer, f"{where(pointer)}, data: URL {number}", "", data, aside=True)
 
 
 def _parts(media: Media, pointer: Pointer, value: object) -> Iterator[Part]:
@@ -104,7 +105,7 @@ def _parts(media: Media, pointer: Pointer, value: object) -> Iterator[Part]:
             empty = False
             yield _part(at, held)
     if empty:
-        yield Part(where(pointer), ADDRESS if _names_address(value) else STORED)
+        yield Part(pointer, where(pointer), ADDRESS if _names_address(value) else STORED)
 
 
 def _names_address(value: object) -> bool:
@@ -118,13 +119,13 @@ def _part(pointer: Pointer, text: str) -> Part:
     if head.startswith("data:"):
         opened = packed.url(text.lstrip())
         if opened is None:
-            return Part(place, NOT_BASE64)
+            return Part(pointer, place, NOT_BASE64)
         coded = opened[0].rstrip().lower().endswith(";base64")
-        return Part(place, "", opened[1], pointer if coded else None, opened[0] if coded else "", _wordy(text))
+        return Part(pointer, place, "", opened[1], coded, opened[0] if coded else "", _wordy(text))
     if "://" in head:
-        return Part(place, ADDRESS)
+        return Part(pointer, place, ADDRESS)
     data = packed.base64(text)
-    return Part(place, NOT_BASE64) if data is None else Part(place, "", data, pointer, "", _wordy(text))
+    return Part(pointer, place, NOT_BASE64) if data is None else Part(pointer, place, "", data, True, "", _wordy(text))
 
 
 def _wordy(text: str) -> bool:
@@ -144,7 +145,7 @@ def opened(found: Sequence[Part], extracted: Sequence[Extraction], engine: Engin
     opaque: list[Pointer] = []
     for part in found:
         if part.head:
-            texts[f"{part.place} (data: label)"] = part.head
+            texts[_free(f"{part.place} (data: label)", texts)] = part.head
         if part.data is None:
             unread.append((part.place, part.why))
             continue
@@ -152,24 +153,29 @@ def opened(found: Sequence[Part], extracted: Sequence[Extraction], engine: Engin
         if result is None:
             raise ValueError("an attachment was not read")
         unread += [(part.place, why) for why in result.unread if not part.aside]
-        texts.update(_placed(part.place, result, engine))
-        if part.opaque is not None and not (part.wordy and result.kind == Kind.UNKNOWN):
-            opaque.append(part.opaque)
+        for place, text in _placed(part.place, result, engine):
+            texts[_free(place, texts)] = text
+        if part.opaque and not (part.wordy and result.kind == Kind.UNKNOWN):
+            opaque.append(part.pointer)
     return Opened(texts, tuple(opaque), tuple(unread))
 
 
 def _placed(place: str, result: Extraction, engine: Engine) -> Iterator[tuple[str, str]]:
-    """Give each text of an attachment a place of its own, without a name that may be what is looked for."""
+    """Give each text of an attachment its place, without a name that may be what is looked for."""
     hidden = engine.find_many([each.name for each in result.texts])
-    seen: set[str] = set()
     for index, each in enumerate(result.texts):
         known = index in hidden or any(one.may_find(encode(each.name)) for one in engine.detectors)
         shown = f"entry {index + 1}" if known or not _is_plain(each.name) else each.name
-        at = f"{result.kind}: {shown}" if shown else result.kind
-        if at in seen:
-            at = f"{at} {index + 1}"
-        seen.add(at)
-        yield f"{place} ({at})", each.text
+        yield f"{place} ({result.kind}: {shown})" if shown else f"{place} ({result.kind})", each.text
+
+
+def _free(place: str, taken: Collection[str]) -> str:
+    """Return a place that no other text has: a second one gets a number, so that none is left out."""
+    free, number = place, len(taken)  # not from 1 on: ten thousand entries may have one name
+    while free in taken:
+        number += 1
+        free = f"{place} {number}"
+    return free
 
 
 def _is_plain(name: str) -> bool:
