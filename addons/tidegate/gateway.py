@@ -64,6 +64,7 @@ class Gateway(Fence):
         self.extractor = Extractor()
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._lines: list[tuple[int, str]] = []
         egress.harden(self)
 
     # ── requests ─────────────────────────────────────────────────────────────
@@ -348,6 +349,7 @@ class Gateway(Fence):
             if exchange.crossing.stage is not Stage.OVER:
                 exchange.crossing.receive(steps.Stopped(STOPPING, Outcome.ABORTED))
             self._seal(exchange)
+        self._say()
 
     # ── parts ────────────────────────────────────────────────────────────────
 
@@ -440,7 +442,15 @@ class Gateway(Fence):
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
         flagged = any(each.stage == "media" and each.result == OnUnknown.FLAG for each in record.decisions)
-        log.log(logging.WARNING if flagged else logging.INFO, exchange.line(record))
+        self._lines.append((logging.WARNING if flagged else logging.INFO, exchange.line(record)))
+        if len(self._lines) == 1:  # said once the answer is on its way: nobody waits for the log
+            asyncio.get_running_loop().call_soon(self._say)
+
+    def _say(self) -> None:
+        """Write the log lines of exchanges that are over."""
+        lines, self._lines = self._lines, []
+        for level, line in lines:
+            log.log(level, line)
 
 
 def _lost(exchange: Exchange) -> steps.Stopped:
