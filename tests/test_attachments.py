@@ -38,6 +38,7 @@ READ: dict[str, tuple[bytes, str, str]] = {
     "text in UTF-16 without a mark": (f"key {MARK}".encode("utf-16-le"), "text", ""),
     "text in UTF-32": (f"key {MARK}".encode("utf-32"), "text", ""),
     "text in Latin-1": (f"clé {MARK}".encode("latin-1"), "text", ""),
+    "text with a control character": (f"a log line with a bell \x07 and {MARK}".encode(), "text", ""),
     "docx": (docx(run(MARK)), "docx", "word/document.xml"),
     "docx, cut into runs": (docx(run("AKIATEST") + run("KEY123") + run("4567890")), "docx", "word/document.xml"),
     "docx, deleted": (docx(f"<w:del><w:r><w:delText>{MARK}</w:delText></w:r></w:del>"), "docx", "word/document.xml"),

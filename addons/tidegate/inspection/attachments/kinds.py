@@ -107,17 +107,18 @@ def _by_text(text: str) -> list[Kind]:
 
 
 def as_text(data: bytes) -> str | None:
-    """Decode bytes that are a text: UTF-8, UTF-16 or UTF-32, or one byte each without control characters."""
+    """Decode bytes that are a text: UTF-8 (few control characters), UTF-16, UTF-32, or one byte each without any."""
     for mark, name in _BOMS:
         if data.startswith(mark):
             return _decoded(data, name)
     wide = _wide(data)
     if wide:
         return _decoded(data, wide)
-    if b"\0" in data or len(data.translate(None, _ODD)) != len(data):
+    odd = len(data) - len(data.translate(None, _ODD))
+    if b"\0" in data or odd * 10 > len(data):
         return None
     text = _decoded(data, "utf-8")
-    if text is not None:
+    if text is not None or odd:
         return text
     controls = sum(data.count(bytes([each])) for each in range(0x7F, 0xA0))
     return data.decode("cp1252", "replace") if controls * 10 < len(data) else None
