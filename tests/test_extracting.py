@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -140,6 +141,14 @@ print(json.dumps([dict(kind="x", texts=[["", said + str(limits)]], unread=[])]))
     (read,) = await Extractor(script(confined)).extract([b"x"])
     assert read.texts == (Text("", "refused[30, 0]"),)
     assert not target.exists() or target.stat().st_size == 0
+
+
+def test_the_process_starts_without_the_rest_of_the_gate() -> None:
+    """Each request with a document pays for what is imported."""
+    text = "import sys, tidegate.extraction_worker; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout.split()
+    assert "tidegate.inspection.attachments.archives" in loaded
+    assert not {"mitmproxy", "hyperscan", "pypdf", "orjson", "tidegate.inspection.engine", "asyncio"} & set(loaded)
 
 
 def test_a_program_without_a_loop_reads_one() -> None:

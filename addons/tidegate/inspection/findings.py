@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tidegate.inspection import attachments, decoding
-from tidegate.inspection.attachments import packed
+from tidegate.inspection import attachments, decoding, urls
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 
@@ -47,7 +46,7 @@ def inspect_text(engine: Engine, text: str) -> tuple[TextFinding, ...]:
 
 def _in_urls(engine: Engine, text: str, known: Sequence[TextFinding]) -> Iterator[TextFinding]:
     """Return what is found in the documents of data: URLs, each rule once for a URL."""
-    for start, end, data in packed.urls(text):
+    for start, end, data in urls.urls(text):
         told = {each.rule.id for each in known if each.start < end and start < each.end}
         for part in attachments.extract(data).texts:
             for each in decoding.find_text(engine, part.text):

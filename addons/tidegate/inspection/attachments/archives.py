@@ -10,11 +10,12 @@ import tarfile
 import zipfile
 from typing import Protocol
 
-from tidegate.dialects.body import MAX_RATIO, RATIO_FLOOR
 from tidegate.inspection.attachments import markup
 from tidegate.inspection.attachments.found import (
     DAMAGED,
     ENCRYPTED,
+    MAX_RATIO,
+    RATIO_FLOOR,
     TOO_DENSE,
     TOO_LARGE,
     UNKNOWN,

@@ -9,6 +9,9 @@ MAX_BYTES = 64 * 1024 * 1024
 """Bytes unpacked out of one attachment, all entries together: as much as ``tidegate scan`` reads of one file."""
 MAX_ENTRIES = 10_000
 """Entries of all its archives together. An office document has tens, a large program (jar, apk) some thousands."""
+MAX_RATIO, RATIO_FLOOR = 200, 256 * 1024
+"""How many times its size an entry may unpack to, once it is larger than the floor: as for bodies, and for the reasons
+that ``dialects.body`` gives. The XML of spreadsheets reaches about 50."""
 MAX_DEPTH = 4
 """Containers in containers: a document in an archive in a mail in an archive. Nobody sends more by accident."""
 MAX_TEXTS = 20_000
