@@ -1,10 +1,10 @@
 """The order of an exchange, as a pure state machine: events in, actions out. No I/O, no clock, no await.
 
     HEAD ──▶ CALLER ──▶ BODY ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
-      │        │          │         │        ├─────▶ WHOLE ──▶ OVER
-      │        │          │         │        └─────▶ SOCKET ─▶ OVER
-      ├▶ PASSING (unlisted: pass)    │
-      └────────┴──────────┴─────────┴── every refusal ───────▶ OVER
+      │        │         │└▶ NER ─▶┘│        ├─────▶ WHOLE ──▶ OVER
+      │        │         │    │     │        └─────▶ SOCKET ─▶ OVER
+      ├▶ PASSING (unlisted: pass)   │
+      └────────┴─────────┴────┴─────┴── every refusal ───────▶ OVER
 
 Each stage takes the product of the one before it (``Route -> Caller -> Grant -> Verdict -> Clearance``), so an
 uninspected request has nothing to carry a credential. An event that does not belong to the stage is a bug and raises
@@ -20,13 +20,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import headers, sockets
+from tidegate import asking, headers, sockets
 from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
-from tidegate.inspection.bodies import inspect_answer
+from tidegate.inspection.bodies import Inspected, inspect_answer
+from tidegate.inspection.ner.spec import Ner, Unread
 from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
@@ -52,6 +53,7 @@ from tidegate.steps import (
     AnswerChunk,
     AnswerEnded,
     AnswerWhole,
+    AskModel,
     BodyArrived,
     Buffer,
     CallerKnown,
@@ -64,6 +66,7 @@ from tidegate.steps import (
     Identify,
     IntentKept,
     KeepIntent,
+    ModelSaid,
     Nothing,
     OpenSocket,
     OutOfOrder,
@@ -110,6 +113,7 @@ class Crossing:
         self.socket: sockets.Socket | None = None
         self._stream: SseAnswer | None = None
         self._encodings: list[str] = []
+        self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
 
     @property
     def shape(self) -> ErrorShape:
@@ -124,6 +128,19 @@ class Crossing:
         if step is None:
             raise OutOfOrder(f"{type(event).__name__} at {self.stage.name}")
         return step(self, event)
+
+    def look(self, event: BodyArrived | ModelSaid | AnswerWhole) -> BodyArrived | ModelSaid | AnswerWhole:
+        """Inspect what an event brings, without taking it; return the event that carries what was found.
+
+        Changes nothing here, so a thread may do it while the exchange goes on, or ends.
+        """
+        if isinstance(event, BodyArrived):
+            judged = self._judge(event, self.policy)
+            looked = judged if isinstance(judged, Unopened) else again(self.policy, judged, event.masked)
+            return replace(event, looked=looked)
+        if isinstance(event, ModelSaid):
+            return replace(event, looked=self._with_told(event))
+        return replace(event, looked=self._masked(event.data))
 
     # request ─────────────────────────────────────────────────────────────────
 
@@ -174,10 +191,65 @@ class Crossing:
         return ReadBody(grant.request_bytes)
 
     def _body(self, event: BodyArrived) -> Step:
-        first = self._judge(event)
-        if isinstance(first, Unopened):
-            return Extract(first.attachments)
-        judged = again(self.policy, first, event.masked)
+        judged = event.looked or self.look(event).looked
+        if isinstance(judged, Unopened):
+            return Extract(judged.attachments)
+        assert isinstance(judged, Judged)
+        if self.policy.ner is not None and judged.denial is None:
+            return self._ask(self.policy.ner, event, judged)
+        return self._judged(judged)
+
+    def _ask(self, ner: Ner, event: BodyArrived, judged: Judged) -> Step:
+        """Have the model read what the rules let through."""
+        assert self.head is not None
+        assert self.grant is not None
+        if self._endpoint().socket is not None:
+            return self._without_model(ner, judged, Unread.SOCKET)
+        encodings = headers.values(self.head.headers, "content-encoding")
+        texts = asking.texts(ner, self._endpoint(), event.data, encodings, self.grant.request_bytes)
+        if not texts:
+            return self._judged(judged)
+        self._unread = event, judged, texts
+        self.stage = Stage.NER
+        return AskModel(ner, texts)
+
+    def _model_said(self, event: ModelSaid) -> Step:
+        assert self.policy.ner is not None
+        assert self._unread is not None
+        looked = event.looked or self._with_told(event)
+        (_, judged, texts), self._unread = self._unread, None
+        unread = event.unread
+        if looked is not None:
+            assert isinstance(looked, tuple)
+            judged, unread = looked
+        if unread is not None:
+            return self._without_model(self.policy.ner, judged, unread)
+        self._decide("ner", worst(asking.own(judged.findings)), f"texts read: {len(texts)}")
+        return self._judged(judged)
+
+    def _with_told(self, event: ModelSaid) -> tuple[Judged, Unread | None] | None:
+        """Judge the body once more with what the model found in it; ``None`` where there is nothing to add."""
+        assert self._unread is not None
+        body = self._unread[0]
+        if event.unread is not None or not event.spans:
+            return None
+        policy, told = asking.with_told(self.policy, event.spans)
+        once_more = self._judge(body, policy)
+        assert isinstance(once_more, Judged)
+        judged = again(self.policy, once_more, body.masked)
+        return judged, Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
+
+    def _without_model(self, ner: Ner, judged: Judged, unread: Unread) -> Step:
+        """Decide on a request that the model did not read, as the policy says."""
+        result, findings, denial = asking.verdict(ner, self.policy.mode, unread)
+        if denial is not None:
+            self._scan(judged)
+            self.asked, self.prompt_findings = judged.asked or self.asked, judged.findings
+            return self._refuse("ner", denial, detail=unread)
+        self._decide("ner", result, unread)
+        return self._judged(replace(judged, findings=(*judged.findings, *findings)))
+
+    def _judged(self, judged: Judged) -> Step:
         self.asked = judged.asked or self.asked
         self._scan(judged)
         self.prompt_findings, self.masked_body = judged.findings, judged.body
@@ -199,7 +271,7 @@ class Crossing:
         if judged.denial is None and judged.media.unread:
             self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media))
 
-    def _judge(self, event: BodyArrived) -> Judged | Unopened:
+    def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened:
         """Decode and read a body, then judge it with the rest of its request."""
         data = event.data
         assert self.grant is not None
@@ -215,16 +287,16 @@ class Crossing:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(self.policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
+            return judge(policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
         if endpoint.socket is not None:  # who may use which model is asked of each message
-            return inspect(self.policy, endpoint, grant, nothing, None, extra)
+            return inspect(policy, endpoint, grant, nothing, None, extra)
         permitted = permission.permit(grant, nothing)
         if isinstance(permitted, Denial):
             return Judged(grant, "permission", permitted, nothing)
-        return inspect(self.policy, endpoint, permitted, nothing, None, extra)
+        return inspect(policy, endpoint, permitted, nothing, None, extra)
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None
@@ -350,21 +422,24 @@ class Crossing:
         return step
 
     def _whole(self, event: AnswerWhole) -> Step:
-        assert self.route is not None
-        assert self.status is not None
-        limit = self.route.connection.answer.bytes
-        plain = bodies.decode(event.data, self._encodings, limit)
-        if isinstance(plain, Denial):
-            return self._refuse("answer", replace(plain, reason=Reason.ANSWER_MALFORMED, status=502))
-        found = inspect_answer(
-            self._endpoint(), self.policy.engine, self.policy.decide(Direction.RESPONSE), plain, status=self.status
-        )
+        found = event.looked or self.look(event).looked
         if isinstance(found, Denial):
             return self._refuse("answer", found)
+        assert isinstance(found, Inspected)
         self.answer_findings += found.findings
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
+
+    def _masked(self, data: bytes) -> Inspected | Denial:
+        """Decode the whole body of an answer and mask it."""
+        assert self.route is not None
+        assert self.status is not None
+        plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
+        if isinstance(plain, Denial):
+            return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
+        decide = self.policy.decide(Direction.RESPONSE)
+        return inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
 
     # endings ─────────────────────────────────────────────────────────────────
 
@@ -400,8 +475,8 @@ class Crossing:
             return self._relayed(self.socket.stop(event.denial, event.outcome))
         return self._refuse(self.stage.name.lower(), event.denial, event.outcome)
 
-    def _refuse(self, stage: str, denial: Denial, outcome: Outcome = Outcome.DENIED) -> Step:
-        self._decide(stage, "deny", reason=denial.reason)
+    def _refuse(self, stage: str, denial: Denial, outcome: Outcome = Outcome.DENIED, detail: str = "") -> Step:
+        self._decide(stage, "deny", detail, reason=denial.reason)
         self.denial = denial
         self.status = denial.status
         self._close(outcome)
@@ -434,6 +509,7 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.HEAD, HeadArrived): Crossing._head,
         (Stage.CALLER, CallerKnown): Crossing._caller,
         (Stage.BODY, BodyArrived): Crossing._body,
+        (Stage.NER, ModelSaid): Crossing._model_said,
         (Stage.INTENT, IntentKept): Crossing._intent,
         (Stage.SENT, AnswerBegan): Crossing._answer,
         (Stage.STREAM, AnswerChunk): Crossing._chunk,

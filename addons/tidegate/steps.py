@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tidegate.inspection.attachments import Extraction
+from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome
 
 
@@ -15,6 +17,7 @@ class Stage(enum.Enum):
     HEAD = enum.auto()
     CALLER = enum.auto()
     BODY = enum.auto()
+    NER = enum.auto()
     INTENT = enum.auto()
     SENT = enum.auto()
     STREAM = enum.auto()
@@ -51,12 +54,27 @@ class BodyArrived:
     """The whole body of a request, as it was on the wire.
 
     ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
-    ``extracted``: what ``Extract`` asked for, when the same body comes again with it.
+    ``extracted``: what ``Extract`` asked for, when the same body comes again with it. ``looked``: what
+    ``Crossing.look`` made of it already.
     """
 
     data: bytes = field(repr=False)
     masked: tuple[Finding, ...] = ()
     extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
+    looked: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSaid:
+    """What the model of ``AskModel`` found, by text; texts without a finding may be left out.
+
+    ``unread`` says why the texts were not all read; then there are no findings. ``looked``: what ``Crossing.look`` made
+    of it already.
+    """
+
+    spans: Mapping[str, tuple[NerSpan, ...]] = field(default_factory=dict, repr=False)
+    unread: Unread | None = None
+    looked: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +108,10 @@ class AnswerEnded:
 
 @dataclass(frozen=True, slots=True)
 class AnswerWhole:
-    """The whole body of an answer, as it was on the wire."""
+    """The whole body of an answer, as it was on the wire. ``looked``: what ``Crossing.look`` made of it already."""
 
     data: bytes = field(repr=False)
+    looked: object = field(default=None, repr=False)
 
 
 class Form(enum.Enum):
@@ -141,6 +160,7 @@ Event = (
     HeadArrived
     | CallerKnown
     | BodyArrived
+    | ModelSaid
     | IntentKept
     | AnswerBegan
     | AnswerChunk
@@ -183,6 +203,14 @@ class Extract:
     """
 
     attachments: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AskModel:
+    """Have a local model read these texts within its budget; come back with ``ModelSaid``, in time or not."""
+
+    ner: Ner
+    texts: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +284,7 @@ Step = (
     | ReadBody
     | Forward
     | Extract
+    | AskModel
     | KeepIntent
     | Send
     | Stream
