@@ -25,9 +25,10 @@ from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
+from tidegate.inspection import media
 from tidegate.inspection.bodies import Inspected, inspect_answer
 from tidegate.inspection.ner.spec import Ner, Unread
-from tidegate.judging import NAMES, Judged, again, beside, inspect, judge, parse, too_large, worst
+from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
     Asked,
@@ -42,6 +43,7 @@ from tidegate.model import (
     Outcome,
     Reason,
     Route,
+    Scanned,
     Verdict,
 )
 from tidegate.policy.policy import Policy
@@ -58,6 +60,7 @@ from tidegate.steps import (
     ClientSaid,
     Emit,
     Event,
+    Extract,
     Forward,
     HeadArrived,
     Identify,
@@ -106,6 +109,7 @@ class Crossing:
         self.answer_findings: tuple[Finding, ...] = ()
         self.streamed = False
         self.passing = False
+        self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
         self._stream: SseAnswer | None = None
         self._encodings: list[str] = []
@@ -131,7 +135,9 @@ class Crossing:
         Changes nothing here, so a thread may do it while the exchange goes on, or ends.
         """
         if isinstance(event, BodyArrived):
-            return replace(event, looked=again(self.policy, self._judge(event.data, self.policy), event.masked))
+            judged = self._judge(event, self.policy)
+            looked = judged if isinstance(judged, Unopened) else again(self.policy, judged, event.masked)
+            return replace(event, looked=looked)
         if isinstance(event, ModelSaid):
             return replace(event, looked=self._with_told(event))
         return replace(event, looked=self._masked(event.data))
@@ -150,6 +156,7 @@ class Crossing:
             if upgrade:
                 return self._refuse("route", sockets.NO_SWITCH)
             self._decide("route", "pass")
+            self.scanned = Scanned.NOTHING
             self.stage = Stage.PASSING
             self.passing = True
             return Forward()
@@ -185,6 +192,8 @@ class Crossing:
 
     def _body(self, event: BodyArrived) -> Step:
         judged = event.looked or self.look(event).looked
+        if isinstance(judged, Unopened):
+            return Extract(judged.attachments)
         assert isinstance(judged, Judged)
         if self.policy.ner is not None and judged.denial is None:
             return self._ask(self.policy.ner, event, judged)
@@ -225,13 +234,16 @@ class Crossing:
         if event.unread is not None or not event.spans:
             return None
         policy, told = asking.with_told(self.policy, event.spans)
-        judged = again(self.policy, self._judge(body.data, policy), body.masked)
+        once_more = self._judge(body, policy)
+        assert isinstance(once_more, Judged)
+        judged = again(self.policy, once_more, body.masked)
         return judged, Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
 
     def _without_model(self, ner: Ner, judged: Judged, unread: Unread) -> Step:
         """Decide on a request that the model did not read, as the policy says."""
         result, findings, denial = asking.verdict(ner, self.policy.mode, unread)
         if denial is not None:
+            self._scan(judged)
             self.asked, self.prompt_findings = judged.asked or self.asked, judged.findings
             return self._refuse("ner", denial, detail=unread)
         self._decide("ner", result, unread)
@@ -239,6 +251,7 @@ class Crossing:
 
     def _judged(self, judged: Judged) -> Step:
         self.asked = judged.asked or self.asked
+        self._scan(judged)
         self.prompt_findings, self.masked_body = judged.findings, judged.body
         if judged.denial is not None:
             return self._refuse(judged.stage, judged.denial)
@@ -249,8 +262,18 @@ class Crossing:
         self.stage = Stage.INTENT
         return KeepIntent()
 
-    def _judge(self, data: bytes, policy: Policy) -> Judged:
+    def _scan(self, judged: Judged) -> None:
+        """Note how much of the request was scanned, and what the connection says of the rest."""
+        if judged.media is None:
+            self.scanned = Scanned.WHOLE if judged.stage == "inspect" else None
+            return
+        self.scanned = media.scanned(judged.media)
+        if judged.denial is None and judged.media.unread:
+            self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media))
+
+    def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened:
         """Decode and read a body, then judge it with the rest of its request."""
+        data = event.data
         assert self.grant is not None
         assert self.head is not None
         grant, head, endpoint = self.grant, self.head, self._endpoint()
@@ -264,7 +287,7 @@ class Crossing:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(policy, endpoint, grant, value, len(plain), extra=extra)
+            return judge(policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
@@ -386,8 +409,11 @@ class Crossing:
         assert self.socket is not None
         return self._relayed(self.socket.rest())
 
-    def _relayed(self, step: Relay) -> Step:
+    def _relayed(self, step: Relay | Extract) -> Step:
         assert self.socket is not None
+        if isinstance(step, Extract):
+            return step
+        self.scanned = self.socket.scanned
         self.asked = self.socket.asked or self.asked
         if step.close is not None:
             self.denial = self.socket.denial

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from mitmproxy import http
@@ -24,6 +25,7 @@ from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.exchange import Exchange
+from tidegate.extracting import Extractor
 from tidegate.fence import BROKEN, Fence
 from tidegate.guard import guarded
 from tidegate.identity.credential import Secret
@@ -31,7 +33,7 @@ from tidegate.identity.verifier import Verifier
 from tidegate.inspection.ner.pool import Pool
 from tidegate.inspection.ner.spec import Unread
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import Caller, Head, Outcome, Reason
+from tidegate.model import Caller, Head, OnUnknown, Outcome, Reason
 from tidegate.policy.policy import Policy, RecordingMode
 from tidegate.socket_gate import LiveSocket
 from tidegate.socket_relay import Said
@@ -65,11 +67,12 @@ class Gateway(Fence):
         self.verifier = verifier
         self.credentials = credentials
         self.replay_caller = replay_caller
+        self.extractor = Extractor()
         self.ner: Pool | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
-        self._lines: list[str] = []
+        self._lines: list[tuple[int, str]] = []
         egress.harden(self)
 
     # ── requests ─────────────────────────────────────────────────────────────
@@ -121,9 +124,24 @@ class Gateway(Fence):
         event = steps.BodyArrived(flow.request.raw_content or b"", exchange.masked_before)
         if exchange.request_bytes > THREAD_BYTES:
             return self._judge_aside(exchange, event)
-        return self._judged(exchange, exchange.crossing.receive(event))
+        step = exchange.crossing.receive(event)
+        if isinstance(step, steps.Extract):
+            return self._judge_extracted(exchange, event, step)
+        return self._judged(exchange, step)
 
     async def _judge_aside(self, exchange: Exchange, event: steps.BodyArrived) -> None:
+        step = await self._aside(exchange, event)
+        if isinstance(step, steps.Extract):
+            await self._judge_extracted(exchange, event, step)
+        elif (waiting := self._judged(exchange, step)) is not None:
+            await waiting
+
+    async def _judge_extracted(self, exchange: Exchange, event: steps.BodyArrived, step: steps.Extract) -> None:
+        """Judge a body once its attachments were read; in a thread, since their texts may be larger than they."""
+        event = replace(event, extracted=await self.extractor.extract(step.attachments))
+        if exchange.crossing.stage is not Stage.BODY:  # it was stopped meanwhile
+            exchange.refuse()
+            return
         waiting = self._judged(exchange, await self._aside(exchange, event))
         if waiting is not None:
             await waiting
@@ -298,7 +316,7 @@ class Gateway(Fence):
             exchange.refuse()
             return
         flow.response.data.content = b""
-        self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut)
+        self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut, self.extractor)
         exchange.release()
 
     @guarded
@@ -389,6 +407,7 @@ class Gateway(Fence):
 
     def stop(self) -> None:
         """Seal what is still open, because the process is about to end."""
+        self.extractor.close()
         for exchange in list(self.exchanges.values()):
             if exchange.crossing.stage is not Stage.OVER:
                 exchange.crossing.receive(steps.Stopped(STOPPING, Outcome.ABORTED))
@@ -485,15 +504,16 @@ class Gateway(Fence):
         exchange.stop_watching()
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
-        self._lines.append(exchange.line(record))
+        flagged = any(each.stage == "media" and each.result == OnUnknown.FLAG for each in record.decisions)
+        self._lines.append((logging.WARNING if flagged else logging.INFO, exchange.line(record)))
         if len(self._lines) == 1:  # said once the answer is on its way: nobody waits for the log
             asyncio.get_running_loop().call_soon(self._say)
 
     def _say(self) -> None:
         """Write the log lines of exchanges that are over."""
         lines, self._lines = self._lines, []
-        for line in lines:
-            log.info(line)
+        for level, line in lines:
+            log.log(level, line)
 
 
 def _lost(exchange: Exchange) -> steps.Stopped:

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome
 
@@ -52,12 +53,14 @@ class CallerKnown:
 class BodyArrived:
     """The whole body of a request, as it was on the wire.
 
-    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again. ``looked``:
-    what ``Crossing.look`` made of it already.
+    ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
+    ``extracted``: what ``Extract`` asked for, when the same body comes again with it. ``looked``: what
+    ``Crossing.look`` made of it already.
     """
 
     data: bytes = field(repr=False)
     masked: tuple[Finding, ...] = ()
+    extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
     looked: object = field(default=None, repr=False)
 
 
@@ -127,6 +130,7 @@ class ClientSaid:
     form: Form
     data: bytes = field(repr=False)
     now: float
+    extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,16 @@ class ReadBody:
 @dataclass(frozen=True, slots=True)
 class Forward:
     """An unlisted host under ``unlisted: pass``: let the exchange through untouched and uninspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """Read these attachments, away from the loop; come back with the same event and what was read of each.
+
+    Nothing has changed yet, so that whoever asked may be told to stop in the meantime.
+    """
+
+    attachments: tuple[bytes, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +283,7 @@ Step = (
     Identify
     | ReadBody
     | Forward
+    | Extract
     | AskModel
     | KeepIntent
     | Send
