@@ -14,7 +14,7 @@ import re2
 
 from tidegate.inspection.closure import Pattern, PatternError, read
 from tidegate.inspection.history import History
-from tidegate.inspection.patterns import compile_re2
+from tidegate.inspection.patterns import Match, compile_re2, matcher
 from tidegate.inspection.proprietary.detector import Detector
 from tidegate.inspection.rules import Rule, Severity
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
@@ -81,8 +81,8 @@ class Compiled:
     checks: tuple[Callable[[bytes], bool], ...]
     end: Marker | None
     allow: Any = None
-    after: Any = None
-    not_after: Any = None
+    after: Match | None = None
+    not_after: Match | None = None
     known: Callable[[bytes], bool] | None = None  # a known false positive is passed over whole
 
     @property
@@ -92,9 +92,9 @@ class Compiled:
 
     def follows(self, left: bytes) -> bool:
         """Ask the rule's conditions on ``left``, the text before the match."""
-        if self.not_after is not None and self.not_after.search(left) is not None:
+        if self.not_after is not None and self.not_after(left, 0, len(left))[0][0] >= 0:
             return False
-        return self.after is None or self.after.search(left) is not None
+        return self.after is None or self.after(left, 0, len(left))[0][0] >= 0
 
     def accepts(self, span: bytes) -> bool:
         """Ask the rule's validators and its allow-list about the span alone."""
@@ -287,13 +287,26 @@ def _compile(rule: Rule, pattern: Pattern, rank: int) -> Compiled:
         checks=tuple(VALIDATORS[name] for name in rule.validators),
         end=end,
         allow=_any(rule, rule.allow),
-        after=_any(rule, rule.after),
-        not_after=_any(rule, rule.not_after, r"\z"),
+        after=_before(rule, rule.after),
+        not_after=_before(rule, rule.not_after, r"\z"),
     )
 
 
-def _any(rule: Rule, patterns: Sequence[str], tail: str = "") -> Any:
-    return _re2(rule, f"(?:{'|'.join(patterns)}){tail}") if patterns else None
+def _any(rule: Rule, patterns: Sequence[str]) -> Any:
+    return _re2(rule, f"(?:{'|'.join(patterns)})") if patterns else None
+
+
+def _before(rule: Rule, patterns: Sequence[str], tail: str = "") -> Match | None:
+    """Compile what is asked of the text before a match: whether, not where."""
+    if not patterns:
+        return None
+    try:
+        asked = matcher(f"(?:{'|'.join(patterns)}){tail}", longest=False)
+    except re2.error:
+        raise RuleError(rule.id, _TOO_LARGE) from None
+    for text in WARM:
+        asked(text, 0, len(text))
+    return asked
 
 
 def _live(pattern: Pattern) -> str:
