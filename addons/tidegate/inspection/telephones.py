@@ -30,6 +30,8 @@ TRUNK = re.compile(
     rb"(?:\(0|0 ?)[1-9](?:(?:[0-9]{1,4}\)?[ /-]|\)[ /-]?)[0-9]{2,8}(?:[ -][0-9]{2,5}){0,4}"
     rb"|[ -][0-9]{3,8}(?:[ -][0-9]{2,5}){0,3}|(?:[ -][0-9]{2}){4})|0[1-9](?:\.[0-9]{2}){4}"
 )
+# How a Chinese mobile number is written without its country code: in one piece, or 3 4 4.
+CHINESE = re.compile(rb"1[3-9][0-9](?:[0-9]{8}|-[0-9]{4}-[0-9]{4}| [0-9]{4} [0-9]{4})")
 _NOTHING = re.compile("")
 _EXTENSION = re.compile(rb"(?i:(?:x|ext\.?) ?)[0-9]{1,6}\Z")
 
@@ -60,7 +62,7 @@ def is_international_phone(span: bytes) -> bool:
 def is_trunk_phone(span: bytes) -> bool:
     """Accept a leading zero and the digit groups that a region prints its numbers in: all of them, or its area code."""
     groups = [each.decode("ascii") for each in re.findall(rb"[0-9]{1,20}", span[:MAX_SPAN])]
-    if not groups or not groups[0].startswith("0"):
+    if not groups or not groups[0].startswith("0") or re.search(rb"[A-Za-z]", span):  # letters: a MAC address
         return False
     national = "".join(groups)[1:]
     rest = [groups[0][1:], *groups[1:]] if len(groups[0]) > 1 else groups[1:]
@@ -78,6 +80,12 @@ def is_trunk_mobile(span: bytes) -> bool:
     return any(_plan(region)[1].fullmatch(digits[1:]) for region in ZERO_REGIONS)
 
 
+def is_chinese_mobile(span: bytes) -> bool:
+    """Accept Chinese mobile numbers without a country code: eleven digits that begin as one of the networks' do."""
+    digits = digits_of(span)
+    return len(digits) == 11 and len(set(digits)) > 3 and _plan("CN")[1].fullmatch(digits) is not None
+
+
 def is_named_phone(span: bytes) -> bool:
     """Accept seven to fifteen digits, not all the same and no date, that no rule for a fixed form finds already."""
     digits = digits_of(span.partition(b"x")[0])
@@ -85,6 +93,8 @@ def is_named_phone(span: bytes) -> bool:
         return False
     if span.startswith(b"+") or NANP.fullmatch(span):
         return not (is_nanp_number(span) or is_international_phone(span))
+    if CHINESE.fullmatch(span):
+        return not is_chinese_mobile(span)
     return not (is_trunk_phone(span) if TRUNK.fullmatch(span) else span.isdigit() and is_trunk_mobile(span))
 
 
@@ -109,7 +119,7 @@ def _parsed(span: bytes, region: str | None = None) -> phonenumbers.PhoneNumber 
 
 @cache
 def _plan(region: str) -> tuple[re.Pattern[str], re.Pattern[str], tuple[NumberFormat, ...]]:
-    """Return a region's numbers, its mobile numbers, and how it prints them. The keys are ``ZERO_REGIONS`` alone."""
+    """Return a region's numbers, its mobile numbers, and how it prints them. Keys: ``ZERO_REGIONS`` and ``CN``."""
     plan = PhoneMetadata.metadata_for_region(region)
     if plan is None or plan.general_desc is None or plan.mobile is None:
         return _NOTHING, _NOTHING, ()

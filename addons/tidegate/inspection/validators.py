@@ -153,13 +153,6 @@ def is_luhn(span: bytes) -> bool:
     return len(set(digits)) > 1 and bool(luhn.is_valid(digits))
 
 
-def is_mac(span: bytes) -> bool:
-    """Accept MAC addresses that are neither zero, broadcast nor of one repeated octet."""
-    digits = re.sub(rb"[:.-]", b"", span.lower())
-    octets = {digits[at : at + 2] for at in range(0, len(digits), 2)}
-    return len(octets) > 2 and re.fullmatch(rb"[0-9a-f]{12}", digits) is not None
-
-
 def is_date(span: bytes) -> bool:
     """Accept dates, in any order of day, month and year, whose year is 1900 to 2099 or has two digits."""
     parts = [int(part) for part in re.findall(rb"[0-9]{1,4}", span)]
@@ -197,7 +190,6 @@ VALIDATORS: dict[str, Validator] = {
     "length:12": partial(is_long, least=12),
     "length:16": partial(is_long, least=16),
     "luhn": is_luhn,
-    "mac": is_mac,
     "mixed": is_mixed,
     "password": is_password,
     "password-word": is_password_word,
