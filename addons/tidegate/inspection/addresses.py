@@ -49,9 +49,11 @@ def _top_level() -> PublicSuffixList:
 
 
 def is_private_ip(span: bytes) -> bool:
-    """Accept IPv4 and IPv6 addresses, a prefix length aside, of a house or a laboratory; not ``0.0.0.0``: of nobody."""
+    """Accept IPv4 and IPv6 addresses and networks of a house or a laboratory; not ``0.0.0.0`` alone: nobody's."""
     address = _address(span)
-    return address is not None and not address.is_unspecified and (not address.is_global or address.is_reserved)
+    if address is None or (address.is_unspecified and b"/" not in span):
+        return False
+    return not address.is_global or address.is_reserved
 
 
 def is_public_ip(span: bytes) -> bool:
