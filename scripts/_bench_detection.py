@@ -37,6 +37,8 @@ NAMES = {
     "ABA_ROUTING_NUMBER": "us-bank-routing", "CREDIT_CARD": "card-", "PHONE": "phone", "PHONE_NUMBER": "phone",
     "CRYPTO": "crypto-", "IP_ADDRESS": "ip-address ipv6-address private-ip", "DATE_TIME": "date-", "IBAN_CODE": "iban",
     "US_SSN": "us-ssn", "EMAIL_ADDRESS": "email",
+    "AU_ABN": "au-abn au-business tax-number", "DE_TAX_ID": "de-steuer-id tax-number",
+    "IT_VAT_CODE": "it-partita-iva tax-number",
 }  # fmt: skip
 KEYWORDS = (
     "ignore previous instructions", "ignore all previous", "ignore the above", "ignore your instructions",

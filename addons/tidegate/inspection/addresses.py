@@ -69,28 +69,13 @@ def _address(span: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
         return None
 
 
-def is_lasting_mac(span: bytes) -> bool:
-    """Accept MAC addresses that a maker gave to a device: universally administered, not all of one or two octets."""
-    return _is_mac(span) and not _octet(span) & 0b11
-
-
-def is_passing_mac(span: bytes) -> bool:
-    """Accept MAC addresses that no maker gave out: locally administered, as of virtual machines, or of a group."""
-    return _is_mac(span) and bool(_octet(span) & 0b11)
-
-
-def _is_mac(span: bytes) -> bool:
-    """Tell six octets, not of one or two values, from longer runs (fingerprints) and from dates with hyphens."""
+def is_mac(span: bytes) -> bool:
+    """Accept MAC addresses of more than two different octets; no longer runs (fingerprints), no dates with hyphens."""
     if len(span) > 17 or (span[2:3] == b"-" and not re.search(rb"[a-fA-F]", span)):
         return False
     digits = re.sub(rb"[:.-]", b"", span)
     octets = {digits[at : at + 2].lower() for at in range(0, len(digits), 2)}
     return len(octets) > 2 and re.fullmatch(rb"[0-9a-fA-F]{12}", digits) is not None
-
-
-def _octet(span: bytes) -> int:
-    """Return the first octet: its lowest bits tell groups and local administration (IEEE 802, clause 8.4)."""
-    return int(span[:2], 16)
 
 
 # -------------------------------------------------------------------------------------------------- places, vehicles
