@@ -29,12 +29,11 @@ from tidegate.inspection.addresses import (
 from tidegate.inspection.telephones import (
     MAX_SPAN,
     digits_of,
-    is_chinese_mobile,
     is_international_phone,
+    is_mobile,
     is_named_phone,
     is_nanp,
     is_nanp_number,
-    is_trunk_mobile,
     is_trunk_phone,
 )
 
@@ -188,7 +187,7 @@ def is_kr_company(span: bytes) -> bool:
 
 def is_pesel_digits(span: bytes) -> bool:
     """Accept Polish PESEL numbers in one piece, but no telephone number with its leading zero."""
-    return is_number(span, "pl.pesel") and not is_trunk_mobile(span)
+    return is_number(span, "pl.pesel") and not is_mobile(span)
 
 
 def is_th_number(span: bytes) -> bool:
@@ -387,9 +386,8 @@ IDENTIFIERS: Mapping[str, Validator] = {
     "mailbox": is_mailbox,
     "mrz": is_mrz,
     "phone": is_international_phone,
-    "phone-cn": is_chinese_mobile,
     "phone-digits": is_named_phone,
-    "phone-mobile": is_trunk_mobile,
+    "phone-mobile": is_mobile,
     "phone-national": is_trunk_phone,
     "phone-us": is_nanp,
     "pl-pesel-digits": is_pesel_digits,

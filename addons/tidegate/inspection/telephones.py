@@ -30,8 +30,6 @@ TRUNK = re.compile(
     rb"(?:\(0|0 ?)[1-9](?:(?:[0-9]{1,4}\)?[ /-]|\)[ /-]?)[0-9]{2,8}(?:[ -][0-9]{2,5}){0,4}"
     rb"|[ -][0-9]{3,8}(?:[ -][0-9]{2,5}){0,3}|(?:[ -][0-9]{2}){4})|0[1-9](?:\.[0-9]{2}){4}"
 )
-# How a Chinese mobile number is written without its country code: in one piece, or 3 4 4.
-CHINESE = re.compile(rb"1[3-9][0-9](?:[0-9]{8}|-[0-9]{4}-[0-9]{4}| [0-9]{4} [0-9]{4})")
 _NOTHING = re.compile("")
 _EXTENSION = re.compile(rb"(?i:(?:x|ext\.?) ?)[0-9]{1,6}\Z")
 
@@ -72,18 +70,14 @@ def is_trunk_phone(span: bytes) -> bool:
     return any(_grouped(region, national, rest, by_area) for region in ZERO_REGIONS)
 
 
-def is_trunk_mobile(span: bytes) -> bool:
-    """Accept a leading zero and a mobile number, or a geographic one of eleven digits, all in one piece."""
+def is_mobile(span: bytes) -> bool:
+    """Accept ten or eleven digits in one piece: a leading zero and a mobile number, or a Chinese mobile number."""
     digits = digits_of(span)
-    if not 10 <= len(digits) <= 11 or digits[0] != "0" or len(set(digits)) < 4:
+    if not 10 <= len(digits) <= 11 or len(set(digits)) < 4:
         return False
+    if digits[0] != "0":
+        return _plan("CN")[1].fullmatch(digits) is not None
     return any(_plan(region)[1].fullmatch(digits[1:]) for region in ZERO_REGIONS)
-
-
-def is_chinese_mobile(span: bytes) -> bool:
-    """Accept Chinese mobile numbers without a country code: eleven digits that begin as one of the networks' do."""
-    digits = digits_of(span)
-    return len(digits) == 11 and len(set(digits)) > 3 and _plan("CN")[1].fullmatch(digits) is not None
 
 
 def is_named_phone(span: bytes) -> bool:
@@ -93,9 +87,7 @@ def is_named_phone(span: bytes) -> bool:
         return False
     if span.startswith(b"+") or NANP.fullmatch(span):
         return not (is_nanp_number(span) or is_international_phone(span))
-    if CHINESE.fullmatch(span):
-        return not is_chinese_mobile(span)
-    return not (is_trunk_phone(span) if TRUNK.fullmatch(span) else span.isdigit() and is_trunk_mobile(span))
+    return not (is_trunk_phone(span) if TRUNK.fullmatch(span) else span.isdigit() and is_mobile(span))
 
 
 def _looks_like_date(span: bytes) -> bool:
