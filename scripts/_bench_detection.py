@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from _bench_entities import GROUPS, TRUE, contradicted, group, is_bare
+
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.findings import TextFinding, inspect_text
@@ -30,13 +32,13 @@ from tidegate.places import CHECKOUT, shipped_packs
 from tidegate.policy.loading import load_packs
 
 SECRETS = ("noseyparker", "titus", "kingfisher", "gitleaks", "detect_secrets")
-# Entities with a form that can be checked; everything else of the sentences (names, addresses, ages) is reported apart.
-CHECKABLE = ("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "US_SSN", "PHONE_NUMBER", "IP_ADDRESS")
 # What the rules of an entity are called here, where the words of the entity's own name do not say it.
 NAMES = {
     "ABA_ROUTING_NUMBER": "us-bank-routing", "CREDIT_CARD": "card-", "PHONE": "phone", "PHONE_NUMBER": "phone",
-    "CRYPTO": "crypto-", "IP_ADDRESS": "ip-address ipv6-address", "DATE_TIME": "date-", "IBAN_CODE": "iban",
+    "CRYPTO": "crypto-", "IP_ADDRESS": "ip-address ipv6-address private-ip", "DATE_TIME": "date-", "IBAN_CODE": "iban",
     "US_SSN": "us-ssn", "EMAIL_ADDRESS": "email",
+    "AU_ABN": "au-abn au-business tax-number", "DE_TAX_ID": "de-steuer-id tax-number",
+    "IT_VAT_CODE": "it-partita-iva tax-number",
 }  # fmt: skip
 KEYWORDS = (
     "ignore previous instructions", "ignore all previous", "ignore the above", "ignore your instructions",
@@ -106,13 +108,20 @@ def secrets(folder: Path, inspect: Inspect) -> list[Row]:
 
 
 def benign(folder: Path, inspect: Inspect, plainly: Inspect) -> Row:
-    """Benign look-alikes that are flagged: by class of look-alike, by severity, with decoding and without."""
+    """Benign look-alikes that are flagged: by class of look-alike, by severity, with decoding and without.
+
+    Flagged is what the default policy would act on; rules that only observe are counted as recorded.
+    """
     rows = load(folder, "benign_lookalikes")
     order = list(Severity)
     labels: dict[str, Row] = {}
-    levels, rules, plain = Counter[str](), Counter[str](), 0
+    levels, rules, plain, recorded, true = Counter[str](), Counter[str](), 0, 0, Counter[str]()
     for row in rows:
-        findings = [each for each in inspect(row["text"]) if each.rule.cls != "injection"]
+        every = [each for each in inspect(row["text"]) if each.rule.cls != "injection"]
+        findings = [each for each in every if acts(each)]
+        recorded += bool(every)
+        why = TRUE.get(str(row["id"]).removeprefix("benign-"))
+        true.update([why] if findings and why else [])
         line = labels.setdefault(
             row["label"], {"class": row["label"], "rows": 0, "flagged": 0, "secrets": 0, "rules": []}
         )
@@ -123,12 +132,15 @@ def benign(folder: Path, inspect: Inspect, plainly: Inspect) -> Row:
         rules.update({each.rule.id for each in findings})
         for level in order[: max((order.index(each.rule.severity) + 1 for each in findings), default=0)]:
             levels[str(level)] += 1
-        plain += any(each.rule.cls != "injection" for each in plainly(row["text"]))
+        plain += any(each.rule.cls != "injection" and acts(each) for each in plainly(row["text"]))
     flagged = sum(line["flagged"] for line in labels.values())
     return {
         "rows": len(rows),
         "flagged": flagged,
         "rate": part(flagged, len(rows)),
+        "recorded": recorded,
+        "true": dict(true),
+        "rate_without_true": part(flagged - sum(true.values()), len(rows)),
         "by_severity_from": {str(level): part(levels[str(level)], len(rows)) for level in order},
         "secrets_rate": part(sum(line["secrets"] for line in labels.values()), len(rows)),
         "rate_without_decoding": part(plain, len(rows)),
@@ -148,37 +160,63 @@ def own_rule(entity: str, rule: str) -> bool:
 def pii(folder: Path, inspect: Inspect) -> Row:
     """Personal data by entity: spans in sentences, and the recognizers' own examples with their negatives.
 
-    Rules that fire on an entity's positives are its own, and so are those named like it; a negative counts as flagged
-    when a rule named like the entity fires, or one of the others and none is named like it.
+    A span is found when a finding overlaps it, an example when anything is found in it; ``acted`` leaves out rules that
+    only observe. A negative counts as flagged when a rule named like the entity fires, and ``any`` when any rule does.
     """
-    spans: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    spans: dict[str, Counter[str]] = defaultdict(Counter)
     for row in load(folder, "presidio_research"):
         found = [each for each in inspect(row["text"]) if each.rule.cls == "pii"]
         for span in row.get("spans") or ():
-            spans[span["entity"]][0] += 1
-            spans[span["entity"]][1] += any(e.start < span["end"] and e.end > span["start"] for e in found)
-    sentences = [
-        {"entity": entity, "rows": rows, "found": hit, "recall": part(hit, rows), "checkable": entity in CHECKABLE}
-        for entity, (rows, hit) in sorted(spans.items(), key=lambda each: (each[0] not in CHECKABLE, each[0]))
-    ]
-    tests: dict[str, Row] = {}
-    for row in load(folder, "presidio_tests"):
-        entity = row["label"]
-        ids = {each.rule.id for each in inspect(row["text"]) if each.rule.cls == "pii"}
-        line = tests.setdefault(
-            entity, dict.fromkeys(("rows", "found", "negatives", "flagged"), 0) | {"entity": entity}
-        )
-        line["rows" if row["expect"] else "negatives"] += 1
-        if row["expect"]:
-            line["found"] += bool(ids)
+            here = [each for each in found if each.start < span["end"] and each.end > span["start"]]
+            spans[span["entity"]] += Counter(rows=1, found=bool(here), acted=any(map(acts, here)))
+    tests: dict[str, Counter[str]] = defaultdict(Counter)
+    rows = load(folder, "presidio_tests")
+    torn = contradicted(rows)
+    for row in rows:
+        here = [each for each in inspect(row["text"]) if each.rule.cls == "pii"]
+        if (row["label"], row["text"]) in torn:
+            tests[row["label"]]["torn"] += 1
+        elif not row["expect"]:
+            own = any(own_rule(row["label"], each.rule.id) for each in here)
+            tests[row["label"]] += Counter(negatives=1, flagged=own, any=bool(here))
+        elif is_bare(row["text"]):
+            tests[row["label"]] += Counter(rows=1, found=bool(here), acted=any(map(acts, here)), bare=1)
         else:
-            line["flagged"] += any(own_rule(entity, rule) for rule in ids)
-    for line in tests.values():
-        line |= {"recall": part(line["found"], line["rows"]), "rate": part(line["flagged"], line["negatives"])}
-    lines = sorted(tests.values(), key=lambda line: line["entity"])
-    total = {key: sum(line[key] for line in lines) for key in ("rows", "found", "negatives", "flagged")}
-    total |= {"recall": part(total["found"], total["rows"]), "rate": part(total["flagged"], total["negatives"])}
-    return {"sentences": sentences, "tests": lines, "tests_total": total}
+            tests[row["label"]] += Counter(rows=1, found=bool(here), acted=any(map(acts, here)), told=bool(here))
+    lines = [entity_line(entity, counts) for entity, counts in sorted(tests.items())]
+    return {
+        "sentences": [entity_line(entity, counts) for entity, counts in sorted(spans.items())],
+        "tests": lines,
+        "tests_total": {name: total(lines, name) for name in (*GROUPS, "unsorted")},
+    }
+
+
+def acts(finding: TextFinding) -> bool:
+    """Tell whether the default policy (rules/policy.yaml) acts on a finding: on every severity, but not on observe."""
+    return not finding.rule.observe
+
+
+COUNTED = ("rows", "found", "acted", "bare", "told", "negatives", "flagged", "any", "torn")
+
+
+def entity_line(entity: str, counts: Counter[str]) -> Row:
+    """Return what was counted for an entity, with its group and the reason for it."""
+    name, why = group(entity)
+    return {"entity": entity, "group": name, "why": why, **rates({key: counts[key] for key in COUNTED})}
+
+
+def total(lines: Sequence[Row], name: str) -> Row:
+    """Sum the lines of a group."""
+    return rates({key: sum(line[key] for line in lines if line["group"] == name) for key in COUNTED})
+
+
+def rates(counts: Row) -> Row:
+    """Add rates to counts; ``recall_told`` leaves out rows that are a bare number."""
+    return counts | {
+        "recall": part(counts["found"], counts["rows"]),
+        "recall_told": part(counts["told"], counts["rows"] - counts["bare"]),
+        "rate": part(counts["flagged"], counts["negatives"]),
+    }
 
 
 def injection(folder: Path, inspect: Inspect, rules: Sequence[Any]) -> Row | None:

