@@ -40,6 +40,7 @@ NUMBERS = [
     ("ip-public", "2606:4700:4700::1111", "2001:db8::1"),
     ("ip-public", "1.1.1.1", "1.1.1.256"),
     ("it-codicefiscale", "RCCMNL83S18D969H", "RCCMNL83S18D967H"),
+    ("grafana-key", "eyJrIjoia1Q0dzlacVh2MkxtN1JiMVljOEhzSjVHIiwibiI6ImMifQ==", "eyJrIjoiM2Y5YzFkN2EtNWI4ZSJ9"),
     ("jwt", "eyJhbGciOiJIUzI1NiJ9.eyJhIjoxfQ.c2ln", "eyJhIjoxfQ.eyJhIjoxfQ.c2ln"),
     ("jwt", "eyJhbGciOiJub25lIn0.e30.", "not base64.x.y"),
     ("length:12", "abcdefghijkl", "abcdefghijk"),
