@@ -37,24 +37,24 @@ SEQUENCES = (
     b"0123456789", b"12345678", b"87654321", b"abcdefgh", b"qwerty", b"deadbeef", b"fake", b"sample",
 )  # fmt: skip
 STOP_WORDS = STAND_INS + SEQUENCES
-
-
-def _any(words: tuple[bytes, ...]) -> Any:
-    """Compile a search for any of the words, whatever their case: ten times as fast as asking for one by one."""
-    return compile_re2(f"(?i:{'|'.join(re.escape(word.decode()) for word in words)})")
-
-
-_STAND_IN = _any(STAND_INS)
-_STOP_WORD = _any(STOP_WORDS)
 # Whole values that are never the secret itself.
 STOP_VALUES = frozenset(
     b"password passwd pass pwd passphrase token key none null nil true false undefined string text value user "
     b"username test testing default required optional empty hidden masked prompt admin root guest env config".split()
 )
 # Shell, template and interpolation openings: the secret is elsewhere.
-_REFERENCE = re.compile(
-    rb"[$%#@]\{|\$[A-Za-z_(]|\{\{|\{[A-Za-z_]|%[A-Za-z_]{2,64}%|<[A-Za-z]|(?:os\.|process\.|env\.|ENV\[)"
-)
+_REFERENCE = r"[$%#@]\{|\$[A-Za-z_(]|\{\{|\{[A-Za-z_]|%[A-Za-z_]{2,64}%|<[A-Za-z]|(?:os\.|process\.|env\.|ENV\[)"
+
+
+def _standing_for(words: tuple[bytes, ...]) -> Any:
+    """Compile a search for any of the words, a whole value or a reference: a tenth of the time of one by one."""
+    inside = "|".join(re.escape(word.decode()) for word in words)
+    whole = "|".join(sorted(word.decode() for word in STOP_VALUES))
+    return compile_re2(rf"(?i:{inside})|\A[\"'` ]*(?i:{whole})[\"'` ]*\z|\A(?:{_REFERENCE})")
+
+
+_STAND_IN = _standing_for(STAND_INS)
+_STOP_WORD = _standing_for(STOP_WORDS)
 # A date, a version, an address or a range of numbers, whatever follows it.
 _DATED = re.compile(
     rb"[12][0-9]{3}-[01][0-9]-[0-3][0-9]|[v^~=]{0,2}[0-9]{1,4}\.[0-9]{1,5}[.\-]|[0-9.:,/_-]{1,300}$|[0-9]{1,6}[a-z]{1,2}$"
@@ -89,19 +89,14 @@ _RUN = re.compile(rb"(.)\1{5}", re.DOTALL)
 def not_placeholder(span: bytes) -> bool:
     """Reject what stands for a secret in documentation: stop words, references, runs, too few distinct characters."""
     low = span.lower()
-    if low.strip(b"\"'` ") in STOP_VALUES or _STOP_WORD.search(span) is not None:
-        return False
-    if _REFERENCE.match(span) or _RUN.search(low):
+    if _STOP_WORD.search(span) is not None or _RUN.search(low):
         return False
     return len(span) < 12 or len(set(low)) >= 5
 
 
 def not_stand_in(span: bytes) -> bool:
     """Reject words, templates and references that stand for a secret; accept made-up ones (``abcdefgh12345678``)."""
-    low = span.lower()
-    if low.strip(b"\"'` ") in STOP_VALUES or _STAND_IN.search(span) is not None:
-        return False
-    return not _REFERENCE.match(span) and len(set(low)) >= 3
+    return _STAND_IN.search(span) is None and len(set(span.lower())) >= 3
 
 
 def is_password_word(span: bytes) -> bool:
