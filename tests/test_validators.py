@@ -85,6 +85,7 @@ NUMBERS = [
     ("stand-in", "AKIATESTKEY1234567890", "AKIAIOSFODNN7EXAMPLE"),
     ("stand-in", "k3j5h2g8f1d4s6a7", "sk-xxxxxxxxxxxxxxxx"),
     ("stand-in", "correcthorse", "{{ vault.db }}"),
+    ("stand-in", "ops_eyJzaWduSW5B.9", "ops_eyJzaWduSW5B..."),
     ("stand-in", "abcabcabcabc", "abababababab"),
     ("th-pin", "1-2345-45678-78-1", "1-2345-45678-78-9"),
     ("tr-tckimlik", "17291716060", "17291716061"),
