@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from tidegate.inspection.engine import Engine, encode
+from tidegate.inspection.decoding import BREAK, find_hidden, find_split, hides_nothing
+from tidegate.inspection.engine import Engine, TextSpan, encode
+from tidegate.inspection.proprietary.detector import find_all
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
-from tidegate.streams.coded import WholeRedactor
+from tidegate.streams.coded import Found, WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.source import JsonSource
 
@@ -18,23 +21,31 @@ MAX_CLEAN = 1024
 CLEAN_LENGTH = 128
 """Characters of a text worth remembering: the longest names and ids have fewer than a hundred."""
 
+LONG = 8192
+"""Bytes from which on a JSON text is looked up in the history: two of its parts. Below, a search is as fast."""
+
 MAX_FLAGGED = 1000
 """Findings that are only flagged, per body or stream; those that act are never left out. More would tell no more."""
 
 _ACTING = (Action.REDACT, Action.BLOCK)
 
+_MARKS = b",:{}[]"
+_OUTSIDE = b"0123456789+-.eEtruefalsn" + _MARKS
+"""What JSON has between its strings: numbers, three words, and marks."""
+
 
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = ("_decide", "_decodes", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
-        """Begin. Detectors (``inspection.proprietary``) look at whole texts only, so not at those ``streamed``."""
+        """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
         self.findings: list[Finding] = []
         self.denial: Denial | None = None
         self.clean: set[str] = set()
         self._engine = engine
+        self._decodes = not streamed
         coded = () if streamed else engine.detectors
         self._detectors = tuple(each for each in coded if decide(each.rule) is not Action.ALLOW)
         self._flagged = 0
@@ -68,23 +79,58 @@ class Texts:
     ) -> dict[int, str]:
         """Look at whole texts; return those that change, by index. ``source`` holds the indexes of JSON source.
 
+        What hides a value in them is undone before rules look (``inspection.decoding``), unless they are streamed.
         ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
         """
-        changed: dict[int, str] = {}
-        found = self._engine.find_many(texts) if texts else {}
-        coded = self._coded(texts) if self._detectors else ()
+        names = self._names(texts, source)
+        indexes = [index for index in range(len(texts)) if not self._knows(names.get(index))]
+        new = [texts[index] for index in indexes]
+        found = self._engine.find_many(new) if new else {}
+        coded = self._coded(new) | self._hidden(new)
         if not found and not source and not coded:
             self._remember(texts)
-            return changed
         if seen is not None:
-            seen.update((span.rule.id, texts[i][span.start : span.end]) for i, spans in found.items() for span in spans)
-        for index, text in enumerate(texts):
+            seen.update((span.rule.id, new[i][span.start : span.end]) for i, spans in found.items() for span in spans)
+        changed: dict[int, str] = {}
+        for at, (index, text) in enumerate(zip(indexes, new, strict=True)):
+            before = self._told()
+            said = text
             escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
-            if escaped or index in found or index in coded:
+            if escaped or at in found or at in coded:
                 said = self._whole(text, place(index), source=index in source)
-                if said != text:
-                    changed[index] = said
+            if said != text:
+                changed[index] = said
+            elif index in names and at not in found and before == self._told():
+                self._keep(names[index])
         return changed
+
+    def _names(self, texts: Sequence[str], source: Collection[int]) -> dict[int, bytes]:
+        """Name texts that are worth it, for the history: what a conversation holds is sent again at every turn."""
+        history = self._engine.history
+        if history is None or not self._decodes:
+            return {}
+        plain, inner = self._under("text"), self._under("source")
+        return {
+            index: history.name(encode(text), inner if index in source else plain)
+            for index, text in enumerate(texts)
+            if len(text) > CLEAN_LENGTH
+        }
+
+    def _knows(self, name: bytes | None) -> bool:
+        history = self._engine.history
+        return name is not None and history is not None and history.knows(name)
+
+    def _keep(self, name: bytes) -> None:
+        if self._engine.history is not None:
+            self._engine.history.keep(name)
+
+    def _under(self, what: str) -> bytes:
+        """Name a question to the history: what is asked, and who is asked about it beside the rules."""
+        asked = f"{what} {self._decodes} {[each.rule.id for each in self._detectors]}"
+        return hashlib.blake2b(asked.encode(), digest_size=16).digest()
+
+    def _told(self) -> tuple[int, int]:
+        return len(self.findings), self._flagged
 
     def check_source(self, text: str, place: str) -> str:
         """Look at a whole text that is JSON source; return it as it may leave."""
@@ -97,14 +143,36 @@ class Texts:
         as it is, between quotes or colons, which are no part of a word, so a rule that matches a value matches there
         too. ``False`` may also mean that this cannot tell: where a text holds a backslash it may be JSON source itself.
         """
-        return b"\\\\" not in body and self.may_be_skipped(body, extra)
+        return self._is_empty(body, extra, self._is_plain)
 
     def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
-        """Say that no rule matches in a JSON text or other texts; as ``are_clean``, but JSON source is not opened."""
+        """Say that no rule matches in a JSON text or other texts, decoded or not.
+
+        As ``are_clean``, but JSON source is not opened.
+        """
+        return self._is_empty(body, extra, self._is_silent)
+
+    def _is_empty(self, body: bytes, extra: Iterable[str], look: Callable[[bytes], bool]) -> bool:
+        """Ask ``look`` of a JSON text, of the parts that were not seen before if it is long; then of other texts."""
+        history = self._engine.history
+        if history is None or len(body) < LONG:
+            empty = look(body)
+        else:
+            empty = history.is_clean(body, self._engine.reach, look, self._under(look.__name__))
+        return empty and self._tells_nothing(BREAK.join(map(encode, extra)), _in_one_text)
+
+    def _is_plain(self, body: bytes) -> bool:
+        return b"\\\\" not in body and self._is_silent(body)
+
+    def _is_silent(self, body: bytes) -> bool:
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
-        data = b"\0".join([_unescaped(body), *map(encode, extra)])
-        return not self._engine.candidates(data) and not any(each.may_find(data) for each in self._detectors)
+        return self._tells_nothing(_unescaped(body), _in_one_value)
+
+    def _tells_nothing(self, data: bytes, in_one: Callable[[bytes], bool]) -> bool:
+        if not self._engine.refuses(data, in_one) or any(each.may_find(data) for each in self._detectors):
+            return False
+        return not self._decodes or hides_nothing(self._engine, data)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -124,26 +192,62 @@ class Texts:
             if rule not in acting and self._decide(span.rule) is Action.FLAG:
                 self._note(span.rule, "$", span.start, span.end)
         if not acting:
-            return masked
+            return self._across(masked)
 
         def decide(rule: Rule) -> Action:
             return self._decide(rule) if rule.id in acting else Action.ALLOW
 
         channel = JsonSource(Redactor(self._engine, decide, short_name))
-        return encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0])
+        return self._across(encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0]))
+
+    def _across(self, body: bytes) -> bytes:
+        """Mask what is split over strings of a JSON text that follow one another: items, fields, messages.
+
+        What is only flagged and split over the lines of one value was noted there.
+        """
+        noted = {finding.rule for finding in self.findings}
+
+        def find(text: str) -> list[TextSpan]:
+            spans = self._looked_for(find_split(self._engine, text))
+            return [span for span in spans if self._decide(span.rule) in _ACTING or span.rule.id not in noted]
+
+        if not self._decodes or not find(_unescaped(body).decode()):
+            return body
+        nothing = Redactor(self._engine, lambda _: Action.ALLOW, short_name)
+        channel = JsonSource(WholeRedactor(nothing, find, self._decide))
+        return encode(self.say([*channel.feed(body.decode()), *channel.end()], lambda: "$")[0])
+
+    def _found(self, text: str) -> Sequence[Found]:
+        """Return what detectors find in a whole text, and what rules find once it is decoded."""
+        spans: list[Found] = [*find_all(self._detectors, text)]
+        if self._decodes:
+            spans += self._looked_for(find_hidden(self._engine, text))
+        return sorted(spans, key=lambda span: (span.start, -span.end, span.rule.id))
+
+    def _looked_for(self, spans: Sequence[TextSpan]) -> list[TextSpan]:
+        return [span for span in spans if self._decide(span.rule) is not Action.ALLOW]
 
     def _whole(self, text: str, place: str, *, source: bool) -> str:
         inner = self.redactor()
-        if self._detectors:
-            inner = WholeRedactor(inner, self._detectors, self._decide)
+        if self._detectors or self._decodes:
+            inner = WholeRedactor(inner, self._found, self._decide)
         channel = JsonSource(inner) if source else inner
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 
     def _coded(self, texts: Sequence[str]) -> set[int]:
         """Return the indexes of the texts in which a detector finds something; mostly one look at all of them."""
+        if not self._detectors:
+            return set()
         data = encode("\n".join(texts))
         able = [each for each in self._detectors if each.may_find(data)]
         return {index for index, text in enumerate(texts) if any(each.find(text) for each in able)}
+
+    def _hidden(self, texts: Sequence[str]) -> set[int]:
+        """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them."""
+        parts = [encode(text) for text in texts] if self._decodes else []
+        if not parts or hides_nothing(self._engine, BREAK.join(parts)):
+            return set()
+        return {index for index, part in enumerate(parts) if not hides_nothing(self._engine, part)}
 
     def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
         action = self._decide(rule)
@@ -173,3 +277,18 @@ def _unescaped(body: bytes) -> bytes:
 
 def _plain(part: bytes) -> bytes:
     return b"\\u".join(codecs.escape_decode(each)[0] for each in part.split(b"\\u"))
+
+
+def _in_one_text(span: bytes) -> bool:
+    """Say that a part of texts joined by ``BREAK`` lies in one of them."""
+    return BREAK[:1] not in span
+
+
+def _in_one_value(span: bytes) -> bool:
+    """Say that a part of an unescaped JSON text lies in one string or one number: it reaches over no quote, no mark.
+
+    Without a quote it is all inside a string or all outside, where there is nothing but what ``_OUTSIDE`` names.
+    """
+    if b'"' in span:
+        return False
+    return bool(span.translate(None, _OUTSIDE)) or len(span.translate(None, _MARKS)) == len(span)
