@@ -110,7 +110,7 @@ SLACK_TOKEN=xoxb-xxxxxxxxxxxx-xxxxxxxxxxxx-xxxxxxxxxxxxxxxxxxxxxxxx
 docker login -u user -p $DOCKER_PASSWORD
 kubectl create secret generic x --from-literal=password=<value>
 "password": "string"
-//registry.npmjs.org/:_authToken=${NPM_TOKEN}
+//registry.acme.test/:_authToken=${NPM_TOKEN}
 api_token = "0000000000000000000000000000000000000000"
 bugsnag: your-bugsnag-api-key
 ops_token = ops_eyJzaWduSW5BZGRyZXNzIjoiaHR0...
