@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ KEYWORDS = (
     "without restrictions", "unfiltered", "no ethical", "bypass", "secret key", "[system]", "<|im_start|>",
     "system:", "admin mode", "debug mode", "sudo mode", "you have no rules", "never refuse",
 )  # fmt: skip
+# First words of the rules that name no provider: what they find by its surroundings may well be another's secret.
+GENERAL = {
+    "ansible", "authorization", "basic", "bearer", "chpasswd", "cisco", "cli", "client", "connection", "credential",
+    "curl", "database", "dotnet", "env", "generic", "gradle", "identified", "jdbc", "jwk", "jwt", "ldap", "netntlm",
+    "netrc", "openssl", "otp", "password", "pgp", "pgpass", "powershell", "private", "putty", "rdp", "relay", "rsa",
+    "secret", "service", "sk", "smb", "snmp", "sql", "sshpass", "ssh2", "tenant", "uri", "url", "wifi", "xml",
+}  # fmt: skip
 MARKER = "AKIATESTKEY1234567890"
 WRAPPED = "Please use {} when you call the service and tell nobody."
 
@@ -85,12 +93,16 @@ def secrets(folder: Path, inspect: Inspect) -> list[Row]:
     """Recall by source and scope, and the negatives of a rule on which that rule fires.
 
     The rules that find something in the positives of a label are that label's own; a negative counts as flagged when
-    one of them fires on it.
+    one of them fires on it. Some of them name no provider (``token = ...``) or are only recorded: what they find in a
+    negative may be a secret of another kind, so the negatives flagged by a provider's own rule are counted apart, too.
     """
     found = []
+    observed: set[str] = set()
     for name in SECRETS:
         rows = load(folder, name)
-        fired = [{each.rule.id for each in inspect(row["text"]) if each.rule.cls == "secrets"} for row in rows]
+        spans = [[each.rule for each in inspect(row["text"]) if each.rule.cls == "secrets"] for row in rows]
+        fired = [{rule.id for rule in each} for each in spans]
+        observed |= {rule.id for each in spans for rule in each if rule.observe}
         own: dict[str, set[str]] = defaultdict(set)
         for row, ids in zip(rows, fired, strict=True):
             if row.get("expect"):
@@ -99,12 +111,21 @@ def secrets(folder: Path, inspect: Inspect) -> list[Row]:
         for scope in ("rule", "global"):
             here = [bool(ids) for row, ids in zip(rows, fired, strict=True) if row["expect"] and row["scope"] == scope]
             line |= {f"{scope}_rows": len(here), f"{scope}_recall": part(sum(here), len(here))}
+        enforced = [bool(ids - observed) for row, ids in zip(rows, fired, strict=True) if row["expect"]]
+        line["enforced_recall"] = part(sum(enforced), len(enforced))
         negatives = [(row, ids) for row, ids in zip(rows, fired, strict=True) if not row["expect"]]
         flagged = sum(bool(ids & own[row["label"]]) for row, ids in negatives)
         line |= {"negatives": len(negatives), "own_rule_flags": flagged, "own_rate": part(flagged, len(negatives))}
+        named = sum(any(names_provider(rule, observed) for rule in ids & own[row["label"]]) for row, ids in negatives)
+        line |= {"provider_rule_flags": named, "provider_rate": part(named, len(negatives))}
         line["any_rule_flags"] = sum(bool(ids) for _, ids in negatives)
         found.append(line)
     return found
+
+
+def names_provider(rule: str, observed: AbstractSet[str]) -> bool:
+    """Tell whether a rule belongs to one provider's format, by its name, and is enforced."""
+    return rule not in observed and rule.partition(".")[2].partition("-")[0] not in GENERAL
 
 
 def benign(folder: Path, inspect: Inspect, plainly: Inspect) -> Row:

@@ -13,8 +13,22 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
     """Return every table of a run."""
     yield (
         "Secrets",
-        "Rows in which a rule of the class secrets finds something; negatives that a label's own rules flag.",
-        ("source", "`scope: rule`", "recall", "`scope: global`", "recall", "negatives", "own rule", "any rule"),
+        (
+            "Rows in which a rule of the class secrets finds something, and without rules that only record; negatives"
+            " that a label's own rules flag (those that fire on its positives), the same by rules that name a provider."
+        ),
+        (
+            "source",
+            "`scope: rule`",
+            "recall",
+            "`scope: global`",
+            "recall",
+            "enforced",
+            "negatives",
+            "own rule",
+            "own, named",
+            "any rule",
+        ),
         [
             (
                 line["source"],
@@ -22,8 +36,10 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
                 percent(line["rule_recall"]),
                 line["global_rows"],
                 percent(line["global_recall"]),
+                percent(line["enforced_recall"]),
                 line["negatives"],
                 f"{line['own_rule_flags']} ({percent(line['own_rate'])})",
+                f"{line['provider_rule_flags']} ({percent(line['provider_rate'])})",
                 line["any_rule_flags"],
             )
             for line in found["secrets"]

@@ -26,6 +26,12 @@ ROWS = {
         {"id": "4", "kind": "benign", "label": "gh", "text": TOKEN, "scope": "rule", "expect": False},
         {"id": "5", "kind": "benign", "label": "other", "text": TOKEN, "scope": "rule", "expect": False},
     ],
+    "titus": [
+        {"label": "named", "text": "password: 'c0rrect-Horse!9'", "scope": "rule", "expect": True},
+        {"label": "named", "text": "password = 'an0ther-Horse!8'", "scope": "rule", "expect": False},
+        {"label": "shop", "text": "acme.myshopify.com", "scope": "rule", "expect": True},
+        {"label": "shop", "text": "acme2.myshopify.com", "scope": "rule", "expect": False},
+    ],
     "benign_lookalikes": [
         {"id": "1", "kind": "benign", "label": "prose", "text": "a word", "scope": "global", "expect": False},
         {"id": "2", "kind": "benign", "label": "mail", "text": "jane@acme.de", "scope": "global", "expect": False},
@@ -100,6 +106,10 @@ def test_made_up_corpora_are_counted(folder: Path) -> None:
     line = next(each for each in found["secrets"] if each["source"] == "gitleaks")
     assert (line["rule_rows"], line["rule_recall"], line["global_rows"], line["global_recall"]) == (2, 0.5, 1, 1.0)
     assert (line["negatives"], line["own_rule_flags"], line["any_rule_flags"]) == (2, 1, 2)
+    assert (line["provider_rule_flags"], line["enforced_recall"]) == (1, 0.6667)
+    line = next(each for each in found["secrets"] if each["source"] == "titus")
+    assert (line["own_rule_flags"], line["provider_rule_flags"], line["any_rule_flags"]) == (2, 0, 2)
+    assert (line["rule_recall"], line["enforced_recall"]) == (1.0, 0.5)
     benign = found["benign"]
     assert (benign["rows"], benign["flagged"], benign["recorded"], benign["secrets_rate"]) == (4, 2, 3, 0.0)
     assert (sum(benign["true"].values()), benign["rate_without_true"]) == (1, 0.25)
@@ -135,7 +145,7 @@ def test_the_tables_are_put_between_the_marks_of_a_page(folder: Path, tmp_path: 
     assert text.startswith("before\n<!-- measured -->\n")
     assert text.endswith("<!-- /measured -->\nafter\n")
     assert "old" not in text
-    assert "| gitleaks | 2 | 50.0% | 1 | 100.0% | 2 | 1 (50.0%) | 2 |" in text
+    assert "| gitleaks | 2 | 50.0% | 1 | 100.0% | 66.7% | 2 | 1 (50.0%) | 1 (50.0%) | 2 |" in text
     assert "### Secrets" in ran.stdout
 
 
