@@ -150,7 +150,8 @@ def write_policy(tour: Tour) -> None:
     secret = tour.folder / "upstream.key"
     secret.touch(0o600)
     secret.write_text(tour.credential)
-    prompt = {"secrets": "flag" if tour.sabotage in ("block", "canaries") else "block", "pii": "redact"}
+    secrets = "flag" if tour.sabotage in ("block", "canaries") else "block"
+    prompt = {"secrets": secrets, "pii": "redact", "injection": "flag"}
     masks = (
         "flag"
         if tour.sabotage in ("mask-openai", "mask-anthropic", "tools", "proxy", "sdks", "real-mask")
@@ -175,7 +176,7 @@ def write_policy(tour: Tour) -> None:
         "connections": connections,
         "roles": {"developer": {"allow": [{"connections": ["*"], "endpoints": ["*"]}]}},
         "bindings": [{"groups": groups, "roles": ["developer"]}],
-        "inspection": {"prompt": prompt, "response": {"secrets": "redact", "pii": masks}},
+        "inspection": {"prompt": prompt, "response": {"secrets": "redact", "pii": masks, "injection": "allow"}},
         "recording": {"mode": "strict", "keep": "redacted", "path": "recording.db"},
     }
     tour.policy.write_text(json.dumps(policy, indent=1))  # JSON is YAML

@@ -95,15 +95,7 @@ type _Node = _Byte | _Edge | _Repeat | _Sequence | _Either
 
 def read(pattern: str) -> Pattern:
     """Read a rule's pattern. Raises ``PatternError`` for what is unbounded, can be empty, or looks around."""
-    if not pattern.isascii():
-        raise PatternError("it names a character that is not a byte")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            tree = parser.parse(pattern)
-    except (re.error, RecursionError, OverflowError, Warning):
-        raise PatternError("not a regular expression that tidegate can read") from None
-    node = _sequence(tree, tree.state.flags & (re.IGNORECASE | re.DOTALL))
+    node = _parse(pattern)
     shortest, longest = _widths(node)
     if shortest == 0:
         raise PatternError("it can match the empty text")
@@ -112,6 +104,26 @@ def read(pattern: str) -> Pattern:
         raise PatternError("it can never match")
     plain, loose, closure = (_render(each, named=False) for each in (node, _loosen(node), prefixes))
     return Pattern(_render(node, named=True), plain, loose, closure, shortest, longest)
+
+
+def sketch(pattern: str) -> str:
+    """Return a pattern that every match of ``pattern`` matches too: any bytes stand in its wide gaps.
+
+    Hyperscan skips such a gap where it would step through one of words. Raises ``PatternError``.
+    """
+    return _render(_opened(_parse(pattern)), named=False)
+
+
+def _parse(pattern: str) -> _Sequence:
+    if not pattern.isascii():
+        raise PatternError("it names a character that is not a byte")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tree = parser.parse(pattern)
+    except (re.error, RecursionError, OverflowError, Warning):
+        raise PatternError("not a regular expression that tidegate can read") from None
+    return _sequence(tree, tree.state.flags & (re.IGNORECASE | re.DOTALL))
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -220,6 +232,21 @@ def _loosen(node: _Sequence) -> _Sequence:
                 break
             return _Sequence((*nodes[:at], _overlaid(list(_ways(_begin(each, _ENOUGH))))))
     return _Sequence(tuple(nodes))
+
+
+def _opened(node: _Node) -> _Node:
+    """Return a node with any bytes for what is repeated over ``_WIDE`` widths or more."""
+    match node:
+        case _Repeat(low, high, inside):
+            shortest, longest = _widths(node)
+            if longest - shortest >= _WIDE:
+                return _Repeat(shortest, longest, _Byte(_ALL))
+            return _Repeat(low, high, _opened(inside))
+        case _Sequence(nodes, value):
+            return _Sequence(tuple(map(_opened, nodes)), value)
+        case _Either(nodes):
+            return _Either(tuple(map(_opened, nodes)))
+    return node
 
 
 def _flat(node: _Node) -> Iterable[_Node]:

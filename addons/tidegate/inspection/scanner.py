@@ -45,6 +45,9 @@ class Scanner(Protocol):
     def hits(self, data: bytes) -> list[int]:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
 
+    def ends(self, data: bytes) -> dict[int, int | None]:
+        """Return the same with the end of a first match: none ends before it; ``None`` where that is not known."""
+
 
 class HyperscanScanner:
     """All patterns in one block-mode database: one pass over the bytes, whatever their number."""
@@ -67,6 +70,20 @@ class HyperscanScanner:
         self._database.scan(data, match_event_handler=note, scratch=scratch)
         return found
 
+    def ends(self, data: bytes) -> dict[int, int | None]:
+        """Return the indexes of the patterns that match in ``data``, and where the first match of each ends."""
+        try:
+            scratch = self._local.scratch
+        except AttributeError:
+            scratch = self._local.scratch = hyperscan.Scratch(self._database)
+        found: dict[int, int | None] = {}
+
+        def note(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
+            found[index] = end
+
+        self._database.scan(data, match_event_handler=note, scratch=scratch)
+        return found
+
 
 class Re2Scanner:
     """The same answers where Hyperscan is missing, one RE2 search per pattern."""
@@ -77,6 +94,10 @@ class Re2Scanner:
     def hits(self, data: bytes) -> list[int]:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
         return [index for index, each in enumerate(self._compiled) if each.search(data) is not None]
+
+    def ends(self, data: bytes) -> dict[int, int | None]:
+        """Return the indexes of the patterns that match in ``data``. RE2 tells the leftmost, not the first end."""
+        return dict.fromkeys(self.hits(data))
 
 
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:

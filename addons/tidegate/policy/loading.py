@@ -17,7 +17,7 @@ from tidegate.inspection.detectors import DetectorError, plugged
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
-from tidegate.policy.coded import Coded, open_all, whole_only
+from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, StaticIdentity
 from tidegate.policy.reader import Reader
@@ -50,7 +50,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     packs += _detectors(below)
     dialects = _dialects(dialect_texts, below)
     coded = open_all(str(path), document.detectors, document.allow_files, path.parent)
-    rules, engine = _rules(packs, below, engine_cache, coded)
+    thresholds = {cls: value for cls, (value, _) in document.thresholds.items()}
+    rules, engine = _rules(packs, below, engine_cache, coded, thresholds)
     if not below:
         coded.check_rules(rules, document.allow_files, path.parent)
     below += coded.faults
@@ -59,6 +60,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     faults += [*reader.faults, *below]
     if faults or engine is None:
         raise PolicyError(tuple(faults))
+    acts = _acts(linked.actions)
+    firsts = engine.scorer.firsts if engine.scorer is not None else ()
     return Policy(
         file=str(path),
         sha256=_digest((policy_text, *packs, *dialect_texts), coded.files),
@@ -73,7 +76,12 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         actions=linked.actions,
         decisions=linked.decisions,
         recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
-        warnings=(*linked.warnings, *coded.warnings, *whole_only(coded.coded_rules, _acts(linked.actions))),
+        warnings=(
+            *linked.warnings,
+            *coded.warnings,
+            *whole_only(coded.coded_rules, acts),
+            *scored_whole_only(firsts, acts),
+        ),
     )
 
 
@@ -161,9 +169,16 @@ def _dialects(texts: Sequence[_Text], faults: list[Fault]) -> dict[str, Dialect]
 
 
 def _rules(
-    texts: Sequence[_Text], faults: list[Fault], cache: CompiledCache | None, coded: Coded
+    texts: Sequence[_Text],
+    faults: list[Fault],
+    cache: CompiledCache | None,
+    coded: Coded,
+    thresholds: Mapping[str, float] | None = None,
 ) -> tuple[tuple[Rule, ...], Engine | None]:
-    """Parse the packs, build the engine and run every rule's examples; no engine where a pack is at fault."""
+    """Parse the packs, build the engine and run every rule's examples; no engine where a pack is at fault.
+
+    ``thresholds`` are the policy's own, by class, in place of the packs'.
+    """
     rules: list[Rule] = []
     problems: list[Fault] = []
     known: dict[str, str] = {}
@@ -176,7 +191,8 @@ def _rules(
                     Fault(each.file, f"rules[{rule.id}]", f"an id that {known[rule.id]} has", "each id once")
                 )
             known.setdefault(rule.id, each.file)
-        rules.extend(parsed)
+        own = thresholds or {}
+        rules.extend(replace(rule, threshold=own.get(rule.cls, rule.threshold)) for rule in parsed)
     faults.extend(problems)
     if problems:
         return tuple(rules), None

@@ -44,7 +44,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
     "bindings[]": ("groups", "subjects", "roles"),
-    "inspection": ("prompt", "response", "proprietary", "allow"),
+    "inspection": ("prompt", "response", "thresholds", "proprietary", "allow"),
     **PROPRIETARY_SECTIONS,
     "recording": ("mode", "keep", "path"),
 }
@@ -114,6 +114,7 @@ class Document:
     dialects: tuple[str, ...]
     inspection: Node
     actions: Mapping[Direction, Mapping[str, tuple[Action, Node]]]
+    thresholds: Mapping[str, tuple[float, Node]]
     detectors: tuple[DetectorDoc, ...]
     allow_files: tuple[AllowFileDoc, ...]
     limits: LimitsDoc
@@ -155,6 +156,7 @@ def read(reader: Reader, root: Node) -> Document:
         dialects=_globs(reader, top.get("dialects"), DIALECTS),
         inspection=inspection,
         actions=_actions(reader, top.get("inspection")),
+        thresholds=_thresholds(reader, below.get("thresholds")),
         detectors=read_detectors(reader, below.get("proprietary")),
         allow_files=read_allow_files(reader, below.get("allow")),
         limits=read_limits(reader, top.get("limits")),
@@ -224,6 +226,15 @@ def _binding(reader: Reader, node: Node) -> BindingDoc:
         subjects=reader.texts(section.get("subjects"), 'a list of subjects such as "corp:alice"'),
         roles=reader.texts(section.get("roles"), "a list of roles"),
     )
+
+
+def _thresholds(reader: Reader, node: Node | None) -> dict[str, tuple[float, Node]]:
+    found: dict[str, tuple[float, Node]] = {}
+    for cls, each in reader.entries(node).items():
+        value = reader.share(each)
+        if value is not None:
+            found[cls] = value, each
+    return found
 
 
 def _actions(reader: Reader, node: Node | None) -> dict[Direction, dict[str, tuple[Action, Node]]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from tidegate.inspection.engine import Engine, encode
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.model import Action, Denial, Finding, Reason, Role, Score
 from tidegate.streams.coded import WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.source import JsonSource
@@ -27,10 +27,14 @@ _ACTING = (Action.REDACT, Action.BLOCK)
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = ("_decide", "_detectors", "_engine", "_flagged", "_hinted", "_scorer", "clean", "denial", "findings")
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
         """Begin. Detectors (``inspection.proprietary``) look at whole texts only, so not at those ``streamed``."""
+        self._scorer = None if streamed else engine.scorer
+        if self._scorer is not None and all(decide(each) is Action.ALLOW for each in self._scorer.firsts):
+            self._scorer = None
+        self._hinted: bool | None = None if self._scorer is not None else False
         self.findings: list[Finding] = []
         self.denial: Denial | None = None
         self.clean: set[str] = set()
@@ -104,7 +108,28 @@ class Texts:
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
         data = b"\0".join([_unescaped(body), *map(encode, extra)])
+        if self._hinted is None and self._scorer is not None:
+            self._hinted = bool(self._scorer.hits(data))
         return not self._engine.candidates(data) and not any(each.may_find(data) for each in self._detectors)
+
+    @property
+    def hinted(self) -> bool:
+        """Whether ``weigh`` may find something; a scan that found no other rule has told."""
+        return self._hinted is not False
+
+    def weigh(self, texts: Sequence[str], role: Callable[[int], Role], place: Callable[[int], str]) -> None:
+        """Note what the hints in each whole text come to, by who speaks there. Nothing is masked for it."""
+        if self._scorer is None or self._hinted is False:
+            return
+        if self._hinted is None:
+            self._hinted = bool(self._scorer.hits(encode("\0".join(texts))))
+            if not self._hinted:
+                return
+        for index, text in enumerate(texts):
+            hits = self._scorer.hits(encode(text))
+            for each in self._scorer.weigh(text, role(index), hits) if hits else ():
+                if self._decide(each.rule) is not Action.ALLOW:
+                    self._note(each.rule, place(index), each.start, each.end, each.score)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -145,13 +170,13 @@ class Texts:
         able = [each for each in self._detectors if each.may_find(data)]
         return {index for index, text in enumerate(texts) if any(each.find(text) for each in able)}
 
-    def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
+    def _note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
         action = self._decide(rule)
         if action not in _ACTING:
             self._flagged += 1
             if self._flagged > MAX_FLAGGED:
                 return
-        self.findings.append(Finding(rule.id, rule.cls, place, start, end, action))
+        self.findings.append(Finding(rule.id, rule.cls, place, start, end, action, score))
         if action is Action.BLOCK and self.denial is None:
             self.denial = Denial(
                 Reason.ANSWER_FINDING,
