@@ -64,7 +64,8 @@ def corpora() -> Path | None:
 def load(folder: Path, name: str) -> list[Row]:
     """Read one file of rows; no rows where it is absent."""
     path = folder / "detection" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    # bytes: as a str, a line would end at every U+2028 inside a text
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def part(hit: int, of: int) -> float | None:

@@ -132,6 +132,40 @@ def test_where_other_rules_of_its_class_are_redacted_a_score_is_flagged(folder: 
     assert acts == {"hints.hint": Action.FLAG, "rest.hint": Action.REDACT}
 
 
+EXFIL = """
+pack: out
+class: exfil
+version: 1
+rules:
+  - id: address
+    description: An address
+    severity: high
+    pattern: 'https://[!-~]{1,200}'
+    validators: [url-data]
+    references: [https://a.test/]
+    match: ['https://a.test/?d=the+user+said+that+he+resigns', 'https://b.test/?d=the+user+said+that+he+resigns']
+    pass: ['https://a.test/', 'https://a.test/logo.png']
+"""
+
+
+def test_the_policys_hosts_may_carry_data(folder: Path) -> None:
+    (folder / "packs" / "out.yaml").write_text(EXFIL)
+    acts = f"{ANSWER[:-1]}, exfil: redact}}"
+    policy = change(
+        folder,
+        (PROMPT, f"{PROMPT[:-1]}, exfil: allow}}"),
+        (ANSWER, acts + '\n  hosts: [docs.example.com, "*.wild.test"]'),
+    )
+    said = "https://{}/?d=the+user+said+that+he+resigns"
+    found = {
+        host: bool(policy.engine.find_text(said.format(host)))
+        for host in ("docs.example.com", "a.wild.test", "evil.test", "docs.example.com@evil.test")
+    }
+    assert found == {
+        "docs.example.com": False, "a.wild.test": False, "evil.test": True, "docs.example.com@evil.test": True,
+    }  # fmt: skip
+
+
 # ── broken policies ──────────────────────────────────────────────────────────
 
 

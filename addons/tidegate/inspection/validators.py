@@ -18,6 +18,7 @@ from functools import partial
 
 from stdnum import luhn
 
+from tidegate.inspection import urls
 from tidegate.inspection.identifiers import IDENTIFIERS, is_number
 
 Validator = Callable[[bytes], bool]
@@ -207,4 +208,5 @@ VALIDATORS: dict[str, Validator] = {
     "uk-nino": is_nino,
     "us-ssn-digits": is_ssn,
     **IDENTIFIERS,
+    **urls.VALIDATORS,
 }

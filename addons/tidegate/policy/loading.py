@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tidegate.dialects.load import parse_dialect
 from tidegate.dialects.spec import Dialect
+from tidegate.inspection import urls
 from tidegate.inspection.detectors import DetectorError, plugged
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
@@ -55,6 +56,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     if not below:
         coded.check_rules(rules, document.allow_files, path.parent)
     below += coded.faults
+    coded.checks.update(urls.checks(rules, document.hosts))
     rules = (*rules, *coded.coded_rules)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]

@@ -110,7 +110,10 @@ class Texts:
         data = b"\0".join([_unescaped(body), *map(encode, extra)])
         if self._hinted is None and self._scorer is not None:
             self._hinted = bool(self._scorer.hits(data))
-        return not self._engine.candidates(data) and not any(each.may_find(data) for each in self._detectors)
+        hit = (self._engine.rules[index] for index in self._engine.candidates(data))
+        if any(self._decide(rule) is not Action.ALLOW for rule in hit):
+            return False
+        return not any(each.may_find(data) for each in self._detectors)
 
     @property
     def hinted(self) -> bool:

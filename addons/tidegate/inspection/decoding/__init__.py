@@ -124,6 +124,8 @@ def _doubtful(view: View, span: Span, data: bytes) -> bool:
     Rules that guess (severity low, or by entropy) are not asked there. A turned number, or what a rule of severity
     medium matches, has to be all of the token and more than digits.
     """
+    if _acts_only_as_itself(view.data[span.start : span.end]):
+        return True
     if view.undone not in ("split", "turned"):
         return False
     if not _is_sure(span.rule):
@@ -136,6 +138,11 @@ def _doubtful(view: View, span: Span, data: bytes) -> bool:
         return True
     whole = view.around(span.start) - len(said) <= _TRIM
     return not whole and (span.rule.severity is Severity.MEDIUM or said.upper() == said.lower())
+
+
+def _acts_only_as_itself(said: bytes) -> bool:
+    """Say whether a match holds what a terminal acts on or nobody sees: as an escape, in code, it is neither."""
+    return not "".join(said.decode("utf-8", "replace").split()).isprintable()
 
 
 def find_text(engine: Engine, text: str) -> tuple[TextSpan, ...]:
