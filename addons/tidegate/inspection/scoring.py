@@ -7,7 +7,8 @@ that text and on who speaks in it, never on its neighbours; each hint counts onc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from tidegate.inspection.scanner import Scanner
 from tidegate.model import Role, Score
 
 WEIGHTS: Mapping[Role, float] = {
-    Role.SYSTEM: 0.5,
+    Role.SYSTEM: 0.4,
     Role.USER: 1.0,
     Role.ASSISTANT: 0.5,
     Role.TOOL_RESULT: 1.3,
@@ -29,6 +30,11 @@ model's earlier words repeat what it was asked. Data that a tool or a search bro
 
 MOST = 0.98
 """A weighted hint counts for no more: none is certain, and a second one must still be seen in the score."""
+
+LONG = 512
+"""Bytes from which on a text is remembered by its digest: below, a scan costs no more than that."""
+REMEMBERED = 8192
+"""Texts remembered, those of some hundred conversations in 2 MB: their digests, and what was found by rule."""
 
 _HEAVIEST = max(WEIGHTS.values())
 # The bytes of UTF-8 that do not begin a character.
@@ -77,6 +83,8 @@ class Scorer:
         self._hints = tuple(hints)
         self._scanner = scanner
         self._shortest = min(hint.shortest for hint in hints)
+        self._hits: dict[bytes, Mapping[int, int | None]] = {}
+        self._weighed: dict[tuple[bytes, Role], tuple[Weighed, ...]] = {}
 
     def hits(self, data: bytes) -> Mapping[int, int | None]:
         """Return the hints that may be in ``data``; none where all of them together would reach no threshold.
@@ -105,6 +113,25 @@ class Scorer:
         scored = (_weigh(data, marks[pack], weight) for pack in sorted(marks))
         return tuple(each for each in scored if each.score.total >= each.score.threshold)
 
+    def recall(self, text: str, role: Callable[[], Role]) -> tuple[Weighed, ...]:
+        """Return what ``weigh`` does; of a long text that was seen before, as earlier turns are, without a second look.
+
+        ``role`` is asked only where it matters.
+        """
+        data = text.encode("utf-8", "surrogatepass")
+        if len(data) < LONG:
+            hits = self.hits(data)
+            return self.weigh(text, role(), hits) if hits else ()
+        key = hashlib.blake2b(data, digest_size=16).digest()
+        known = self._hits.get(key)
+        if known is None:
+            known = _kept(self._hits, key, self.hits(data))
+        if not known:
+            return ()
+        who = role()
+        found = self._weighed.get((key, who))
+        return _kept(self._weighed, (key, who), self.weigh(text, who, known)) if found is None else found
+
     def _enough[T](self, found: Mapping[int, T], weight: float) -> Mapping[int, T]:
         """Keep of some hints those whose pack they could bring to its threshold, all together."""
         left: dict[str, float] = {}
@@ -118,6 +145,13 @@ class Scorer:
         """Tell whether the hint with this id is in ``data``, whatever it comes to."""
         index = next(index for index, each in enumerate(self.rules) if each.id == rule)
         return index in self._scanner.hits(data) and self._hints[index].find.search(data) is not None
+
+
+def _kept[K, V](memory: dict[K, V], key: K, value: V) -> V:
+    if len(memory) >= REMEMBERED:
+        memory.clear()
+    memory[key] = value
+    return value
 
 
 _ROUNDING = 0.001  # scores are told to three places, so 0.4996 reaches 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 
 from tidegate.inspection.engine import Engine, encode
 from tidegate.inspection.rules import Rule
@@ -129,8 +130,7 @@ class Texts:
             if not self._hinted:
                 return
         for index, text in enumerate(texts):
-            hits = self._scorer.hits(encode(text))
-            for each in self._scorer.weigh(text, role(index), hits) if hits else ():
+            for each in self._scorer.recall(text, partial(role, index)):
                 if self._decide(each.rule) is not Action.ALLOW:
                     self._note(each.rule, place(index), each.start, each.end, each.score)
 
