@@ -15,7 +15,7 @@ PACK = "pack, class, version, description, threshold, rules, words"
 BROKEN = Path(__file__).parent / "data" / "broken"
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "rules.md"
 KEYS = (
-    "id, class, description, severity, pattern, end, max, after, not-after, validators, allow, mode, score, "
+    "id, class, description, severity, pattern, end, max, after, not-after, validators, allow, plain, mode, score, "
     "references, match, pass"
 )
 VALIDATOR_NAMES = ", ".join(sorted(VALIDATORS))

@@ -321,7 +321,7 @@ def test_the_log_line_tells_the_score() -> None:
 
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-OUT_OF_PLACE = "no class, end, max, after, not-after, validators, allow or mode beside score"
+OUT_OF_PLACE = "no class, end, max, after, not-after, validators, allow, plain or mode beside score"
 SHARE = "a number above 0, up to 1"
 
 
@@ -361,6 +361,7 @@ SHARE = "a number above 0, up to 1"
                 "allow": "['x']",
                 "after": "['x']",
                 "not-after": "['x']",
+                "plain": "true",
                 "mode": "observe",
             }.items()
         ),

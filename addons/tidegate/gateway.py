@@ -61,6 +61,7 @@ class Gateway(Fence):
         self.replay_caller = replay_caller
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._lines: list[str] = []
         egress.harden(self)
 
     # ── requests ─────────────────────────────────────────────────────────────
@@ -332,6 +333,7 @@ class Gateway(Fence):
             if exchange.crossing.stage is not Stage.OVER:
                 exchange.crossing.receive(steps.Stopped(STOPPING, Outcome.ABORTED))
             self._seal(exchange)
+        self._say()
 
     # ── parts ────────────────────────────────────────────────────────────────
 
@@ -423,7 +425,15 @@ class Gateway(Fence):
         exchange.stop_watching()
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
-        log.info(exchange.line(record))
+        self._lines.append(exchange.line(record))
+        if len(self._lines) == 1:  # said once the answer is on its way: nobody waits for the log
+            asyncio.get_running_loop().call_soon(self._say)
+
+    def _say(self) -> None:
+        """Write the log lines of exchanges that are over."""
+        lines, self._lines = self._lines, []
+        for line in lines:
+            log.info(line)
 
 
 def _lost(exchange: Exchange) -> steps.Stopped:

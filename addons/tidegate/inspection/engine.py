@@ -17,6 +17,7 @@ from tidegate.inspection.proprietary.detector import Detector
 from tidegate.inspection.rules import Rule, Severity
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
 from tidegate.inspection.scoring import Hint, Scorer
+from tidegate.inspection.spotting import Spots, Spotting
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.inspection.walk import Walk
 
@@ -100,7 +101,7 @@ class Engine:
         self,
         compiled: Sequence[Compiled],
         widths: tuple[int, int],
-        scanners: tuple[Scanner, Scanner],
+        scanners: tuple[Scanner, Scanner, Spotting],
         scorer: Scorer | None = None,
     ) -> None:
         self.compiled = tuple(compiled)
@@ -108,7 +109,7 @@ class Engine:
         self.rules = (*(each.rule for each in compiled), *(scorer.rules if scorer is not None else ()))
         self.shortest, self.reach = widths
         self.detectors: tuple[Detector, ...] = ()
-        self._words, self._closures = scanners
+        self._words, self._closures, self._spotting = scanners
         self._all = frozenset(range(len(self.compiled)))
         self._regions = frozenset(index for index in self._all if self.compiled[index].end is not None)
 
@@ -127,7 +128,8 @@ class Engine:
             )
             for each in self.compiled
         ]
-        engine = Engine(compiled, (self.shortest, self.reach), (self._words, self._closures), self.scorer)
+        scanners = self._words, self._closures, self._spotting
+        engine = Engine(compiled, (self.shortest, self.reach), scanners, self.scorer)
         engine.detectors = tuple(detectors)
         return engine
 
@@ -138,6 +140,10 @@ class Engine:
     def live(self, data: bytes) -> tuple[int, ...]:
         """Return the indexes of the rules of which some match may start in ``data`` and go on after it."""
         return tuple(self._closures.hits(data))
+
+    def spots(self, data: bytes) -> Spots:
+        """Say what ``data`` may be disguised in (``decoding``): nothing that can be undone is missing."""
+        return self._spotting.spots(data)
 
     def find(self, data: bytes) -> tuple[Span, ...]:
         """Return the matches of all rules in a whole text, by start, longest first, most severe first, then rule id."""
@@ -191,7 +197,10 @@ def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
         min((pattern.shortest for pattern, _ in read_in), default=0),
         max((pattern.longest for pattern, _ in read_in), default=0),
     )
-    return Engine(compiled, widths, scanners, _scorer(hints, cache) if hints else None)
+    spotting = Spotting(rules, cache)
+    if cache is not None:  # else whoever never asks what is disguised need not wait for it
+        spotting.compile()
+    return Engine(compiled, widths, (*scanners, spotting), _scorer(hints, cache) if hints else None)
 
 
 def _scorer(rules: Sequence[Rule], cache: CompiledCache | None) -> Scorer:

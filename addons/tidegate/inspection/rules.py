@@ -28,9 +28,9 @@ MIN_EXAMPLES = 2
 PACK_KEYS = ("pack", "class", "version", "description", "threshold", "rules", "words")
 RULE_KEYS = (
     "id", "class", "description", "severity", "pattern", "end", "max", "after", "not-after", "validators", "allow",
-    "mode", "score", "references", "match", "pass",
+    "plain", "mode", "score", "references", "match", "pass",
 )  # fmt: skip
-_UNSCORED = ("class", "end", "max", "after", "not-after", "validators", "allow", "mode")
+_UNSCORED = ("class", "end", "max", "after", "not-after", "validators", "allow", "plain", "mode")
 WORD_KEYS = ("id", "class", "description", "severity", "words", "file", "mode")
 _WORDS = "words or phrases of 3 characters to 200 bytes"
 _TEXTS = {
@@ -54,7 +54,8 @@ class Severity(enum.StrEnum):
 class Rule:
     """One detection rule. ``id`` is ``pack.name``; ``cap`` bounds its match in bytes; ``end`` makes it delimited.
 
-    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of harmless values.
+    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of harmless values; what is
+    ``plain`` is looked for in texts as they stand, never in what decodes from them.
     With ``score`` it is a hint: what the hints of a pack come to is a finding from ``threshold`` on (``scoring``).
     Examples are kept out of ``repr``: they look like what the rule finds.
     """
@@ -76,6 +77,7 @@ class Rule:
     after: tuple[str, ...] = ()
     not_after: tuple[str, ...] = ()
     allow: tuple[str, ...] = field(default=(), repr=False)
+    plain: bool = False
     score: float | None = None
     threshold: float = 0.0
 
@@ -186,6 +188,7 @@ def _rule(reader: Reader, entry: Node, pack: str, pack_class: str) -> Rule:
         after=_patterns(reader, keys.get("after"), LEFT_CONTEXT),
         not_after=_patterns(reader, keys.get("not-after"), LEFT_CONTEXT),
         allow=_patterns(reader, keys.get("allow")),
+        plain=reader.flag(keys.get("plain"), False),
     )
 
 

@@ -92,7 +92,7 @@ class Scorer:
         With each the end of its first match, where that is known. One scan, and all there is to do for most texts. A
         text that holds ``data`` as a part gives no fewer.
         """
-        found = self._scanner.ends(data) if len(data) >= self._shortest else {}
+        found = self._scanner.first_ends(data) if len(data) >= self._shortest else {}
         return self._enough(found, _HEAVIEST) if found else found
 
     def weigh(self, text: str, role: Role, hits: Mapping[int, int | None] | None = None) -> tuple[Weighed, ...]:
