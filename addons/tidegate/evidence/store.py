@@ -167,6 +167,10 @@ class Recorder:
             self._due = time.monotonic() + LINGER
             self._inbox.put(None)
 
+    def lose(self) -> None:
+        """Count a record that could not even be made; the loss is a row of table ``event`` with the next record."""
+        self._lost[0] += 1
+
     def close(self) -> None:
         """Write what is waiting, close the file, and end the writer. May be called again."""
         if self._closing:

@@ -131,7 +131,9 @@ def _look[T: (RequestField, AnswerField)](
     source = {index for index, leaf in enumerate(leaves) if leaf.payloads and is_source(leaf)}
     hidden = any("\\" in leaves[index].text for index in source)
     edited: list[Leaf[T]] = []
-    if hidden or not texts.may_be_skipped(original, extra.values()):
+    # Nothing was taken out and nothing is to be opened: the look at all of it has said already that something is there.
+    told = not exempt and b"\\\\" not in original
+    if hidden or told or not texts.may_be_skipped(original, extra.values()):
         seen: Counter[tuple[str, str]] = Counter()
         edited = _by_field(texts, leaves, source, extra, seen)
         body = texts.check_spanning(original, dump(value) if edited else original, seen)

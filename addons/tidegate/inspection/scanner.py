@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import re2
 
-from tidegate.inspection.patterns import compile_re2
+from tidegate.inspection.patterns import compile_re2, matcher
 
 try:
     import hyperscan as _hyperscan
@@ -109,23 +109,27 @@ class Re2Scanner:
     """The same answers where Hyperscan is missing, one RE2 search per pattern."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self._compiled = [compile_re2(pattern) for pattern in patterns]
+        self._compiled = [matcher(pattern, longest=False) for pattern in patterns]
 
     def hits(self, data: bytes) -> list[int]:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
-        return [index for index, each in enumerate(self._compiled) if each.search(data) is not None]
+        size = len(data)
+        return [index for index, each in enumerate(self._compiled) if each(data, 0, size)[0][0] >= 0]
 
     def first_ends(self, data: bytes) -> dict[int, int | None]:
         """Return the indexes of the patterns that match in ``data``. RE2 tells the leftmost, not the first end."""
         return dict.fromkeys(self.hits(data))
 
 
-class Re2Spotter(Re2Scanner):
+class Re2Spotter:
     """The same answers where Hyperscan is missing, for a pattern whose matches end at the same places apart or not."""
+
+    def __init__(self, pattern: str) -> None:
+        self._compiled = compile_re2(pattern)
 
     def ends(self, data: bytes) -> list[int]:
         """Return every position in ``data`` at which a match ends, ascending."""
-        return [match.end() for match in self._compiled[0].finditer(data)]
+        return [match.end() for match in self._compiled.finditer(data)]
 
 
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
@@ -142,7 +146,7 @@ def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
 def spotter(pattern: str, cache: CompiledCache | None) -> Spotter:
     """Compile one pattern of which all ends are asked, or load it; as ``scanner``."""
     if hyperscan is None:
-        return Re2Spotter([pattern])
+        return Re2Spotter(pattern)
     return HyperscanSpotter(_database([pattern], cache, every=True))
 
 

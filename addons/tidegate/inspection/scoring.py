@@ -74,7 +74,8 @@ class Weighed:
 class Scorer:
     """The hints of all packs, compiled. ``scanner`` answers, for ``hints`` in this order, which may match at all.
 
-    ``firsts`` holds one rule of each pack: what is decided about it is decided about the others.
+    ``firsts`` holds one rule of each pack: what is decided about it is decided about the others. ``reach`` is the
+    longest match of any, in bytes.
     """
 
     def __init__(self, hints: Sequence[Hint], scanner: Scanner) -> None:
@@ -83,6 +84,7 @@ class Scorer:
         self._hints = tuple(hints)
         self._scanner = scanner
         self._shortest = min(hint.shortest for hint in hints)
+        self.reach = max(hint.longest for hint in hints)
         self._hits: dict[bytes, Mapping[int, int | None]] = {}
         self._weighed: dict[tuple[bytes, Role], tuple[Weighed, ...]] = {}
 
@@ -94,6 +96,10 @@ class Scorer:
         """
         found = self._scanner.first_ends(data) if len(data) >= self._shortest else {}
         return self._enough(found, _HEAVIEST) if found else found
+
+    def holds_any(self, data: bytes) -> bool:
+        """Say whether any hint may be in ``data``, a part of a text, whatever it would come to."""
+        return bool(self._scanner.hits(data))
 
     def weigh(self, text: str, role: Role, hits: Mapping[int, int | None] | None = None) -> tuple[Weighed, ...]:
         """Return what the hints of each pack in a text come to, where it reaches the pack's threshold, by pack.

@@ -20,6 +20,7 @@ from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.linking import Parts, link
+from tidegate.policy.ner_files import open_ner
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.routing import routes
@@ -55,9 +56,10 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     rules, engine = _rules(packs, below, engine_cache, coded, thresholds)
     if not below:
         coded.check_rules(rules, document.allow_files, path.parent)
-    below += coded.faults
     coded.checks.update(urls.checks(rules, document.hosts))
-    rules = (*rules, *coded.coded_rules)
+    ner = open_ner(str(path), document.ner, path.parent)
+    below += [*coded.faults, *ner.faults]
+    rules = (*rules, *coded.coded_rules, *ner.rules)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
@@ -66,7 +68,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     firsts = engine.scorer.firsts if engine.scorer is not None else ()
     return Policy(
         file=str(path),
-        sha256=_digest((policy_text, *packs, *dialect_texts), coded.files),
+        sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files]),
         mode=document.mode,
         unlisted=document.unlisted,
         identities=_identities(document, path.parent),
@@ -83,7 +85,9 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
             *coded.warnings,
             *whole_only(coded.coded_rules, acts),
             *scored_whole_only(firsts, acts),
+            *ner.warnings(linked.actions),
         ),
+        ner=ner.wanted(linked.actions),
     )
 
 

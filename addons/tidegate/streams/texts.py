@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from tidegate.inspection.decoding import BREAK, find_hidden, find_split, hides_n
 from tidegate.inspection.engine import Engine, TextSpan, encode
 from tidegate.inspection.proprietary.detector import find_all
 from tidegate.inspection.rules import Rule
+from tidegate.inspection.scoring import Scorer
 from tidegate.model import Action, Denial, Finding, Reason, Role, Score
 from tidegate.streams.coded import Found, WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
@@ -21,10 +23,17 @@ MAX_CLEAN = 1024
 CLEAN_LENGTH = 128
 """Characters of a text worth remembering: the longest names and ids have fewer than a hundred."""
 
+LONG = 8192
+"""Bytes from which on a JSON text is looked up in the history: two of its parts. Below, a search is as fast."""
+
 MAX_FLAGGED = 1000
 """Findings that are only flagged, per body or stream; those that act are never left out. More would tell no more."""
 
 _ACTING = (Action.REDACT, Action.BLOCK)
+
+_MARKS = b",:{}[]"
+_OUTSIDE = b"0123456789+-.eEtruefalsn" + _MARKS
+"""What JSON has between its strings: numbers, three words, and marks."""
 
 
 class Texts:
@@ -81,21 +90,55 @@ class Texts:
         What hides a value in them is undone before rules look (``inspection.decoding``), unless they are streamed.
         ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
         """
-        changed: dict[int, str] = {}
-        found = self._engine.find_many(texts) if texts else {}
-        coded = self._coded(texts) | self._hidden(texts)
+        names = self._names(texts, source)
+        indexes = [index for index in range(len(texts)) if not self._knows(names.get(index))]
+        new = [texts[index] for index in indexes]
+        found = self._engine.find_many(new) if new else {}
+        coded = self._coded(new) | self._hidden(new)
         if not found and not source and not coded:
             self._remember(texts)
-            return changed
         if seen is not None:
-            seen.update((span.rule.id, texts[i][span.start : span.end]) for i, spans in found.items() for span in spans)
-        for index, text in enumerate(texts):
+            seen.update((span.rule.id, new[i][span.start : span.end]) for i, spans in found.items() for span in spans)
+        changed: dict[int, str] = {}
+        for at, (index, text) in enumerate(zip(indexes, new, strict=True)):
+            before = self._told()
+            said = text
             escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
-            if escaped or index in found or index in coded:
+            if escaped or at in found or at in coded:
                 said = self._whole(text, place(index), source=index in source)
-                if said != text:
-                    changed[index] = said
+            if said != text:
+                changed[index] = said
+            elif index in names and at not in found and before == self._told():
+                self._keep(names[index])
         return changed
+
+    def _names(self, texts: Sequence[str], source: Collection[int]) -> dict[int, bytes]:
+        """Name texts that are worth it, for the history: what a conversation holds is sent again at every turn."""
+        history = self._engine.history
+        if history is None or not self._decodes:
+            return {}
+        plain, inner = self._under("text"), self._under("source")
+        return {
+            index: history.name(encode(text), inner if index in source else plain)
+            for index, text in enumerate(texts)
+            if len(text) > CLEAN_LENGTH
+        }
+
+    def _knows(self, name: bytes | None) -> bool:
+        history = self._engine.history
+        return name is not None and history is not None and history.knows(name)
+
+    def _keep(self, name: bytes) -> None:
+        if self._engine.history is not None:
+            self._engine.history.keep(name)
+
+    def _under(self, what: str) -> bytes:
+        """Name a question to the history: what is asked, and who is asked about it beside the rules."""
+        asked = f"{what} {self._decodes} {[each.rule.id for each in self._detectors]}"
+        return hashlib.blake2b(asked.encode(), digest_size=16).digest()
+
+    def _told(self) -> tuple[int, int]:
+        return len(self.findings), self._flagged
 
     def check_source(self, text: str, place: str) -> str:
         """Look at a whole text that is JSON source; return it as it may leave."""
@@ -108,22 +151,50 @@ class Texts:
         as it is, between quotes or colons, which are no part of a word, so a rule that matches a value matches there
         too. ``False`` may also mean that this cannot tell: where a text holds a backslash it may be JSON source itself.
         """
-        return b"\\\\" not in body and self.may_be_skipped(body, extra)
+        return self._is_empty(body, extra, self._is_plain)
 
     def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
         """Say that no rule matches in a JSON text or other texts, decoded or not.
 
         As ``are_clean``, but JSON source is not opened.
         """
+        return self._is_empty(body, extra, self._is_silent)
+
+    def _is_empty(self, body: bytes, extra: Iterable[str], look: Callable[[bytes], bool]) -> bool:
+        """Ask ``look`` of a JSON text, of the parts that were not seen before if it is long; then of other texts."""
+        history = self._engine.history
+        if history is None or len(body) < LONG:
+            empty = look(body)
+        else:
+            empty = history.is_clean(body, self._engine.reach, look, self._under(look.__name__))
+        beside = BREAK.join(map(encode, extra))
+        if not empty or not self._tells_nothing(beside, _in_one_text):
+            return False
+        if self._hinted is None and self._scorer is not None:
+            self._hinted = self._may_be_hinted(self._scorer, body, beside)
+        return True
+
+    def _may_be_hinted(self, scorer: Scorer, body: bytes, beside: bytes) -> bool:
+        """Ask for hints in a JSON text and in others; in the parts of a long one, which have no sum, for any hint."""
+        history = self._engine.history
+        if history is None or len(body) < LONG:
+            return bool(scorer.hits(BREAK.join([_unescaped(body), beside])))
+
+        def look(part: bytes) -> bool:
+            return not scorer.holds_any(_unescaped(part))
+
+        return not history.is_clean(body, scorer.reach, look, self._under("hints")) or scorer.holds_any(beside)
+
+    def _is_plain(self, body: bytes) -> bool:
+        return b"\\\\" not in body and self._is_silent(body)
+
+    def _is_silent(self, body: bytes) -> bool:
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
-        data = BREAK.join([_unescaped(body), *map(encode, extra)])
-        if self._hinted is None and self._scorer is not None:
-            self._hinted = bool(self._scorer.hits(data))
-        hit = (self._engine.rules[index] for index in self._engine.candidates(data))
-        if any(self._decide(rule) is not Action.ALLOW for rule in hit):
-            return False
-        if any(each.may_find(data) for each in self._detectors):
+        return self._tells_nothing(_unescaped(body), _in_one_value)
+
+    def _tells_nothing(self, data: bytes, in_one: Callable[[bytes], bool]) -> bool:
+        if not self._engine.refuses(data, in_one) or any(each.may_find(data) for each in self._detectors):
             return False
         return not self._decodes or hides_nothing(self._engine, data)
 
@@ -136,7 +207,7 @@ class Texts:
         """Note what the hints in each whole text come to, by who speaks there. Nothing is masked for it."""
         if self._scorer is None or self._hinted is False:
             return
-        if self._hinted is None:
+        if self._hinted is None and sum(map(len, texts)) < LONG:  # of more, each is looked up in the scorer's memory
             self._hinted = bool(self._scorer.hits(encode("\0".join(texts))))
             if not self._hinted:
                 return
@@ -248,3 +319,18 @@ def _unescaped(body: bytes) -> bytes:
 
 def _plain(part: bytes) -> bytes:
     return b"\\u".join(codecs.escape_decode(each)[0] for each in part.split(b"\\u"))
+
+
+def _in_one_text(span: bytes) -> bool:
+    """Say that a part of texts joined by ``BREAK`` lies in one of them."""
+    return BREAK[:1] not in span
+
+
+def _in_one_value(span: bytes) -> bool:
+    """Say that a part of an unescaped JSON text lies in one string or one number: it reaches over no quote, no mark.
+
+    Without a quote it is all inside a string or all outside, where there is nothing but what ``_OUTSIDE`` names.
+    """
+    if b'"' in span:
+        return False
+    return bool(span.translate(None, _OUTSIDE)) or len(span.translate(None, _MARKS)) == len(span)
