@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
 import os
 import platform
 import random
@@ -29,6 +30,7 @@ from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.findings import TextFinding, inspect_text
 from tidegate.inspection.rules import Severity, parse_pack
+from tidegate.inspection.scoring import Scorer
 from tidegate.places import CHECKOUT, shipped_packs
 from tidegate.policy.loading import load_packs
 
@@ -74,7 +76,8 @@ def corpora() -> Path | None:
 def load(folder: Path, name: str) -> list[Row]:
     """Read one file of rows; no rows where it is absent."""
     path = folder / "detection" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    # bytes: as a str, a line would end at every U+2028 inside a text
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def part(hit: int, of: int) -> float | None:
@@ -240,7 +243,27 @@ def rates(counts: Row) -> Row:
     }
 
 
-def injection(folder: Path, inspect: Inspect, rules: Sequence[Any]) -> Row | None:
+def first_pass(texts: Iterable[str], scorer: Scorer) -> list[Row]:
+    """Time the scan for hints alone, in microseconds of CPU, on benign texts cut to one size; the best of three."""
+    joined = "\n".join(texts).encode("utf-8", "surrogatepass")
+    found = []
+    for name, size in (("4 KB", 4096), ("100 KB", 102_400)):
+        times = []
+        for at in range(0, len(joined) - size, size):
+            part, best = joined[at : at + size], math.inf
+            for _ in range(3):
+                began = time.thread_time()
+                scorer.hits(part)
+                best = min(best, time.thread_time() - began)
+            times.append(best * 1e6)
+        if times:
+            times.sort()
+            p50, p99 = (round(times[min(int(len(times) * share), len(times) - 1)], 1) for share in (0.5, 0.99))
+            found.append({"size": name, "texts": len(times), "p50_us": p50, "p99_us": p99})
+    return found
+
+
+def injection(folder: Path, inspect: Inspect, rules: Sequence[Any], scorer: Scorer | None = None) -> Row | None:
     """Recall of injection at 1 % false positives, beside a list of keywords; nothing without such rules."""
     if not any(rule.cls == "injection" for rule in rules):
         return None
@@ -253,7 +276,8 @@ def injection(folder: Path, inspect: Inspect, rules: Sequence[Any]) -> Row | Non
         return float(sum(each in lower for each in KEYWORDS))
 
     rows = {name: load(folder, name) for name in ("garak_injection", "purplellama", "bipia")}
-    found: Row = {"by_source": []}
+    clean_texts = [row["text"] for each in rows.values() for row in each if row["kind"] == "benign"]
+    found: Row = {"by_source": [], "first_pass": first_pass(clean_texts, scorer) if scorer is not None else []}
     for how, rate in (("rules", score), ("keywords", words)):
         scored = {name: [(row, rate(row["text"])) for row in each] for name, each in rows.items()}
         clean = sorted(at for each in scored.values() for row, at in each if row["kind"] == "benign")
@@ -455,7 +479,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Row:
         ("secrets", lambda: secrets(folder, inspect)),
         ("benign", lambda: benign(folder, inspect, plainly)),
         ("pii", lambda: pii(folder, inspect)),
-        ("injection", lambda: injection(folder, inspect, engine.rules)),
+        ("injection", lambda: injection(folder, inspect, engine.rules, engine.scorer)),
         ("obfuscated", lambda: obfuscated(folder, inspect)),
         ("attachments", lambda: attachments(folder)),
         ("speed", lambda: speed(inspect, options.seed)),

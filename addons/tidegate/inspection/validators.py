@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tidegate.inspection import urls
 from tidegate.inspection.identifiers import IDENTIFIERS, is_number
 from tidegate.inspection.patterns import compile_re2
 
@@ -230,4 +231,5 @@ VALIDATORS: dict[str, Validator] = {
     "uk-nino": is_nino,
     "us-ssn-digits": is_ssn,
     **IDENTIFIERS,
+    **urls.VALIDATORS,
 }
