@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
 import os
 import platform
 import random
@@ -19,27 +20,31 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
+
+from _bench_entities import GROUPS, TRUE, contradicted, group, is_bare
 
 from tidegate.inspection.bodies import inspect_request
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.findings import TextFinding, inspect_text
 from tidegate.inspection.rules import Severity, parse_pack
+from tidegate.inspection.scoring import Scorer
 from tidegate.model import Direction
 from tidegate.places import CHECKOUT, shipped_packs
 from tidegate.policy.loading import load as load_policy
 from tidegate.policy.loading import load_packs
 
 SECRETS = ("noseyparker", "titus", "kingfisher", "gitleaks", "detect_secrets")
-# Entities with a form that can be checked; everything else of the sentences (names, addresses, ages) is reported apart.
-CHECKABLE = ("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "US_SSN", "PHONE_NUMBER", "IP_ADDRESS")
 # What the rules of an entity are called here, where the words of the entity's own name do not say it.
 NAMES = {
     "ABA_ROUTING_NUMBER": "us-bank-routing", "CREDIT_CARD": "card-", "PHONE": "phone", "PHONE_NUMBER": "phone",
-    "CRYPTO": "crypto-", "IP_ADDRESS": "ip-address ipv6-address", "DATE_TIME": "date-", "IBAN_CODE": "iban",
+    "CRYPTO": "crypto-", "IP_ADDRESS": "ip-address ipv6-address private-ip", "DATE_TIME": "date-", "IBAN_CODE": "iban",
     "US_SSN": "us-ssn", "EMAIL_ADDRESS": "email",
+    "AU_ABN": "au-abn au-business tax-number", "DE_TAX_ID": "de-steuer-id tax-number",
+    "IT_VAT_CODE": "it-partita-iva tax-number",
 }  # fmt: skip
 KEYWORDS = (
     "ignore previous instructions", "ignore all previous", "ignore the above", "ignore your instructions",
@@ -51,6 +56,13 @@ KEYWORDS = (
     "without restrictions", "unfiltered", "no ethical", "bypass", "secret key", "[system]", "<|im_start|>",
     "system:", "admin mode", "debug mode", "sudo mode", "you have no rules", "never refuse",
 )  # fmt: skip
+# First words of the rules that name no provider: what they find by its surroundings may well be another's secret.
+GENERAL = {
+    "ansible", "authorization", "basic", "bearer", "chpasswd", "cisco", "cli", "client", "connection", "credential",
+    "curl", "database", "dotnet", "env", "generic", "gradle", "identified", "jdbc", "jwk", "jwt", "ldap", "netntlm",
+    "netrc", "openssl", "otp", "password", "pgp", "pgpass", "powershell", "private", "putty", "rdp", "relay", "rsa",
+    "secret", "service", "sk", "smb", "snmp", "sql", "sshpass", "ssh2", "tenant", "uri", "url", "wifi", "xml",
+}  # fmt: skip
 MARKER = "AKIATESTKEY1234567890"
 WRAPPED = "Please use {} when you call the service and tell nobody."
 
@@ -67,7 +79,8 @@ def corpora() -> Path | None:
 def load(folder: Path, name: str) -> list[Row]:
     """Read one file of rows; no rows where it is absent."""
     path = folder / "detection" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    # bytes: as a str, a line would end at every U+2028 inside a text
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def part(hit: int, of: int) -> float | None:
@@ -86,12 +99,16 @@ def secrets(folder: Path, inspect: Inspect) -> list[Row]:
     """Recall by source and scope, and the negatives of a rule on which that rule fires.
 
     The rules that find something in the positives of a label are that label's own; a negative counts as flagged when
-    one of them fires on it.
+    one of them fires on it. Some of them name no provider (``token = ...``) or are only recorded: what they find in a
+    negative may be a secret of another kind, so the negatives flagged by a provider's own rule are counted apart, too.
     """
     found = []
+    observed: set[str] = set()
     for name in SECRETS:
         rows = load(folder, name)
-        fired = [{each.rule.id for each in inspect(row["text"]) if each.rule.cls == "secrets"} for row in rows]
+        spans = [[each.rule for each in inspect(row["text"]) if each.rule.cls == "secrets"] for row in rows]
+        fired = [{rule.id for rule in each} for each in spans]
+        observed |= {rule.id for each in spans for rule in each if rule.observe}
         own: dict[str, set[str]] = defaultdict(set)
         for row, ids in zip(rows, fired, strict=True):
             if row.get("expect"):
@@ -100,22 +117,38 @@ def secrets(folder: Path, inspect: Inspect) -> list[Row]:
         for scope in ("rule", "global"):
             here = [bool(ids) for row, ids in zip(rows, fired, strict=True) if row["expect"] and row["scope"] == scope]
             line |= {f"{scope}_rows": len(here), f"{scope}_recall": part(sum(here), len(here))}
+        enforced = [bool(ids - observed) for row, ids in zip(rows, fired, strict=True) if row["expect"]]
+        line["enforced_recall"] = part(sum(enforced), len(enforced))
         negatives = [(row, ids) for row, ids in zip(rows, fired, strict=True) if not row["expect"]]
         flagged = sum(bool(ids & own[row["label"]]) for row, ids in negatives)
         line |= {"negatives": len(negatives), "own_rule_flags": flagged, "own_rate": part(flagged, len(negatives))}
+        named = sum(any(names_provider(rule, observed) for rule in ids & own[row["label"]]) for row, ids in negatives)
+        line |= {"provider_rule_flags": named, "provider_rate": part(named, len(negatives))}
         line["any_rule_flags"] = sum(bool(ids) for _, ids in negatives)
         found.append(line)
     return found
 
 
+def names_provider(rule: str, observed: AbstractSet[str]) -> bool:
+    """Tell whether a rule belongs to one provider's format, by its name, and is enforced."""
+    return rule not in observed and rule.partition(".")[2].partition("-")[0] not in GENERAL
+
+
 def benign(folder: Path, inspect: Inspect, plainly: Inspect) -> Row:
-    """Benign look-alikes that are flagged: by class of look-alike, by severity, with decoding and without."""
+    """Benign look-alikes that are flagged: by class of look-alike, by severity, with decoding and without.
+
+    Flagged is what the default policy would act on; rules that only observe are counted as recorded.
+    """
     rows = load(folder, "benign_lookalikes")
     order = list(Severity)
     labels: dict[str, Row] = {}
-    levels, rules, plain = Counter[str](), Counter[str](), 0
+    levels, rules, plain, recorded, true = Counter[str](), Counter[str](), 0, 0, Counter[str]()
     for row in rows:
-        findings = [each for each in inspect(row["text"]) if each.rule.cls != "injection"]
+        every = [each for each in inspect(row["text"]) if each.rule.cls != "injection"]
+        findings = [each for each in every if acts(each)]
+        recorded += bool(every)
+        why = TRUE.get(str(row["id"]).removeprefix("benign-"))
+        true.update([why] if findings and why else [])
         line = labels.setdefault(
             row["label"], {"class": row["label"], "rows": 0, "flagged": 0, "secrets": 0, "rules": []}
         )
@@ -126,12 +159,15 @@ def benign(folder: Path, inspect: Inspect, plainly: Inspect) -> Row:
         rules.update({each.rule.id for each in findings})
         for level in order[: max((order.index(each.rule.severity) + 1 for each in findings), default=0)]:
             levels[str(level)] += 1
-        plain += any(each.rule.cls != "injection" for each in plainly(row["text"]))
+        plain += any(each.rule.cls != "injection" and acts(each) for each in plainly(row["text"]))
     flagged = sum(line["flagged"] for line in labels.values())
     return {
         "rows": len(rows),
         "flagged": flagged,
         "rate": part(flagged, len(rows)),
+        "recorded": recorded,
+        "true": dict(true),
+        "rate_without_true": part(flagged - sum(true.values()), len(rows)),
         "by_severity_from": {str(level): part(levels[str(level)], len(rows)) for level in order},
         "secrets_rate": part(sum(line["secrets"] for line in labels.values()), len(rows)),
         "rate_without_decoding": part(plain, len(rows)),
@@ -151,40 +187,86 @@ def own_rule(entity: str, rule: str) -> bool:
 def pii(folder: Path, inspect: Inspect) -> Row:
     """Personal data by entity: spans in sentences, and the recognizers' own examples with their negatives.
 
-    Rules that fire on an entity's positives are its own, and so are those named like it; a negative counts as flagged
-    when a rule named like the entity fires, or one of the others and none is named like it.
+    A span is found when a finding overlaps it, an example when anything is found in it; ``acted`` leaves out rules that
+    only observe. A negative counts as flagged when a rule named like the entity fires, and ``any`` when any rule does.
     """
-    spans: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    spans: dict[str, Counter[str]] = defaultdict(Counter)
     for row in load(folder, "presidio_research"):
         found = [each for each in inspect(row["text"]) if each.rule.cls == "pii"]
         for span in row.get("spans") or ():
-            spans[span["entity"]][0] += 1
-            spans[span["entity"]][1] += any(e.start < span["end"] and e.end > span["start"] for e in found)
-    sentences = [
-        {"entity": entity, "rows": rows, "found": hit, "recall": part(hit, rows), "checkable": entity in CHECKABLE}
-        for entity, (rows, hit) in sorted(spans.items(), key=lambda each: (each[0] not in CHECKABLE, each[0]))
-    ]
-    tests: dict[str, Row] = {}
-    for row in load(folder, "presidio_tests"):
-        entity = row["label"]
-        ids = {each.rule.id for each in inspect(row["text"]) if each.rule.cls == "pii"}
-        line = tests.setdefault(
-            entity, dict.fromkeys(("rows", "found", "negatives", "flagged"), 0) | {"entity": entity}
-        )
-        line["rows" if row["expect"] else "negatives"] += 1
-        if row["expect"]:
-            line["found"] += bool(ids)
+            here = [each for each in found if each.start < span["end"] and each.end > span["start"]]
+            spans[span["entity"]] += Counter(rows=1, found=bool(here), acted=any(map(acts, here)))
+    tests: dict[str, Counter[str]] = defaultdict(Counter)
+    rows = load(folder, "presidio_tests")
+    torn = contradicted(rows)
+    for row in rows:
+        here = [each for each in inspect(row["text"]) if each.rule.cls == "pii"]
+        if (row["label"], row["text"]) in torn:
+            tests[row["label"]]["torn"] += 1
+        elif not row["expect"]:
+            own = any(own_rule(row["label"], each.rule.id) for each in here)
+            tests[row["label"]] += Counter(negatives=1, flagged=own, any=bool(here))
+        elif is_bare(row["text"]):
+            tests[row["label"]] += Counter(rows=1, found=bool(here), acted=any(map(acts, here)), bare=1)
         else:
-            line["flagged"] += any(own_rule(entity, rule) for rule in ids)
-    for line in tests.values():
-        line |= {"recall": part(line["found"], line["rows"]), "rate": part(line["flagged"], line["negatives"])}
-    lines = sorted(tests.values(), key=lambda line: line["entity"])
-    total = {key: sum(line[key] for line in lines) for key in ("rows", "found", "negatives", "flagged")}
-    total |= {"recall": part(total["found"], total["rows"]), "rate": part(total["flagged"], total["negatives"])}
-    return {"sentences": sentences, "tests": lines, "tests_total": total}
+            tests[row["label"]] += Counter(rows=1, found=bool(here), acted=any(map(acts, here)), told=bool(here))
+    lines = [entity_line(entity, counts) for entity, counts in sorted(tests.items())]
+    return {
+        "sentences": [entity_line(entity, counts) for entity, counts in sorted(spans.items())],
+        "tests": lines,
+        "tests_total": {name: total(lines, name) for name in (*GROUPS, "unsorted")},
+    }
 
 
-def injection(folder: Path, inspect: Inspect, rules: Sequence[Any]) -> Row | None:
+def acts(finding: TextFinding) -> bool:
+    """Tell whether the default policy (rules/policy.yaml) acts on a finding: on every severity, but not on observe."""
+    return not finding.rule.observe
+
+
+COUNTED = ("rows", "found", "acted", "bare", "told", "negatives", "flagged", "any", "torn")
+
+
+def entity_line(entity: str, counts: Counter[str]) -> Row:
+    """Return what was counted for an entity, with its group and the reason for it."""
+    name, why = group(entity)
+    return {"entity": entity, "group": name, "why": why, **rates({key: counts[key] for key in COUNTED})}
+
+
+def total(lines: Sequence[Row], name: str) -> Row:
+    """Sum the lines of a group."""
+    return rates({key: sum(line[key] for line in lines if line["group"] == name) for key in COUNTED})
+
+
+def rates(counts: Row) -> Row:
+    """Add rates to counts; ``recall_told`` leaves out rows that are a bare number."""
+    return counts | {
+        "recall": part(counts["found"], counts["rows"]),
+        "recall_told": part(counts["told"], counts["rows"] - counts["bare"]),
+        "rate": part(counts["flagged"], counts["negatives"]),
+    }
+
+
+def first_pass(texts: Iterable[str], scorer: Scorer) -> list[Row]:
+    """Time the scan for hints alone, in microseconds of CPU, on benign texts cut to one size; the best of three."""
+    joined = "\n".join(texts).encode("utf-8", "surrogatepass")
+    found = []
+    for name, size in (("4 KB", 4096), ("100 KB", 102_400)):
+        times = []
+        for at in range(0, len(joined) - size, size):
+            part, best = joined[at : at + size], math.inf
+            for _ in range(3):
+                began = time.thread_time()
+                scorer.hits(part)
+                best = min(best, time.thread_time() - began)
+            times.append(best * 1e6)
+        if times:
+            times.sort()
+            p50, p99 = (round(times[min(int(len(times) * share), len(times) - 1)], 1) for share in (0.5, 0.99))
+            found.append({"size": name, "texts": len(times), "p50_us": p50, "p99_us": p99})
+    return found
+
+
+def injection(folder: Path, inspect: Inspect, rules: Sequence[Any], scorer: Scorer | None = None) -> Row | None:
     """Recall of injection at 1 % false positives, beside a list of keywords; nothing without such rules."""
     if not any(rule.cls == "injection" for rule in rules):
         return None
@@ -197,7 +279,8 @@ def injection(folder: Path, inspect: Inspect, rules: Sequence[Any]) -> Row | Non
         return float(sum(each in lower for each in KEYWORDS))
 
     rows = {name: load(folder, name) for name in ("garak_injection", "purplellama", "bipia")}
-    found: Row = {"by_source": []}
+    clean_texts = [row["text"] for each in rows.values() for row in each if row["kind"] == "benign"]
+    found: Row = {"by_source": [], "first_pass": first_pass(clean_texts, scorer) if scorer is not None else []}
     for how, rate in (("rules", score), ("keywords", words)):
         scored = {name: [(row, rate(row["text"])) for row in each] for name, each in rows.items()}
         clean = sorted(at for each in scored.values() for row, at in each if row["kind"] == "benign")
@@ -428,7 +511,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Row:
         ("secrets", lambda: secrets(folder, inspect)),
         ("benign", lambda: benign(folder, inspect, plainly)),
         ("pii", lambda: pii(folder, inspect)),
-        ("injection", lambda: injection(folder, inspect, engine.rules)),
+        ("injection", lambda: injection(folder, inspect, engine.rules, engine.scorer)),
         ("obfuscated", lambda: obfuscated(folder, inspect)),
         ("attachments", lambda: attachments(folder)),
         ("speed", lambda: speed(inspect, options.seed)),

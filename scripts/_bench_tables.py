@@ -13,8 +13,22 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
     """Return every table of a run."""
     yield (
         "Secrets",
-        "Rows in which a rule of the class secrets finds something; negatives that a label's own rules flag.",
-        ("source", "`scope: rule`", "recall", "`scope: global`", "recall", "negatives", "own rule", "any rule"),
+        (
+            "Rows in which a rule of the class secrets finds something, and without rules that only record; negatives"
+            " that a label's own rules flag (those that fire on its positives), the same by rules that name a provider."
+        ),
+        (
+            "source",
+            "`scope: rule`",
+            "recall",
+            "`scope: global`",
+            "recall",
+            "enforced",
+            "negatives",
+            "own rule",
+            "own, named",
+            "any rule",
+        ),
         [
             (
                 line["source"],
@@ -22,8 +36,10 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
                 percent(line["rule_recall"]),
                 line["global_rows"],
                 percent(line["global_recall"]),
+                percent(line["enforced_recall"]),
                 line["negatives"],
                 f"{line['own_rule_flags']} ({percent(line['own_rate'])})",
+                f"{line['provider_rule_flags']} ({percent(line['provider_rate'])})",
                 line["any_rule_flags"],
             )
             for line in found["secrets"]
@@ -54,12 +70,16 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
 
 
 def benign(found: dict[str, Any]) -> Iterator[Table]:
+    true = "; ".join(f"{count} {why}" for why, count in found["true"].items())
     levels = ", ".join(f"{level} {percent(rate)}" for level, rate in found["by_severity_from"].items())
     yield (
         "False findings",
         (
             f"Of {found['rows']} benign look-alikes {found['flagged']} are flagged ({percent(found['rate'])}), "
             f"{percent(found['rate_without_decoding'])} without decoding; {percent(found['secrets_rate'])} as secrets. "
+            "Flagged is what the default policy acts on: every severity, but not rules of mode observe; with those "
+            f"{found['recorded']} rows are recorded. True findings by reading: {true or 'none'}; without them "
+            f"{percent(found['rate_without_true'])}. "
             f"By the severity from which findings count: {levels}. Classes without a false finding are left out."
         ),
         ("class", "rows", "flagged", "as secrets", "rules"),
@@ -71,31 +91,64 @@ def benign(found: dict[str, Any]) -> Iterator[Table]:
     )
 
 
-def pii(found: dict[str, Any]) -> Iterator[Table]:
-    def sentences(*, checkable: bool) -> list[Cells]:
-        return [
-            (line["entity"], line["rows"], line["found"], percent(line["recall"]))
-            for line in found["sentences"]
-            if line["checkable"] is checkable
-        ]
+GROUPS = {
+    "checked": "whose value tells what it is: a check digit, a checksum or a form of its own",
+    "named": "whose value needs its name beside it",
+    "uncovered": "that rules do not cover: words, dates, pages",
+    "unsorted": "that are in none of these groups yet",
+}
 
-    headings = ("entity", "spans", "found", "recall")
-    yield "Personal data in sentences", "Entities with a form that can be checked.", headings, sentences(checkable=True)
-    apart = "Names, addresses and other entities without one, or whose form is not checked: not covered by rules."
-    yield "Personal data without a form", apart, headings, sentences(checkable=False)
-    total = found["tests_total"]
-    yield (
-        "Personal data, one by one",
-        (
-            f"Examples of single recognizers, mostly without context: {percent(total['recall'])} of {total['rows']}"
-            f" found; {percent(total['rate'])} of {total['negatives']} negatives flagged by a rule for that entity."
-        ),
-        ("entity", "rows", "recall", "negatives", "flagged"),
-        [
-            (line["entity"], line["rows"], percent(line["recall"]), line["negatives"], line["flagged"])
-            for line in found["tests"]
-        ],
-    )
+
+def pii(found: dict[str, Any]) -> Iterator[Table]:
+    """Return the tables of personal data: sentences, then single examples, each by group of entities."""
+    for name, words in GROUPS.items():
+        lines = [line for line in found["sentences"] if line["group"] == name]
+        if lines:
+            yield (
+                f"Personal data in sentences: {name}",
+                f"Entities {words}.",
+                ("entity", "spans", "found", "recall", "acted on"),
+                [
+                    (line["entity"], line["rows"], line["found"], percent(line["recall"]), line["acted"])
+                    for line in lines
+                ],
+            )
+    for name, words in GROUPS.items():
+        lines = [line for line in found["tests"] if line["group"] == name]
+        total = found["tests_total"][name]
+        if lines:
+            yield (
+                f"Personal data, one by one: {name}",
+                (
+                    f"Entities {words}. {percent(total['recall'])} of {total['rows']} found, {total['acted']} of them "
+                    f"acted on; without the {total['bare']} rows that are nothing but up to nine digits "
+                    f"{percent(total['recall_told'])}. {percent(total['rate'])} of {total['negatives']} negatives "
+                    f"flagged by a rule for that entity, {total['any']} by any. "
+                    f"{total['torn']} rows that say both are left out."
+                ),
+                (
+                    "entity",
+                    "form",
+                    "rows",
+                    "bare",
+                    "found",
+                    "acted on",
+                    "recall",
+                    "without bare",
+                    "negatives",
+                    "flagged",
+                ),
+                [
+                    (
+                        *(line[key] for key in ("entity", "why", "rows", "bare", "found", "acted")),
+                        percent(line["recall"]),
+                        percent(line["recall_told"]),
+                        line["negatives"],
+                        line["flagged"],
+                    )
+                    for line in lines
+                ],
+            )
 
 
 def injection(found: dict[str, Any] | None) -> Iterator[Table]:
@@ -107,9 +160,17 @@ def injection(found: dict[str, Any] | None) -> Iterator[Table]:
         labels = ", ".join(f"{label} {hit}/{of}" for label, (hit, of) in line["labels"].items())
         rows.append((line["source"], line["how"], line["rows"], percent(line["recall"]), labels))
     falsely = ", ".join(f"{how} {found[how]['false']} of {found[how]['benign_rows']}" for how in ("rules", "keywords"))
+    scans = "".join(
+        f" The scan for hints takes {each['p50_us']} microseconds of CPU per {each['size']} of those benign rows"
+        f" (p99 {each['p99_us']})."
+        for each in found.get("first_pass", ())
+    )
+    said = (
+        f"Recall at 1 % false positives on the benign rows of the same corpora ({falsely}), beside a list of keywords."
+    )
     yield (
         "Injection",
-        f"Recall at 1 % false positives on the benign rows of the same corpora ({falsely}), beside a list of keywords.",
+        said + scans,
         ("source", "by", "rows", "recall", "largest labels"),
         sorted(rows, key=str),
     )

@@ -150,12 +150,14 @@ def write_policy(tour: Tour) -> None:
     secret = tour.folder / "upstream.key"
     secret.touch(0o600)
     secret.write_text(tour.credential)
-    prompt = {"secrets": "flag" if tour.sabotage in ("block", "canaries") else "block", "pii": "redact"}
+    secrets = "flag" if tour.sabotage in ("block", "canaries") else "block"
+    prompt = {"secrets": secrets, "pii": "redact", "injection": "flag", "exfil": "allow"}
     masks = (
         "flag"
         if tour.sabotage in ("mask-openai", "mask-anthropic", "tools", "proxy", "sdks", "real-mask")
         else "redact"
     )
+    answer = {"secrets": "redact", "pii": masks, "injection": "allow", "exfil": "redact"}
     credential = {"header": "x-model-key", "value": f"${{file:{secret}}}"}
     upstream = f"http://{HOST}:{tour.model}"
     connections: list[dict[str, Any]] = [
@@ -175,7 +177,7 @@ def write_policy(tour: Tour) -> None:
         "connections": connections,
         "roles": {"developer": {"allow": [{"connections": ["*"], "endpoints": ["*"]}]}},
         "bindings": [{"groups": groups, "roles": ["developer"]}],
-        "inspection": {"prompt": prompt, "response": {"secrets": "redact", "pii": masks}},
+        "inspection": {"prompt": prompt, "response": answer},
         "recording": {"mode": "strict", "keep": "redacted", "path": "recording.db"},
     }
     tour.policy.write_text(json.dumps(policy, indent=1))  # JSON is YAML

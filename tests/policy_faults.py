@@ -38,6 +38,12 @@ FAULTS: dict[str, list[str]] = {
     "group-without-identity": [
         "FILE:17: bindings[0].groups[0]: found 'ml-eng'; accepted: a group with the name of its identity, such as \"corp:ml-eng\"",
     ],
+    "hosts": [
+        *(
+            f'FILE:23: inspection.hosts[{at}]: found {found}; accepted: a list of hosts such as docs.example.com, or "*.example.com" for all below it'
+            for at, found in ((3, "7"), (0, "'https://docs.example.com'"), (1, "'docs.*.com'"), (2, "'*'"))
+        ),
+    ],
     "identity": [
         "FILE:6: identity[0].oidc.issuer: found 'http://login.example.com'; accepted: an https address without query (http only to loopback, with insecure_http: true)",
         "FILE:7: identity[0].oidc.audience: found an empty list; accepted: a text, or a list of texts",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tidegate.places import CHECKOUT
 
 SCRIPT = CHECKOUT / "scripts" / "_bench_detection.py"
+ENTITIES = CHECKOUT / "scripts" / "_bench_entities.py"
 TOKEN = "ghp_" + "Zq3vT8bLw0xNf5RkYc7HsJ2mPdUaEg1i4oBu"
 
 ROWS = {
@@ -24,9 +26,24 @@ ROWS = {
         {"id": "4", "kind": "benign", "label": "gh", "text": TOKEN, "scope": "rule", "expect": False},
         {"id": "5", "kind": "benign", "label": "other", "text": TOKEN, "scope": "rule", "expect": False},
     ],
+    "titus": [
+        {"label": "named", "text": "password: 'c0rrect-Horse!9'", "scope": "rule", "expect": True},
+        {"label": "named", "text": "password = 'an0ther-Horse!8'", "scope": "rule", "expect": False},
+        {"label": "shop", "text": "acme.myshopify.com", "scope": "rule", "expect": True},
+        {"label": "shop", "text": "acme2.myshopify.com", "scope": "rule", "expect": False},
+    ],
     "benign_lookalikes": [
         {"id": "1", "kind": "benign", "label": "prose", "text": "a word", "scope": "global", "expect": False},
         {"id": "2", "kind": "benign", "label": "mail", "text": "jane@acme.de", "scope": "global", "expect": False},
+        {"id": "3", "kind": "benign", "label": "net", "text": "at 10.0.0.1", "scope": "global", "expect": False},
+        {
+            "id": "benign-00194",
+            "kind": "benign",
+            "label": "mail",
+            "text": "j@acme.de",
+            "scope": "global",
+            "expect": False,
+        },
     ],
     "presidio_research": [
         {
@@ -39,6 +56,12 @@ ROWS = {
         {"id": "1", "label": "EMAIL_ADDRESS", "text": "jane@acme.de", "expect": True},
         {"id": "2", "label": "EMAIL_ADDRESS", "text": "jim@acme.de", "expect": False},
         {"id": "3", "label": "US_SSN", "text": "jim@acme.de", "expect": False},
+        {"id": "4", "label": "US_SSN", "text": "536904399", "expect": True},
+        {"id": "5", "label": "IP_ADDRESS", "text": "host 10.0.0.1", "expect": True},
+        {"id": "6", "label": "IP_ADDRESS", "text": "host 8.8.8.8", "expect": True},
+        {"id": "7", "label": "IP_ADDRESS", "text": "host 9.9.9.9", "expect": True},
+        {"id": "8", "label": "IP_ADDRESS", "text": "host 9.9.9.9", "expect": False},
+        {"id": "9", "label": "NEW_ENTITY", "text": "nothing", "expect": True},
     ],
     "obfuscated": [
         {"id": "1", "kind": "secret", "label": "gh", "obfuscation": "plain", "plain": TOKEN, "text": f"use {TOKEN}"},
@@ -83,12 +106,27 @@ def test_made_up_corpora_are_counted(folder: Path) -> None:
     line = next(each for each in found["secrets"] if each["source"] == "gitleaks")
     assert (line["rule_rows"], line["rule_recall"], line["global_rows"], line["global_recall"]) == (2, 0.5, 1, 1.0)
     assert (line["negatives"], line["own_rule_flags"], line["any_rule_flags"]) == (2, 1, 2)
-    assert (found["benign"]["rows"], found["benign"]["flagged"], found["benign"]["secrets_rate"]) == (2, 1, 0.0)
+    assert (line["provider_rule_flags"], line["enforced_recall"]) == (1, 0.6667)
+    line = next(each for each in found["secrets"] if each["source"] == "titus")
+    assert (line["own_rule_flags"], line["provider_rule_flags"], line["any_rule_flags"]) == (2, 0, 2)
+    assert (line["rule_recall"], line["enforced_recall"]) == (1.0, 0.5)
+    benign = found["benign"]
+    assert (benign["rows"], benign["flagged"], benign["recorded"], benign["secrets_rate"]) == (4, 2, 3, 0.0)
+    assert (sum(benign["true"].values()), benign["rate_without_true"]) == (1, 0.25)
     assert [each["class"] for each in found["benign"]["by_class"] if each["flagged"]] == ["mail"]
     sentences = {each["entity"]: each["recall"] for each in found["pii"]["sentences"]}
     assert sentences == {"EMAIL_ADDRESS": 1.0, "PERSON": 0.0}
     tests = {each["entity"]: (each["found"], each["flagged"]) for each in found["pii"]["tests"]}
-    assert tests == {"EMAIL_ADDRESS": (1, 1), "US_SSN": (0, 0)}
+    assert tests == {"EMAIL_ADDRESS": (1, 1), "IP_ADDRESS": (2, 0), "NEW_ENTITY": (0, 0), "US_SSN": (0, 0)}
+    entities = {each["entity"]: each for each in found["pii"]["tests"]}
+    assert (entities["US_SSN"]["bare"], entities["US_SSN"]["any"], entities["US_SSN"]["recall_told"]) == (1, 1, None)
+    assert (entities["IP_ADDRESS"]["rows"], entities["IP_ADDRESS"]["acted"], entities["IP_ADDRESS"]["torn"]) == (
+        2,
+        1,
+        2,
+    )
+    groups = {name: each["rows"] for name, each in found["pii"]["tests_total"].items()}
+    assert groups == {"checked": 4, "named": 0, "uncovered": 0, "unsorted": 1}
     techniques = {each["technique"]: (each["rows"], each["found"]) for each in found["obfuscated"]}
     assert techniques == {"plain": (1, 1), "gone": (1, 0)}
     assert [each["file"] for each in found["attachments"]] == ["note.txt"]
@@ -109,5 +147,12 @@ def test_the_tables_are_put_between_the_marks_of_a_page(folder: Path, tmp_path: 
     assert text.startswith("before\n<!-- measured -->\n")
     assert text.endswith("<!-- /measured -->\nafter\n")
     assert "old" not in text
-    assert "| gitleaks | 2 | 50.0% | 1 | 100.0% | 2 | 1 (50.0%) | 2 |" in text
+    assert "| gitleaks | 2 | 50.0% | 1 | 100.0% | 66.7% | 2 | 1 (50.0%) | 1 (50.0%) | 2 |" in text
     assert "### Secrets" in ran.stdout
+
+
+def test_an_entity_is_in_one_group_with_a_reason() -> None:
+    groups = runpy.run_path(str(ENTITIES))["GROUPS"]
+    entities = [entity for reasons in groups.values() for entity in reasons]
+    assert len(entities) == len(set(entities))
+    assert all(reason for reasons in groups.values() for reason in reasons.values())

@@ -72,6 +72,17 @@ def test_a_rule_is_tried_on_a_text(pack: Path, text: str, code: int) -> None:
         assert ("1:3 (characters 2 to 19): a [REDACTED:acme-token]" in done.stdout) is (code == 0)
 
 
+def test_a_hint_is_tried_on_a_text_even_where_it_would_not_be_enough() -> None:
+    done = run("rules", "test", "--pack", "injection", "--rule", "play-a-role", "--text", "Act as a pirate.")
+    assert done.exit_code == 0
+    assert "injection.play-a-role finds something at 1:1" in done.stdout
+
+
+def test_a_hint_is_shown_with_its_score() -> None:
+    shown = json.loads(run("rules", "show", "play-a-role", "--pack", "injection", "--json").stdout)
+    assert (shown["score"], shown["threshold"]) == (0.3, 0.5)
+
+
 def test_rule_and_text_belong_together(pack: Path) -> None:
     done = run("rules", "test", "--pack", pack, "--text", "x")
     assert done.exit_code == 2

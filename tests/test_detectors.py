@@ -75,7 +75,9 @@ def install(monkeypatch: pytest.MonkeyPatch):
 
 def small_policy(folder: Path) -> Path:
     (folder / "house.yaml").write_text(HOUSE)
-    return write_policy(folder, "http://127.0.0.1:9", packs=["house.yaml"])
+    acts = {"secrets": "redact", "pii": "redact"}
+    inspection = {"prompt": acts, "response": dict(acts)}
+    return write_policy(folder, "http://127.0.0.1:9", packs=["house.yaml"], inspection=inspection)
 
 
 def found(text: str) -> list[tuple[str, int, int]]:

@@ -49,6 +49,123 @@ def change(folder: Path, *pairs: tuple[str, str], more: str = "") -> Policy:
     return load(path)
 
 
+SCORED = """
+pack: hints
+class: injection
+version: 1
+threshold: 0.5
+rules:
+  - id: hint
+    description: A hint
+    severity: medium
+    score: 0.5
+    pattern: 'obey me'
+    references: [https://a.test/]
+    match: ['obey me', 'so obey me']
+    pass: ['x', 'y']
+"""
+PROMPT, ANSWER = "prompt: {secrets: block, pii: redact}", "response: {secrets: redact, pii: flag}"
+
+
+def scored(folder: Path, prompt: str, response: str, more: str = "") -> Policy:
+    """The sound policy with a pack of hints and these actions for it."""
+    (folder / "packs" / "hints.yaml").write_text(SCORED)
+    prompt, response = (PROMPT[:-1] + f", {prompt}}}{more}"), (ANSWER[:-1] + f", {response}}}")
+    return change(folder, (PROMPT, prompt), (ANSWER, response))
+
+
+def test_a_scored_class_takes_the_policys_threshold(folder: Path) -> None:
+    policy = scored(folder, "injection: flag", "injection: allow", "\n  thresholds: {injection: 0.8}")
+    (rule,) = [rule for rule in policy.engine.rules if rule.score is not None]
+    assert rule.threshold == 0.8
+    assert policy.decide(Direction.PROMPT)(rule) is Action.FLAG
+    assert policy.warnings == change(folder, ("injection: 0.8", "injection: 0.7")).warnings
+
+
+@pytest.mark.parametrize("action", ["flag", "block"])
+def test_each_start_says_that_streams_are_not_searched_for_a_scored_class(folder: Path, action: str) -> None:
+    policy = scored(folder, "injection: flag", f"injection: {action}")
+    assert (
+        f"inspection.response.injection is {action}, but the pack hints is scored and looks at whole texts only: "
+        "a streamed answer is not searched for it"
+    ) in policy.warnings
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "message"),
+    [
+        (
+            "injection: redact",
+            "",
+            (
+                "inspection.prompt.injection: found 'redact'; "
+                "accepted: allow or flag or block, since a score has no place that could be redacted"
+            ),
+        ),
+        (
+            "injection: flag",
+            "\n  thresholds: {pii: 1}",
+            (
+                "inspection.thresholds.pii: found a threshold of another class; "
+                "accepted: the classes of scored rules: injection"
+            ),
+        ),
+        (
+            "injection: flag",
+            "\n  thresholds: {injection: none}",
+            "inspection.thresholds.injection: found 'none'; accepted: a number above 0, up to 1",
+        ),
+        ("injection: flag", "\n  thresholds: 1", "inspection.thresholds: found 1; accepted: a mapping"),
+    ],
+)
+def test_faults_of_scored_classes(folder: Path, prompt: str, more: str, message: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        scored(folder, prompt, "injection: allow", more)
+    assert [str(fault).partition(": ")[2] for fault in caught.value.faults] == [message]
+
+
+def test_where_other_rules_of_its_class_are_redacted_a_score_is_flagged(folder: Path) -> None:
+    rule = SCORED.replace("threshold: 0.5\n", "").replace("    score: 0.5\n", "").replace("pack: hints", "pack: rest")
+    (folder / "packs" / "rest.yaml").write_text(rule)
+    policy = scored(folder, "injection: redact", "injection: allow")
+    acts = {rule.id: policy.decide(Direction.PROMPT)(rule) for rule in policy.engine.rules if rule.cls == "injection"}
+    assert acts == {"hints.hint": Action.FLAG, "rest.hint": Action.REDACT}
+
+
+EXFIL = """
+pack: out
+class: exfil
+version: 1
+rules:
+  - id: address
+    description: An address
+    severity: high
+    pattern: 'https://[!-~]{1,200}'
+    validators: [url-data]
+    references: [https://a.test/]
+    match: ['https://a.test/?d=the+user+said+that+he+resigns', 'https://b.test/?d=the+user+said+that+he+resigns']
+    pass: ['https://a.test/', 'https://a.test/logo.png']
+"""
+
+
+def test_the_policys_hosts_may_carry_data(folder: Path) -> None:
+    (folder / "packs" / "out.yaml").write_text(EXFIL)
+    acts = f"{ANSWER[:-1]}, exfil: redact}}"
+    policy = change(
+        folder,
+        (PROMPT, f"{PROMPT[:-1]}, exfil: allow}}"),
+        (ANSWER, acts + '\n  hosts: [docs.example.com, "*.wild.test"]'),
+    )
+    said = "https://{}/?d=the+user+said+that+he+resigns"
+    found = {
+        host: bool(policy.engine.find_text(said.format(host)))
+        for host in ("docs.example.com", "a.wild.test", "evil.test", "docs.example.com@evil.test")
+    }
+    assert found == {
+        "docs.example.com": False, "a.wild.test": False, "evil.test": True, "docs.example.com@evil.test": True,
+    }  # fmt: skip
+
+
 # ── broken policies ──────────────────────────────────────────────────────────
 
 

@@ -95,7 +95,7 @@ def test_show_has_decisions_and_findings(path: Path) -> None:
     ]
     assert found["finding_list"][0] == {
         "direction": "prompt", "rule": "secrets.aws", "class": "secrets", "where": "$.messages[0].content",
-        "start": 0, "end": 20, "action": "redact",
+        "start": 0, "end": 20, "action": "redact", "score": None, "hints": None,
     }  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from tidegate.inspection.rules import PACK_KEYS, RULE_KEYS, Rule, Severity, chec
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.model import Fault
 
+PACK = "pack, class, version, description, threshold, rules, words"
 BROKEN = Path(__file__).parent / "data" / "broken"
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "rules.md"
 KEYS = (
-    "id, class, description, severity, pattern, end, max, after, not-after, validators, allow, mode, references, "
-    "match, pass"
+    "id, class, description, severity, pattern, end, max, after, not-after, validators, allow, plain, mode, score, "
+    "references, match, pass"
 )
 VALIDATOR_NAMES = ", ".join(sorted(VALIDATORS))
 ALONE = "patterns that look at the match alone (\\b and \\B are fine)"
@@ -83,7 +84,7 @@ MESSAGES = {
     ),
     "lookaround": (f":8: rules[acme-token].pattern: found a lookahead or lookbehind; accepted: {ALONE}",),
     "many-faults": (
-        ":4: notes: found an unknown key; accepted: the keys pack, class, version, description, rules, words",
+        f":4: notes: found an unknown key; accepted: the keys {PACK}",
         (
             ":9: rules[acme-token].pattern: found an unbounded repeat (*, + or {n,})"
             "; accepted: a repeat with an upper bound, such as {1,64}"
@@ -120,9 +121,7 @@ MESSAGES = {
             "; accepted: printable ASCII; write other bytes as \\xNN"
         ),
     ),
-    "not-a-mapping": (
-        ":1: the file: found a list; accepted: a mapping with the keys pack, class, version, description, rules, words",
-    ),
+    "not-a-mapping": (f":1: the file: found a list; accepted: a mapping with the keys {PACK}",),
     "pass-fires": (": rules[acme-token].pass[1]: found an example that fires its rule; accepted: one that does not",),
     "python-only-repeat": (
         ":8: rules[acme-token].pattern: found {,n}, which RE2 reads as plain characters; accepted: {0,n}",

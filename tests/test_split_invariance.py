@@ -120,7 +120,7 @@ def shipped() -> tuple[tuple[Rule, ...], Engine]:
 def test_examples_of_every_shipped_rule(name: str) -> None:
     rules, all_rules = shipped()
     chance = random.Random(name)
-    for rule in rules:
+    for rule in (each for each in rules if each.score is None):  # hints take no part in streams
         text = " ".join(f"see {example} end" for example in rule.match)
         whole = as_sent(name, Said(text, tools=(json.dumps({"a": text}),)))
         stream = sse(FAMILIES[name](whole, every(chance.choice([3, 12, 40]))))

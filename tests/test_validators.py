@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import phonenumbers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stdnum import luhn
 
+from tidegate.inspection.telephones import is_nanp_number
 from tidegate.inspection.validators import FORM_WORDS, STAND_INS, STOP_VALUES, STOP_WORDS, VALIDATORS
 
 # (validator, accepted, refused)
@@ -40,6 +43,7 @@ NUMBERS = [
     ("ip-public", "2606:4700:4700::1111", "2001:db8::1"),
     ("ip-public", "1.1.1.1", "1.1.1.256"),
     ("it-codicefiscale", "RCCMNL83S18D969H", "RCCMNL83S18D967H"),
+    ("grafana-key", "eyJrIjoia1Q0dzlacVh2MkxtN1JiMVljOEhzSjVHIiwibiI6ImMifQ==", "eyJrIjoiM2Y5YzFkN2EtNWI4ZSJ9"),
     ("jwt", "eyJhbGciOiJIUzI1NiJ9.eyJhIjoxfQ.c2ln", "eyJhIjoxfQ.eyJhIjoxfQ.c2ln"),
     ("jwt", "eyJhbGciOiJub25lIn0.e30.", "not base64.x.y"),
     ("length:12", "abcdefghijkl", "abcdefghijk"),
@@ -47,6 +51,13 @@ NUMBERS = [
     ("luhn", "4111-1111-1111-1111", "4111-1111-1111-1112"),
     ("luhn", "378282246310005", "0000000000000000"),
     ("mac", "3c:22:fb:9a:01:7e", "ff:ff:ff:ff:ff:ff"),
+    ("mac", "00-1A-2B-3C-4D-5E", "00:00:00:00:00:00"),
+    ("mac", "3c22.fb9a.017e", "3c:22:fb:9a:01:7e:01"),
+    ("mac", "02-1a-2b-3c-4d-5e", "02-11-26-23-02-26"),
+    ("mailbox", "jane@acme.de", "icon@2x.png"),
+    ("mailbox", "jane@acme.com.Then", "super@Main.onCreate"),
+    ("mailbox", "jane@xn--bcher-kva.xn--p1ai", "sd_in@devanagari.utf"),
+    ("mailbox", "j.doe@intra.acme.local", "jane@com"),
     ("mixed", "abc123", "abcdef"),
     ("mixed", "1a", "123456"),
     ("nl-bsn", "111222333", "111222334"),
@@ -84,8 +95,10 @@ NUMBERS = [
     ("stand-in", "AKIATESTKEY1234567890", "AKIAIOSFODNN7EXAMPLE"),
     ("stand-in", "k3j5h2g8f1d4s6a7", "sk-xxxxxxxxxxxxxxxx"),
     ("stand-in", "correcthorse", "{{ vault.db }}"),
+    ("stand-in", "ops_eyJzaWduSW5B.9", "ops_eyJzaWduSW5B..."),
     ("stand-in", "abcabcabcabc", "abababababab"),
     ("th-pin", "1-2345-45678-78-1", "1-2345-45678-78-9"),
+    ("th-pin", "1520000000004", "1974567890124"),
     ("tr-tckimlik", "17291716060", "17291716061"),
     ("uk-nhs", "943 476 5919", "943 476 5918"),
     ("uk-nhs", "9434765919", "943-476-5919"),
@@ -97,6 +110,7 @@ NUMBERS = [
     ("us-ssn-digits", "536904399", "000123456"),
     ("us-ssn-digits", "536 90 4399", "536 00 4399"),
     ("za-idnr", "7503305044089", "8503305044089"),
+    ("za-idnr", "0001015002288", "0013015002285"),
     ("ar-cbu", "2850590940090418135201", "2810590940090418135201"),
     ("ar-cuit", "20-05536168-2", "20-26756539-2"),
     ("at-svnr", "1237 010180", "2237 010180"),
@@ -118,7 +132,13 @@ NUMBERS = [
     ("crypto-btc", "bc1p5cyxnuxmeuwuvkwfem96lqzszd02n6xdcjrs20cac6yqjjwudpxqkedrcr", "bc1p5cyxnuxmeuwuvkwfem96"),
     ("cz-rc", "710319/2745", "710319/2746"),
     ("de-id-card", "T220001293", "T220001294"),
+    ("de-id-card", "L01X00T471", "C000500021"),
     ("de-idnr", "86095742719", "86095742718"),
+    ("tax-digits", "36574261809", "12345678903"),
+    ("tax-digits", "51824753556", "52824753556"),
+    ("tax-digits", "00743110157", "00743110158"),
+    ("de-vat", "DE123456789", "de 136 695 977"),
+    ("de-vat", "de 136 695 976", "de 123 456 789"),
     ("de-kvnr", "A123456780", "A123456781"),
     ("de-rvnr", "65 170839 J 003", "65 170839 J 004"),
     ("ee-ik", "36805280109", "36805280108"),
@@ -132,9 +152,16 @@ NUMBERS = [
     ("in-aadhaar", "2341:2341:2346", "2341:2341:2347"),
     ("ip-private", "10.42.7.19", "8.8.8.8"),
     ("ip-private", "::1", "2606:4700:4700::1111"),
+    ("ip-private", "255.255.255.0", "0.0.0.0"),
+    ("ip-private", "2001:db8::1/32", "2001::db8::1"),
+    ("it-codicefiscale-form", "RCCMNL83S18D969K", "RCCMNL83S18D969H"),
+    ("it-codicefiscale-form", "RCCMNL83S58D969K", "RCCMNL83S40D969K"),
     ("it-iva", "00743110157", "00743110158"),
     ("jp-my-number", "123456789018", "123456789012"),
     ("kr-brn", "116-82-00276", "116-82-0027"),
+    ("kr-brn-check", "104-86-56659", "104-86-56658"),
+    ("kr-brn-check", "1048656659", "000-00-00000"),
+    ("kr-resident-digits", "9001011234567", "8001015009087"),
     ("kr-resident", "971013-9019902", "971313-9019902"),
     ("kr-resident", "900101-1234567", "970231-1019902"),
     (
@@ -150,13 +177,20 @@ NUMBERS = [
     ("phone-digits", "3732695155", "+1 415 555 2671"),
     ("phone-digits", "(895)164-4839x7918", "020 7946 0958"),
     ("phone-digits", "416 60 039", "05321234567"),
+    ("phone-digits", "138 1234 5678", "13812345678"),
+    ("phone-mobile", "13812345678", "12012345678"),
+    ("phone-mobile", "19912345678", "13333333333"),
     ("phone-mobile", "09171234567", "0123"),
     ("phone-mobile", "05321234567", "0000000000"),
     ("phone-national", "01.42.68.53.00", "0123 4567 8907"),
     ("phone-national", "(030) 901820", "415-555-2671"),
+    ("phone-national", "01-42-68-53-00", "01-42-68-53-00-AB"),
     ("phone-national", "0 532 123 45 67", "0961 23 45 67 60"),
     ("phone-us", "345-899-3560x4587", "943 476 5919"),
     ("phone-us", "+14155552671", "+442079460958"),
+    ("pl-pesel-digits", "44051401359", "02070803628"),
+    ("plate", "B AB 1234", "WAS HOT"),
+    ("plate", "APP-456CV", "1234"),
     ("pk-cnic", "34201-0891231-8", "84201-0891231-8"),
     ("pl-nip", "8567346215", "8567346216"),
     ("pt-nif", "501 964 843", "501 964 842"),
@@ -172,6 +206,8 @@ NUMBERS = [
     ("sg-uen", "197401143C", "197401143A"),
     ("si-emso", "0101006500006", "0101006500007"),
     ("ua-rntrc", "1759013776", "1759013770"),
+    ("uk-postcode", "SW1A 1AA", "QA1 1AA"),
+    ("uk-postcode", "M1 1AE", "M1 1CA"),
     ("uk-licence", "MORGA657054SM9IJ", "MORGA699054SM9IJ"),
     ("uk-utr", "1955839661", "2955839661"),
     ("us-dea", "AB1234563", "AB1234564"),
@@ -212,3 +248,17 @@ def test_a_word_of_a_form_is_no_password(word: bytes) -> None:
 @given(span=st.binary(max_size=64) | st.text("0123456789-. :/aAxX+", max_size=40).map(str.encode))
 def test_no_validator_raises_whatever_the_bytes(name: str, span: bytes) -> None:
     assert VALIDATORS[name](span) in {True, False}
+
+
+@given(number=st.text("0123456789", min_size=1, max_size=24), separators=st.text(" -./", max_size=4))
+def test_luhn_agrees_with_the_library(number: str, separators: str) -> None:
+    span = separators.join(number) if len(separators) < 2 else separators + number
+    assert VALIDATORS["luhn"](span.encode()) == (len(set(number)) > 1 and luhn.is_valid(number))
+
+
+@pytest.mark.parametrize("form", ["{}{}{}", "+1 {} {} {}", "({}) {}-{}", "1-{}-{}-{}", "+1{}{}{}"])
+@given(area=st.integers(200, 999), middle=st.integers(100, 999), last=st.integers(1000, 9999))
+def test_north_american_numbers_are_those_of_the_library(form: str, area: int, middle: int, last: int) -> None:
+    text = form.format(area, middle, last)
+    number = phonenumbers.parse(text, "US")
+    assert is_nanp_number(text.encode()) == (number.country_code == 1 and phonenumbers.is_valid_number(number))

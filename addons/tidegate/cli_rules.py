@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,7 @@ def _brief(rule: Rule) -> dict[str, object]:
         "pack": rule.pack,
         "severity": str(rule.severity),
         "mode": "observe" if rule.observe else None,
+        **({"score": rule.score} if rule.score is not None else {}),
         "description": rule.description,
     }
 
@@ -101,6 +103,8 @@ def rules_show(rule_id: str, packs: Sequence[str], policy_path: Path | None, *, 
         "pass": list(rule.passes),
     }
     plain = _brief(rule) | {"file": rule.file, "pattern": rule.pattern}
+    if rule.score is not None:
+        plain |= {"threshold": rule.threshold}
     if rule.end is not None:
         plain |= {"end": rule.end, "max": rule.cap}
     if as_json:
@@ -141,7 +145,8 @@ def _try(rule: Rule, text: str) -> None:
     from tidegate.inspection.findings import inspect_text
     from tidegate.scanning import locate
 
-    found = inspect_text(build([rule], None), text)
+    alone = replace(rule, threshold=0.0)  # a hint is shown even where it would not be enough
+    found = inspect_text(build([alone], None), text)
     for each in locate(text, found):
         span = f"characters {each.finding.start} to {each.finding.end}"
         click.echo(f"{rule.id} finds something at {each.line}:{each.column} ({span}): {each.excerpt}")

@@ -153,7 +153,7 @@ def _table(found: Sequence[tuple[str, Located]]) -> Table:
             Text(f"{printable(name)}:{each.line}:{each.column}"),
             Text(rule.severity, SLOW[rule.severity]),
             Text(rule.cls),
-            Text(rule.id),
+            Text(" + ".join(f"{hint} {added:g}" for hint, added in each.finding.hints) or rule.id, overflow="fold"),
             Text(each.excerpt),
         )
     return table

@@ -231,6 +231,7 @@ class Exchange:
                 "status": record.status,
                 "mode": record.mode,
                 "rules": Counter(each.rule for each in found) if found else {},
+                "scores": {each.rule: each.score.total for each in found if each.score is not None} if found else {},
                 "request_bytes": record.request_bytes,
                 "response_bytes": record.response_bytes,
                 "streamed": record.streamed,

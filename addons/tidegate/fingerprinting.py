@@ -169,7 +169,7 @@ def mint(name: str, form: canary.Form, host: str, out: Path, key: bytes, today: 
 
 def allow(engine: Engine, rule: str, text: str, out: Path, key: bytes, said: dict[str, str]) -> None:
     """Add the one value that a rule finds in a text to a file of known values. Raises ``FingerprintError``."""
-    able = {each.id for each in engine.rules if each.end is None}
+    able = {each.id for each in engine.rules if each.end is None and each.score is None}
     if rule not in able:
         raise FingerprintError(f"found the rule {rule!r}; accepted: a rule of the policy's packs without an end marker")
     data = encode(text)

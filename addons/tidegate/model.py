@@ -152,8 +152,24 @@ class Denial:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """What the hints in one field come to, from 0 to 1, the threshold it reached, and what each rule added to it."""
+
+    total: float
+    threshold: float
+    hints: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        hints = " + ".join(f"{rule} {added:g}" for rule, added in self.hints)
+        return f"score {self.total:g} of {self.threshold:g}: {hints}"
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule matched. ``start`` and ``end`` count characters of the field's text; the text itself never travels."""
+    """A rule matched. ``start`` and ``end`` count characters of the field's text; the text itself never travels.
+
+    With ``score`` it is what several hints come to, and ``rule`` is the hint that added most.
+    """
 
     rule: str
     cls: str
@@ -161,6 +177,7 @@ class Finding:
     start: int
     end: int
     action: Action
+    score: Score | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,8 +193,12 @@ def answer(ident: object, findings: Iterable[TextFinding]) -> str:
 
 
 def as_json(finding: TextFinding) -> dict[str, object]:
-    """Return a finding as it is written: rule, class, pack, severity, score and the span in characters."""
+    """Return a finding as it is written: rule, class, pack, severity, score and the span in characters.
+
+    Where the score is what several hints come to, ``hints`` says what each rule added.
+    """
     rule = finding.rule
+    hints: dict[str, object] = {"hints": dict(finding.hints)} if finding.hints else {}
     return {
         "rule": rule.id,
         "class": rule.cls,
@@ -203,4 +207,5 @@ def as_json(finding: TextFinding) -> dict[str, object]:
         "score": finding.score,
         "start": finding.start,
         "end": finding.end,
+        **hints,
     }

@@ -272,8 +272,8 @@ def policy(folder: Path, upstream: str, *, name: str = "policy.yaml", **changes:
         "roles": {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["*"]}]}},
         "bindings": [{"groups": ["local:dev"], "roles": ["dev"]}],
         "inspection": {
-            "prompt": {"secrets": "block", "pii": "redact"},
-            "response": {"secrets": "redact", "pii": "redact"},
+            "prompt": {"secrets": "block", "pii": "redact", "injection": "flag", "exfil": "allow"},
+            "response": {"secrets": "redact", "pii": "redact", "injection": "allow", "exfil": "redact"},
         },
         "recording": {"mode": "strict", "keep": "redacted", "path": "recording.db"},
     }

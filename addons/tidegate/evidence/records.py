@@ -78,7 +78,7 @@ INSERT_INTENT = (
     f"INSERT INTO exchange ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
 )
 INSERT_SEAL = INSERT_INTENT.replace("DO NOTHING", f"DO UPDATE SET {_SETTLED}")
-INSERT_FINDING = "INSERT OR REPLACE INTO finding VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_FINDING = "INSERT OR REPLACE INTO finding VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_DECISION = "INSERT OR REPLACE INTO decision VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_STATE = "INSERT OR REPLACE INTO flow_state VALUES (?, ?, ?)"
 INSERT_EVENT = "INSERT INTO event VALUES (?, ?, ?)"
@@ -123,6 +123,13 @@ def recording_2(db: Database) -> None:
     db.execute("ALTER TABLE exchange ADD COLUMN scanned TEXT")
 
 
+@migrations()
+def recording_3(db: Database) -> None:
+    """Add to findings what hints come to: the score, and the sentence that explains it by rule ids."""
+    db.execute("ALTER TABLE finding ADD COLUMN score REAL")
+    db.execute("ALTER TABLE finding ADD COLUMN hints TEXT")
+
+
 def bare_path(path: str) -> str:
     """Return a path without its query, whose values may be anything; at most 512 characters (routing takes 2,048)."""
     return path.partition("?")[0][:512]
@@ -150,7 +157,8 @@ def finding_rows(record: ExchangeRecord) -> Iterator[tuple[object, ...]]:
     ):
         for each in findings:
             where = _text(each.where)
-            yield record.id, seq, direction, each.rule, each.cls, where, each.start, each.end, each.action
+            told = (None, None) if each.score is None else (each.score.total, str(each.score))
+            yield record.id, seq, direction, each.rule, each.cls, where, each.start, each.end, each.action, *told
             seq += 1
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, replace, where
-from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source
+from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source, role_of
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.model import Action, Denial, Finding, Reason, Role
 from tidegate.streams.texts import Texts
 
 MALFORMED = Denial(
@@ -55,7 +55,8 @@ def inspect_request(
     for pointer, _ in exempt:
         _put(value, pointer, "")
     body = dump(value) if value is not None else b""
-    if texts.are_clean(body, (extra or {}).values()):
+    clean = texts.are_clean(body, (extra or {}).values())
+    if clean and not texts.hinted:
         for pointer, data in exempt:
             _put(value, pointer, data)
         return Inspected(dump(value) if exempt else body, ())
@@ -65,6 +66,9 @@ def inspect_request(
             exempt.append((leaf.pointer, _at(value, leaf.pointer)))
         else:
             leaves.append(leaf)
+    _weigh(texts, value, leaves, extra or {})
+    if clean:
+        return Inspected(body, tuple(texts.findings))
     masked = _look(texts, value, leaves, exempt, extra or {})
     if masked is None:
         return Denial(Reason.BODY_MALFORMED, 400, "The request body cannot be masked without breaking it.")
@@ -85,16 +89,21 @@ def inspect_answer(
     value = strict_json(body)
     if isinstance(value, Denial):
         return _plain_text(texts, body) if status >= 400 else MALFORMED
-    if texts.are_clean(dump(value), ()):
+    clean = texts.are_clean(dump(value), ())
+    if clean and not texts.hinted:
         return Inspected(body, ())
     bare = not isinstance(value, dict | list)
     root: object = [value] if bare else value
+    leaves = list(endpoint.answer.walk(root))
+    texts.weigh([leaf.text for leaf in leaves], lambda _: Role.OTHER, lambda index: where(leaves[index].pointer))
+    if clean:
+        return texts.denial or Inspected(body, tuple(texts.findings))
     exempt = [
         (one.pointer, one.value)
         for one in endpoint.answer.select(root)
         if one.pointer and any(payload.exempt for payload in one.payloads)
     ]
-    written = _look(texts, root, list(endpoint.answer.walk(root)), exempt, {})
+    written = _look(texts, root, leaves, exempt, {})
     if written is None or texts.denial is not None:
         return texts.denial or MALFORMED
     if not any(finding.action in (Action.REDACT, Action.BLOCK) for finding in texts.findings):
@@ -112,6 +121,7 @@ def _plain_text(texts: Texts, body: bytes) -> Inspected | Denial:
         return MALFORMED
     if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"'):
         return MALFORMED
+    texts.weigh([text], lambda _: Role.OTHER, lambda _: "$")
     changed = texts.check([text], lambda _: "$")
     said = changed.get(0, text)
     said = texts.check_source(said, "$") if "\\" in said else said  # JSON may stand inside it
@@ -143,6 +153,22 @@ def _look[T: (RequestField, AnswerField)](
         if not _put(written, pointer, "" if pointer[-1] == "signature" and pointer[:-1] in masked else old):
             return None
     return dump(written)
+
+
+def _weigh(texts: Texts, value: object, leaves: Sequence[Leaf[RequestField]], extra: Mapping[str, str]) -> None:
+    """Score every text of a request by its role; what stands outside the body is metadata."""
+    if not texts.hinted:
+        return
+    places = tuple(extra)
+    count = len(leaves)
+
+    def role(index: int) -> Role:
+        return role_of(leaves[index], value) if index < count else Role.METADATA
+
+    def place(index: int) -> str:
+        return where(leaves[index].pointer) if index < count else places[index - count]
+
+    texts.weigh([*[leaf.text for leaf in leaves], *extra.values()], role, place)
 
 
 def _by_field[T: (RequestField, AnswerField)](

@@ -116,6 +116,14 @@ def read(pattern: str) -> Pattern:
     return Pattern(_render(node, named=True), plain, loose, opening, closure, shortest, longest)
 
 
+def sketch(pattern: str) -> str:
+    """Return a pattern that every match of ``pattern`` matches too: any bytes stand in its wide gaps.
+
+    Hyperscan skips such a gap where it would step through one of words. Raises ``PatternError``.
+    """
+    return _render(_opened(_parsed(pattern)), named=False)
+
+
 def begin(pattern: str, enough: int) -> Node:
     """Return the tree of what every match of a pattern begins with: ``enough`` bytes or a few more, if it has as many.
 
@@ -248,6 +256,21 @@ def _loosen(node: Sequence) -> Sequence:
                 break
             return Sequence((*nodes[:at], _overlaid(list(_ways(_begin(each, _ENOUGH))))))
     return Sequence(tuple(nodes))
+
+
+def _opened(node: Node) -> Node:
+    """Return a node with any bytes for what is repeated over ``_WIDE`` widths or more."""
+    match node:
+        case Repeat(low, high, inside):
+            shortest, longest = _widths(node)
+            if longest - shortest >= _WIDE:
+                return Repeat(shortest, longest, Byte(_ALL))
+            return Repeat(low, high, _opened(inside))
+        case Sequence(nodes, value):
+            return Sequence(tuple(map(_opened, nodes)), value)
+        case Either(nodes):
+            return Either(tuple(map(_opened, nodes)))
+    return node
 
 
 def _flat(node: Node) -> Iterable[Node]:

@@ -1,4 +1,4 @@
-"""Second looks at identity numbers and addresses: pure functions of the matched bytes.
+"""Second looks at identity and account numbers: pure functions of the matched bytes.
 
 The same law as ``validators.py``: total, linear in a bounded span, blind to the text around it. Where a number has a
 well-kept implementation (python-stdnum, phonenumbers) that decides; what neither has is written here from its public
@@ -7,7 +7,6 @@ description.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -18,14 +17,23 @@ from stdnum import iban, luhn
 from stdnum.exceptions import ValidationError
 from stdnum.iso7064 import mod_11_10
 
+from tidegate.inspection.addresses import (
+    is_coordinates,
+    is_mac,
+    is_mailbox,
+    is_plate,
+    is_private_ip,
+    is_public_ip,
+    is_uk_postcode,
+)
 from tidegate.inspection.telephones import (
     MAX_SPAN,
     digits_of,
     is_international_phone,
+    is_mobile,
     is_named_phone,
     is_nanp,
     is_nanp_number,
-    is_trunk_mobile,
     is_trunk_phone,
 )
 
@@ -33,6 +41,9 @@ Validator = Callable[[bytes], bool]
 
 # German insurance numbers: the areas of issue (VKVV section 2); the letter counts as its place in the alphabet.
 _DE_RVNR = re.compile(rb"([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2})([A-Z])([0-9]{2})([0-9])")
+_TH_PROVINCES = frozenset(
+    (*range(10, 28), *range(30, 50), *range(50, 59), *range(60, 68), *range(70, 78), *range(80, 87), *range(90, 97))
+)
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 
 
@@ -57,26 +68,7 @@ def is_iban(span: bytes) -> bool:
         return False
 
 
-# -------------------------------------------------------------------------------------------------- addresses
-
-
-def is_private_ip(span: bytes) -> bool:
-    """Accept IPv4 and IPv6 addresses, a prefix length aside, that are no public ones: of a house or a laboratory."""
-    address = _address(span)
-    return address is not None and (not address.is_global or address.is_reserved)
-
-
-def is_public_ip(span: bytes) -> bool:
-    """Accept IPv4 and IPv6 addresses that are globally reachable (IANA special-purpose registries excluded)."""
-    address = _address(span)
-    return address is not None and address.is_global and not address.is_reserved
-
-
-def _address(span: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(span[:MAX_SPAN].decode("ascii").partition("/")[0])
-    except ValueError:
-        return None
+# -------------------------------------------------------------------------------------------------- accounts
 
 
 def is_bech32(span: bytes) -> bool:
@@ -96,15 +88,6 @@ def is_bech32(span: bytes) -> bool:
 def is_bitcoin(span: bytes) -> bool:
     """Accept Bitcoin addresses: base58check, bech32 or bech32m."""
     return is_bech32(span) if span.startswith(b"bc1") else is_number(span, "bitcoin")
-
-
-def is_coordinates(span: bytes) -> bool:
-    """Accept a latitude and a longitude with at least four decimals each (about ten metres: a house)."""
-    found = re.findall(rb"-?[0-9]{1,3}\.[0-9]{4,15}", span[:MAX_SPAN])
-    if len(found) != 2:
-        return False
-    latitude, longitude = (float(each) for each in found)
-    return abs(latitude) <= 90 and abs(longitude) <= 180 and (latitude, longitude) != (0.0, 0.0)
 
 
 # -------------------------------------------------------------------------------------------------- numbers
@@ -187,6 +170,40 @@ def is_kr_resident(span: bytes) -> bool:
     return _is_date(century * 100 + int(digits[:2]), digits[2:4], digits[4:6])
 
 
+def is_kr_digits(span: bytes) -> bool:
+    """Accept Korean registration numbers in one piece, but no South African ones, which have a check digit."""
+    return is_kr_resident(span) and not is_za_number(span)
+
+
+def is_kr_company(span: bytes) -> bool:
+    """Accept Korean business numbers with their check digit: weights 1 3 7 1 3 7 1 3 5, the tens of the last too."""
+    digits = digits_of(span)
+    if not is_number(digits.encode(), "kr.brn"):
+        return False
+    values = [int(each) for each in digits]
+    total = sum(value * weight for value, weight in zip(values, (1, 3, 7, 1, 3, 7, 1, 3, 5), strict=False))
+    return (total + values[8] * 5 // 10 + values[9]) % 10 == 0
+
+
+def is_pesel_digits(span: bytes) -> bool:
+    """Accept Polish PESEL numbers in one piece, but no telephone number with its leading zero."""
+    return is_number(span, "pl.pesel") and not is_mobile(span)
+
+
+def is_th_number(span: bytes) -> bool:
+    """Accept Thai identity numbers: check digit, and a province (ISO 3166-2:TH) as the second and third digit."""
+    digits = digits_of(span)
+    return is_number(digits.encode(), "th.pin") and int(digits[1:3]) in _TH_PROVINCES
+
+
+def is_za_number(span: bytes) -> bool:
+    """Accept South African identity numbers: a date, citizen, resident or refugee (0 to 2), Luhn."""
+    digits = digits_of(span)
+    if len(digits) != 13 or digits[10] not in "012" or not luhn.is_valid(digits):
+        return False
+    return any(_is_date(century * 100 + int(digits[:2]), digits[2:4], digits[4:6]) for century in (19, 20))
+
+
 def is_se_long(span: bytes) -> bool:
     """Accept Swedish personal numbers with the century written out: a date, Luhn over the last ten digits."""
     digits = digits_of(span)
@@ -213,18 +230,29 @@ def is_fi_hetu(span: bytes) -> bool:
     return check == right and _is_date(century * 100 + int(year), month, day)
 
 
+def is_tax_number(span: bytes) -> bool:
+    """Accept eleven digits that one tax office in three would give out: Australia's ABN, Germany's, Italy's."""
+    repeated = len(set(span[:10])) in {8, 9}  # as the German ones are; most numbers are not
+    return (repeated and is_number(span, "de.idnr")) or is_number(span, "au.abn") or is_number(span, "it.iva")
+
+
 def is_de_idnr(span: bytes) -> bool:
     """Accept German tax identification numbers: eleven digits, ISO 7064 modulus 11, 10; the first is no zero."""
     digits = digits_of(span)
     return len(digits) == 11 and digits[0] != "0" and len(set(digits)) > 2 and bool(mod_11_10.is_valid(digits))
 
 
+def is_de_vat(span: bytes) -> bool:
+    """Accept German VAT numbers: with DE in capitals any, in small letters (a word of many languages) the checked."""
+    return span.startswith(b"DE") or is_number(digits_of(span).encode(), "de.vat")
+
+
 def is_de_id_card(span: bytes) -> bool:
-    """Accept German identity card and passport numbers: nine characters and, where written, the check digit (ICAO)."""
+    """Accept German identity card and passport numbers with their check digit (ICAO), but no health insurance's."""
     text = span.decode("ascii", "replace").upper()
     if not re.fullmatch(r"[CFGHJKLMNPRTVWXYZ][0-9CFGHJKLMNPRTVWXYZ]{8}[0-9]", text):
         return False
-    return _mrz(text[:9]) == int(text[9]) and sum(each.isdigit() for each in text) >= 4
+    return _mrz(text[:9]) == int(text[9]) and sum(map(str.isdigit, text)) >= 4 and not is_de_kvnr(span)
 
 
 def is_de_rvnr(span: bytes) -> bool:
@@ -267,6 +295,18 @@ def is_uk_licence(span: bytes) -> bool:
     return hit is not None and 1 <= int(hit[1]) % 50 <= 12 and 1 <= int(hit[2]) <= 31
 
 
+def is_it_code_of_form(span: bytes) -> bool:
+    """Accept Italian fiscal codes whose check character is wrong: sixteen characters of a form nothing else has."""
+    text = span.decode("ascii", "replace")
+    hit = re.fullmatch(r"[A-Z]{6}[0-9]{2}[A-Z]([0-9]{2})[A-Z][0-9]{3}[A-Z]", text)
+    return (
+        hit is not None
+        and int(hit[1]) <= 71
+        and 1 <= int(hit[1]) % 40 <= 31
+        and not is_number(span, "it.codicefiscale")
+    )
+
+
 def is_mrz(span: bytes) -> bool:
     """Accept a passport's machine-readable zone by three check digits of its second line (ICAO 9303 part 4)."""
     text = span[-44:].decode("ascii", "replace")
@@ -302,13 +342,22 @@ STDNUM = {
     "mx-rfc": "mx.rfc", "my-nric": "my.nric", "nl-bsn": "nl.bsn", "no-fodselsnummer": "no.fodselsnummer",
     "nz-ird": "nz.ird", "pk-cnic": "pk.cnic", "pl-nip": "pl.nip", "pl-pesel": "pl.pesel", "pt-nif": "pt.nif",
     "ro-cnp": "ro.cnp", "ru-inn": "ru.inn", "se-orgnr": "se.orgnr", "se-personnummer": "se.personnummer",
-    "sg-uen": "sg.uen", "si-emso": "si.emso", "th-pin": "th.pin", "tr-tckimlik": "tr.tckimlik", "ua-rntrc": "ua.rntrc",
+    "sg-uen": "sg.uen", "si-emso": "si.emso", "tr-tckimlik": "tr.tckimlik", "ua-rntrc": "ua.rntrc",
     "uk-utr": "gb.utr", "us-ein": "us.ein", "us-ssn": "us.ssn",
-    "za-idnr": "za.idnr",
 }  # fmt: skip
 _MODULES = {
     module: import_module(f"stdnum.{module}")
-    for module in (*STDNUM.values(), "bitcoin", "gb.nhs", "in_.aadhaar", "us.rtn")
+    for module in (
+        *STDNUM.values(),
+        "bitcoin",
+        "de.idnr",
+        "de.vat",
+        "gb.nhs",
+        "in_.aadhaar",
+        "kr.brn",
+        "th.pin",
+        "us.rtn",
+    )
 }
 
 IDENTIFIERS: Mapping[str, Validator] = {
@@ -322,26 +371,38 @@ IDENTIFIERS: Mapping[str, Validator] = {
     "de-idnr": is_de_idnr,
     "de-kvnr": is_de_kvnr,
     "de-rvnr": is_de_rvnr,
+    "de-vat": is_de_vat,
     "fi-hetu": is_fi_hetu,
     "iban": is_iban,
     "in-aadhaar": is_aadhaar,
     "ip-private": is_private_ip,
     "ip-public": is_public_ip,
+    "it-codicefiscale-form": is_it_code_of_form,
     "jp-my-number": is_my_number,
+    "kr-brn-check": is_kr_company,
     "kr-resident": is_kr_resident,
+    "kr-resident-digits": is_kr_digits,
+    "mac": is_mac,
+    "mailbox": is_mailbox,
     "mrz": is_mrz,
     "phone": is_international_phone,
     "phone-digits": is_named_phone,
-    "phone-mobile": is_trunk_mobile,
+    "phone-mobile": is_mobile,
     "phone-national": is_trunk_phone,
     "phone-us": is_nanp,
+    "pl-pesel-digits": is_pesel_digits,
+    "plate": is_plate,
     "se-long": is_se_long,
     "se-short": is_se_short,
     "sg-nric": is_sg_nric,
+    "tax-digits": is_tax_number,
+    "th-pin": is_th_number,
     "uk-licence": is_uk_licence,
     "uk-nhs": is_nhs,
+    "uk-postcode": is_uk_postcode,
     "us-dea": is_dea,
     "us-itin": is_itin,
     "us-npi": is_npi,
     "us-routing": is_routing,
+    "za-idnr": is_za_number,
 }

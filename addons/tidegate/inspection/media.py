@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tidegate.dialects.fields import Pointer, where
 from tidegate.dialects.spec import Endpoint, Media
-from tidegate.inspection import urls
+from tidegate.inspection import data_urls
 from tidegate.inspection.attachments import Extraction, extract, is_quick, packed
 from tidegate.inspection.attachments.found import ADDRESS, NOT_BASE64, STORED
 from tidegate.inspection.attachments.kinds import Kind
@@ -71,7 +71,7 @@ def parts(endpoint: Endpoint, body: object) -> tuple[Part, ...]:
 
 def beside(known: Collection[Part], body: object, plain: bytes) -> tuple[Part, ...]:
     """Find the documents in data: URLs of texts that are no ``known`` media; ``plain`` is the body as it was sent."""
-    if not urls.may_hold(plain):
+    if not data_urls.may_hold(plain):
         return ()
     media = {part.pointer for part in known}
     found: list[Part] = []
@@ -89,7 +89,7 @@ def beside(known: Collection[Part], body: object, plain: bytes) -> tuple[Part, .
 
 def _inside(pointer: Pointer, text: str) -> Iterator[Part]:
     """Open the documents in the data: URLs of a text. What cannot be read of them is still the text that rules see."""
-    for number, (_, _, data) in enumerate(urls.urls(text), 1):
+    for number, (_, _, data) in enumerate(data_urls.urls(text), 1):
         if not is_quick(data):  # the letters of plain texts and pictures say no less themselves
             yield Part(pointer, f"{where(pointer)}, data: URL {number}", "", data, aside=True)
 

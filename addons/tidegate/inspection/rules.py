@@ -15,7 +15,7 @@ from tidegate.inspection.patterns import Shape, examine
 from tidegate.inspection.proprietary import words
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.model import Fault, Mode
-from tidegate.policy.reader import NAME, Reader
+from tidegate.policy.reader import NAME, SHARE, Reader
 from tidegate.policy.source import Node, parse
 
 # The longest text a delimited rule may swallow: an armoured 16384-bit RSA key is about 13,000 bytes.
@@ -25,11 +25,12 @@ LEFT_CONTEXT = 48
 # Fewer examples than this prove nothing about either side of a rule.
 MIN_EXAMPLES = 2
 
-PACK_KEYS = ("pack", "class", "version", "description", "rules", "words")
+PACK_KEYS = ("pack", "class", "version", "description", "threshold", "rules", "words")
 RULE_KEYS = (
     "id", "class", "description", "severity", "pattern", "end", "max", "after", "not-after", "validators", "allow",
-    "mode", "references", "match", "pass",
+    "plain", "mode", "score", "references", "match", "pass",
 )  # fmt: skip
+_UNSCORED = ("class", "end", "max", "after", "not-after", "validators", "allow", "plain", "mode")
 WORD_KEYS = ("id", "class", "description", "severity", "words", "file", "mode")
 _WORDS = "words or phrases of 3 characters to 200 bytes"
 _TEXTS = {
@@ -53,7 +54,9 @@ class Severity(enum.StrEnum):
 class Rule:
     """One detection rule. ``id`` is ``pack.name``; ``cap`` bounds its match in bytes; ``end`` makes it delimited.
 
-    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of harmless values.
+    ``after`` and ``not_after`` are patterns of the text before a match, ``allow`` patterns of harmless values; what is
+    ``plain`` is looked for in texts as they stand, never in what decodes from them.
+    With ``score`` it is a hint: what the hints of a pack come to is a finding from ``threshold`` on (``scoring``).
     Examples are kept out of ``repr``: they look like what the rule finds.
     """
 
@@ -74,6 +77,9 @@ class Rule:
     after: tuple[str, ...] = ()
     not_after: tuple[str, ...] = ()
     allow: tuple[str, ...] = field(default=(), repr=False)
+    plain: bool = False
+    score: float | None = None
+    threshold: float = 0.0
 
 
 class Finder(Protocol):
@@ -137,10 +143,16 @@ def _pack(reader: Reader, root: Node, lists: Lists | None) -> tuple[Rule, ...]:
     word_lists = reader.items(top.get("words"), "a list of word lists")
     if "rules" in top and top["rules"].value == ():
         reader.fault(top["rules"], required["rules"], found="an empty list")
+    threshold = reader.share(top.get("threshold"))
+    if "threshold" in top and "words" in top:
+        reader.fault(top["words"], "no words beside threshold: a word has no score", found="a list of words")
     rules: dict[str, Rule] = {}
     for entry in (*entries, *word_lists):
         before = len(reader.faults)
-        rule = _rule(reader, entry, pack, cls) if entry in entries else _words(reader, entry, (pack, cls), lists)
+        if entry in entries:
+            rule = _scored(reader, entry, _rule(reader, entry, pack, cls), ("threshold" in top, threshold))
+        else:
+            rule = _words(reader, entry, (pack, cls), lists)
         if rule.id in rules:
             reader.fault(entry, "each id once in a pack", found="the id of an earlier rule", key=f"{entry.key}.id")
         if len(reader.faults) == before and pack and cls:
@@ -176,7 +188,22 @@ def _rule(reader: Reader, entry: Node, pack: str, pack_class: str) -> Rule:
         after=_patterns(reader, keys.get("after"), LEFT_CONTEXT),
         not_after=_patterns(reader, keys.get("not-after"), LEFT_CONTEXT),
         allow=_patterns(reader, keys.get("allow")),
+        plain=reader.flag(keys.get("plain"), False),
     )
+
+
+def _scored(reader: Reader, entry: Node, rule: Rule, threshold: tuple[bool, float | None]) -> Rule:
+    """Add a hint's score and its pack's threshold. A pack has hints alone or none, and what acts has no score."""
+    keys = entry.value if isinstance(entry.value, Mapping) else {}
+    if "score" not in keys:
+        if threshold[0]:
+            reader.fault(entry, f"{SHARE}, for every rule of a pack with a threshold", "nothing", f"{entry.key}.score")
+        return rule
+    if not threshold[0]:
+        reader.fault(keys["score"], "a score in a pack with a threshold", found="a score, but no threshold of the pack")
+    for other in [each for each in _UNSCORED if each in keys]:
+        reader.fault(keys[other], f"no {', '.join(_UNSCORED[:-1])} or mode beside score", found=f"{other} on a hint")
+    return replace(rule, score=reader.share(keys["score"]) or 0.0, threshold=threshold[1] or 0.0)
 
 
 def _words(reader: Reader, entry: Node, named: tuple[str, str], lists: Lists | None) -> Rule:

@@ -45,6 +45,9 @@ class Scanner(Protocol):
     def hits(self, data: bytes) -> list[int]:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
 
+    def first_ends(self, data: bytes) -> dict[int, int | None]:
+        """Return the same with the end of a first match: none ends before it; ``None`` where that is not known."""
+
 
 class Spotter(Protocol):
     """Answers where one pattern ends. Safe to use from many threads."""
@@ -66,6 +69,16 @@ class HyperscanScanner:
 
         def note(index: int, _start: int, _end: int, _flags: int, _context: object) -> None:
             found.append(index)
+
+        self._database.scan(data, match_event_handler=note, scratch=self._own_scratch())
+        return found
+
+    def first_ends(self, data: bytes) -> dict[int, int | None]:
+        """Return the indexes of the patterns that match in ``data``, and where the first match of each ends."""
+        found: dict[int, int | None] = {}
+
+        def note(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
+            found[index] = end
 
         self._database.scan(data, match_event_handler=note, scratch=self._own_scratch())
         return found
@@ -102,6 +115,10 @@ class Re2Scanner:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
         size = len(data)
         return [index for index, each in enumerate(self._compiled) if each(data, 0, size)[0][0] >= 0]
+
+    def first_ends(self, data: bytes) -> dict[int, int | None]:
+        """Return the indexes of the patterns that match in ``data``. RE2 tells the leftmost, not the first end."""
+        return dict.fromkeys(self.hits(data))
 
 
 class Re2Spotter:

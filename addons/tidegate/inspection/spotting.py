@@ -125,5 +125,7 @@ class Spotting:
 
 
 def is_sure(rule: Rule) -> bool:
-    """Say whether a rule is asked where text was turned or joined: not one that guesses."""
+    """Say whether a rule is asked where text was turned or joined: not one that guesses, nor one that is plain."""
+    if rule.plain:
+        return False
     return rule.severity is not Severity.LOW and not any(name.startswith("entropy") for name in rule.validators)

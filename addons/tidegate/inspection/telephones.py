@@ -10,7 +10,7 @@ import re
 from functools import cache
 
 import phonenumbers
-from phonenumbers.phonemetadata import NumberFormat, PhoneMetadata
+from phonenumbers.phonemetadata import PhoneMetadata
 from stdnum.gb import nhs
 
 # Longer spans than any identifier's are refused unread: an IBAN with its spaces is 42 characters, an IPv6 address 45.
@@ -60,7 +60,7 @@ def is_international_phone(span: bytes) -> bool:
 def is_trunk_phone(span: bytes) -> bool:
     """Accept a leading zero and the digit groups that a region prints its numbers in: all of them, or its area code."""
     groups = [each.decode("ascii") for each in re.findall(rb"[0-9]{1,20}", span[:MAX_SPAN])]
-    if not groups or not groups[0].startswith("0"):
+    if not groups or not groups[0].startswith("0") or re.search(rb"[A-Za-z]", span):  # letters: a MAC address
         return False
     national = "".join(groups)[1:]
     rest = [groups[0][1:], *groups[1:]] if len(groups[0]) > 1 else groups[1:]
@@ -70,11 +70,13 @@ def is_trunk_phone(span: bytes) -> bool:
     return any(_grouped(region, national, rest, by_area) for region in ZERO_REGIONS)
 
 
-def is_trunk_mobile(span: bytes) -> bool:
-    """Accept a leading zero and a mobile number, or a geographic one of eleven digits, all in one piece."""
+def is_mobile(span: bytes) -> bool:
+    """Accept ten or eleven digits in one piece: a leading zero and a mobile number, or a Chinese mobile number."""
     digits = digits_of(span)
-    if not 10 <= len(digits) <= 11 or digits[0] != "0" or len(set(digits)) < 4:
+    if not 10 <= len(digits) <= 11 or len(set(digits)) < 4:
         return False
+    if digits[0] != "0":
+        return _plan("CN")[1].fullmatch(digits) is not None
     return any(_plan(region)[1].fullmatch(digits[1:]) for region in ZERO_REGIONS)
 
 
@@ -85,7 +87,7 @@ def is_named_phone(span: bytes) -> bool:
         return False
     if span.startswith(b"+") or NANP.fullmatch(span):
         return not (is_nanp_number(span) or is_international_phone(span))
-    return not (is_trunk_phone(span) if TRUNK.fullmatch(span) else span.isdigit() and is_trunk_mobile(span))
+    return not (is_trunk_phone(span) if TRUNK.fullmatch(span) else span.isdigit() and is_mobile(span))
 
 
 def _looks_like_date(span: bytes) -> bool:
@@ -93,40 +95,69 @@ def _looks_like_date(span: bytes) -> bool:
 
 
 def is_nanp_number(span: bytes) -> bool:
-    """Accept numbers that the North American plan assigns."""
-    number = _parsed(span, "US")
-    return number is not None and number.country_code == 1 and phonenumbers.is_valid_number(number)
+    """Accept numbers that the North American plan assigns, with the country code 1 or without."""
+    digits = digits_of(span)
+    if len(digits) == 11 and digits[0] == "1":
+        digits = digits[1:]
+    elif span.startswith(b"+"):
+        return False
+    return len(digits) == 10 and _north_american().fullmatch(digits) is not None
 
 
-def _parsed(span: bytes, region: str | None = None) -> phonenumbers.PhoneNumber | None:
-    if len(span) > MAX_SPAN:
+def _parsed(span: bytes) -> phonenumbers.PhoneNumber | None:
+    # No plan has numbers of fewer than seven digits with their country code; parsing takes 20 microseconds.
+    if len(span) > MAX_SPAN or len(digits_of(span)) < 7:
         return None
     try:
-        return phonenumbers.parse(span.decode("ascii"), region)
+        return phonenumbers.parse(span.decode("ascii"), None)
     except (phonenumbers.NumberParseException, ValueError):
         return None
 
 
 @cache
-def _plan(region: str) -> tuple[re.Pattern[str], re.Pattern[str], tuple[NumberFormat, ...]]:
-    """Return a region's numbers, its mobile numbers, and how it prints them. The keys are ``ZERO_REGIONS`` alone."""
+def _north_american() -> re.Pattern[str]:
+    """Return the numbers of all regions with the country code 1, of every kind: ten times faster than to parse one."""
+    kinds = (
+        "fixed_line", "mobile", "toll_free", "premium_rate", "shared_cost", "personal_number", "voip", "pager", "uan",
+        "voicemail",
+    )  # fmt: skip
+    patterns: dict[str, None] = {}
+    for region in phonenumbers.COUNTRY_CODE_TO_REGION_CODE[1]:
+        plan = PhoneMetadata.metadata_for_region(region)
+        for kind in kinds:
+            described = getattr(plan, kind, None)
+            if described is not None and described.national_number_pattern:
+                patterns[described.national_number_pattern] = None
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+type _Form = tuple[re.Pattern[str], re.Pattern[str]]  # what a number begins with, and its groups
+
+
+@cache
+def _plan(region: str) -> tuple[re.Pattern[str], re.Pattern[str], tuple[_Form, ...]]:
+    """Return a region's numbers, its mobile numbers, and how it prints them. Keys: ``ZERO_REGIONS`` and ``CN``."""
     plan = PhoneMetadata.metadata_for_region(region)
     if plan is None or plan.general_desc is None or plan.mobile is None:
         return _NOTHING, _NOTHING, ()
-    everything = plan.general_desc.national_number_pattern or ""
-    return re.compile(everything), re.compile(plan.mobile.national_number_pattern or ""), tuple(plan.number_format)
+    forms = (
+        (
+            re.compile(form.leading_digits_pattern[-1] if form.leading_digits_pattern else ""),
+            re.compile(form.pattern or ""),
+        )
+        for form in plan.number_format
+    )
+    everything, mobile = plan.general_desc.national_number_pattern, plan.mobile.national_number_pattern
+    return re.compile(everything or ""), re.compile(mobile or ""), tuple(forms)
 
 
 def _grouped(region: str, national: str, groups: list[str], by_area: bool) -> bool:
     """Tell whether ``region`` has the number and prints it in ``groups``; ``by_area``: the first of them is enough."""
-    everything, _, formats = _plan(region)
+    everything, _, forms = _plan(region)
     if not everything.fullmatch(national):
         return False
-    for form in formats:
-        leading = form.leading_digits_pattern
-        if leading and not re.match(leading[-1], national):
-            continue
-        if hit := re.fullmatch(form.pattern or "", national):
+    for leading, form in forms:
+        if leading.match(national) and (hit := form.fullmatch(national)):
             printed = list(hit.groups())
             return printed == groups or (by_area and printed[0] == groups[0])
     return False

@@ -53,11 +53,13 @@ class Coded:
 
     def check_rules(self, rules: Sequence[Rule], files: Sequence[AllowFileDoc], folder: Path) -> None:
         """Refuse known false positives of rules that do not exist or that a stream cannot wait for."""
-        able = {rule.id for rule in rules if rule.end is None}
+        able = {rule.id for rule in rules if rule.end is None and rule.score is None}
         for rule in sorted({entry.rule for entry, _ in self.known} - able):
-            found = "a rule that is not loaded" if all(each.id != rule for each in rules) else "a rule with an end"
+            named = [each for each in rules if each.id == rule]
+            kind = "a rule with an end" if named and named[0].score is None else "a rule with a score"
+            found = kind if named else "a rule that is not loaded"
             where = " or ".join(str(folder / each.path) for each in files)
-            self.faults.append(Fault(where, rule, found, "a loaded rule that has no end marker"))
+            self.faults.append(Fault(where, rule, found, "a loaded rule that has no end marker and no score"))
 
 
 def open_all(file: str, detectors: Sequence[DetectorDoc], allows: Sequence[AllowFileDoc], folder: Path) -> Coded:
@@ -143,5 +145,15 @@ def whole_only(rules: Sequence[Rule], acts: Mapping[str, str]) -> list[str]:
         f"inspection.response.{rule.cls} is {acts[rule.cls]}, but {rule.id} looks at whole texts only: "
         "a streamed answer is not searched for it"
         for rule in rules
+        if acts.get(rule.cls) in ("redact", "block", "flag")
+    ]
+
+
+def scored_whole_only(firsts: Sequence[Rule], acts: Mapping[str, str]) -> list[str]:
+    """Say the same for each pack of hints, of which ``firsts`` holds one rule."""
+    return [
+        f"inspection.response.{rule.cls} is {acts[rule.cls]}, but the pack {rule.pack} is scored and looks at whole "
+        "texts only: a streamed answer is not searched for it"
+        for rule in firsts
         if acts.get(rule.cls) in ("redact", "block", "flag")
     ]

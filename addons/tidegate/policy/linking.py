@@ -250,8 +250,13 @@ def _qualified(reader: Reader, document: Document, node: Node, kind: str) -> boo
 
 
 def _actions(reader: Reader, document: Document, parts: Parts) -> dict[tuple[str, Direction], Action]:
-    """Every class of the loaded packs needs an action in both directions, and no other class may have one."""
+    """Every class of the loaded packs needs an action in both directions, and no other class may have one.
+
+    A class of hints alone has nothing to redact.
+    """
     classes = {rule.cls for rule in parts.rules}
+    scored = classes - {rule.cls for rule in parts.rules if rule.score is None}
+    _thresholds(reader, document, parts)
     found: dict[tuple[str, Direction], Action] = {}
     for direction, actions in document.actions.items():
         for cls, (action, node) in actions.items():
@@ -262,9 +267,19 @@ def _actions(reader: Reader, document: Document, parts: Parts) -> dict[tuple[str
                     f"the classes of the loaded packs: {', '.join(sorted(classes)) or 'there are none'}",
                     found="an unknown class",
                 )
+            elif cls in scored and action is Action.REDACT:
+                reader.fault(node, "allow or flag or block, since a score has no place that could be redacted")
         for cls in sorted(classes - set(actions)):
             reader.fault(document.inspection, " or ".join(Action), found="nothing", key=f"inspection.{direction}.{cls}")
     return found
+
+
+def _thresholds(reader: Reader, document: Document, parts: Parts) -> None:
+    scored = sorted({rule.cls for rule in parts.rules if rule.score is not None})
+    for cls, (_, node) in document.thresholds.items():
+        if cls not in scored and parts.whole:
+            accepted = f"the classes of scored rules: {', '.join(scored) or 'there are none'}"
+            reader.fault(node, accepted, found="a threshold of another class")
 
 
 def _decisions(
@@ -274,6 +289,8 @@ def _decisions(
     found: dict[str, Action] = {}
     for rule in rules:
         action = actions.get((rule.cls, direction), Action.BLOCK)
+        if rule.score is not None and action is Action.REDACT:  # other rules of its class can be masked, a score cannot
+            action = Action.FLAG
         acts = action in (Action.REDACT, Action.BLOCK)
         found[rule.id] = Action.FLAG if acts and (rule.observe or mode is Mode.OBSERVE) else action
     return found

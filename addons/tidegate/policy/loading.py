@@ -13,11 +13,12 @@ from pathlib import Path
 
 from tidegate.dialects.load import parse_dialect
 from tidegate.dialects.spec import Dialect
+from tidegate.inspection import urls
 from tidegate.inspection.detectors import DetectorError, plugged
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
-from tidegate.policy.coded import Coded, open_all, whole_only
+from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.ner_files import open_ner
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, StaticIdentity
@@ -51,9 +52,11 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     packs += _detectors(below)
     dialects = _dialects(dialect_texts, below)
     coded = open_all(str(path), document.detectors, document.allow_files, path.parent)
-    rules, engine = _rules(packs, below, engine_cache, coded)
+    thresholds = {cls: value for cls, (value, _) in document.thresholds.items()}
+    rules, engine = _rules(packs, below, engine_cache, coded, thresholds)
     if not below:
         coded.check_rules(rules, document.allow_files, path.parent)
+    coded.checks.update(urls.checks(rules, document.hosts))
     ner = open_ner(str(path), document.ner, path.parent)
     below += [*coded.faults, *ner.faults]
     rules = (*rules, *coded.coded_rules, *ner.rules)
@@ -61,6 +64,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     faults += [*reader.faults, *below]
     if faults or engine is None:
         raise PolicyError(tuple(faults))
+    acts = _acts(linked.actions)
+    firsts = engine.scorer.firsts if engine.scorer is not None else ()
     return Policy(
         file=str(path),
         sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files]),
@@ -78,7 +83,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         warnings=(
             *linked.warnings,
             *coded.warnings,
-            *whole_only(coded.coded_rules, _acts(linked.actions)),
+            *whole_only(coded.coded_rules, acts),
+            *scored_whole_only(firsts, acts),
             *ner.warnings(linked.actions),
         ),
         ner=ner.wanted(linked.actions),
@@ -169,9 +175,16 @@ def _dialects(texts: Sequence[_Text], faults: list[Fault]) -> dict[str, Dialect]
 
 
 def _rules(
-    texts: Sequence[_Text], faults: list[Fault], cache: CompiledCache | None, coded: Coded
+    texts: Sequence[_Text],
+    faults: list[Fault],
+    cache: CompiledCache | None,
+    coded: Coded,
+    thresholds: Mapping[str, float] | None = None,
 ) -> tuple[tuple[Rule, ...], Engine | None]:
-    """Parse the packs, build the engine and run every rule's examples; no engine where a pack is at fault."""
+    """Parse the packs, build the engine and run every rule's examples; no engine where a pack is at fault.
+
+    ``thresholds`` are the policy's own, by class, in place of the packs'.
+    """
     rules: list[Rule] = []
     problems: list[Fault] = []
     known: dict[str, str] = {}
@@ -184,7 +197,8 @@ def _rules(
                     Fault(each.file, f"rules[{rule.id}]", f"an id that {known[rule.id]} has", "each id once")
                 )
             known.setdefault(rule.id, each.file)
-        rules.extend(parsed)
+        own = thresholds or {}
+        rules.extend(replace(rule, threshold=own.get(rule.cls, rule.threshold)) for rule in parsed)
     faults.extend(problems)
     if problems:
         return tuple(rules), None

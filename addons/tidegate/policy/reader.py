@@ -14,6 +14,7 @@ from tidegate.policy.source import Node
 BYTES = "a number of bytes such as 65536, 512KiB or 4MiB"
 SECONDS = "a time such as 250ms, 120s, 10m or 1h"
 NAME = "a name of lower-case letters, digits and hyphens that starts with a letter"
+SHARE = "a number above 0, up to 1"
 
 _BYTES = re.compile(r"([0-9]{1,9})\s?(B|KiB|MiB|GiB|kB|MB|GB)?")
 _BYTE_UNITS = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -128,6 +129,15 @@ class Reader:
         if isinstance(node.value, int) and not isinstance(node.value, bool) and node.value > 0:
             return node.value
         self.fault(node, accepted)
+        return None
+
+    def share(self, node: Node | None) -> float | None:
+        """Read a number above zero, up to 1."""
+        if node is None:
+            return None
+        if isinstance(node.value, int | float) and not isinstance(node.value, bool) and 0 < node.value <= 1:
+            return float(node.value)
+        self.fault(node, SHARE)
         return None
 
     def bytes(self, node: Node | None) -> int | None:

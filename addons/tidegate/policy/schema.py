@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
@@ -45,7 +46,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
     "bindings[]": ("groups", "subjects", "roles"),
-    "inspection": ("prompt", "response", "proprietary", "allow", "ner"),
+    "inspection": ("prompt", "response", "hosts", "thresholds", "proprietary", "allow", "ner"),
     **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
     "recording": ("mode", "keep", "path"),
@@ -116,6 +117,8 @@ class Document:
     dialects: tuple[str, ...]
     inspection: Node
     actions: Mapping[Direction, Mapping[str, tuple[Action, Node]]]
+    hosts: tuple[str, ...]
+    thresholds: Mapping[str, tuple[float, Node]]
     detectors: tuple[DetectorDoc, ...]
     allow_files: tuple[AllowFileDoc, ...]
     ner: NerDoc | None
@@ -158,6 +161,8 @@ def read(reader: Reader, root: Node) -> Document:
         dialects=_globs(reader, top.get("dialects"), DIALECTS),
         inspection=inspection,
         actions=_actions(reader, top.get("inspection")),
+        hosts=_hosts(reader, below.get("hosts")),
+        thresholds=_thresholds(reader, below.get("thresholds")),
         detectors=read_detectors(reader, below.get("proprietary")),
         allow_files=read_allow_files(reader, below.get("allow")),
         ner=read_ner(reader, below.get("ner")),
@@ -228,6 +233,24 @@ def _binding(reader: Reader, node: Node) -> BindingDoc:
         subjects=reader.texts(section.get("subjects"), 'a list of subjects such as "corp:alice"'),
         roles=reader.texts(section.get("roles"), "a list of roles"),
     )
+
+
+def _hosts(reader: Reader, node: Node | None) -> tuple[str, ...]:
+    accepted = 'a list of hosts such as docs.example.com, or "*.example.com" for all below it'
+    found = reader.texts(node, accepted)
+    for each in found:
+        if not HOST.fullmatch(str(each.value)):
+            reader.fault(each, accepted)
+    return tuple(str(each.value) for each in found)
+
+
+def _thresholds(reader: Reader, node: Node | None) -> dict[str, tuple[float, Node]]:
+    found: dict[str, tuple[float, Node]] = {}
+    for cls, each in reader.entries(node).items():
+        value = reader.share(each)
+        if value is not None:
+            found[cls] = value, each
+    return found
 
 
 def _actions(reader: Reader, node: Node | None) -> dict[Direction, dict[str, tuple[Action, Node]]]:

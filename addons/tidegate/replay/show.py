@@ -63,6 +63,9 @@ def view(found: Row) -> RenderableType:
     if found["finding_list"]:
         spans = [{**each, "span": f"{each['start']}-{each['end']}"} for each in found["finding_list"]]
         parts.append(_table("Findings", ("direction", "rule", "class", "where", "span", "action"), spans))
+        scored = [each for each in found["finding_list"] if each.get("hints")]
+        if scored:
+            parts.append(_table("Scores", ("where", "hints"), scored))
     if found["request"] is None and found["response"] is None:
         parts.append(Text("No bodies were kept.", style="dim"))
     for title, message in (("Request", found["request"]), ("Answer", found["response"])):

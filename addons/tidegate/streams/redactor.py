@@ -82,7 +82,7 @@ class Redactor:
     """
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], label: Callable[[Rule], str]) -> None:
-        self._actions = {index: decide(rule) for index, rule in enumerate(engine.rules)}
+        self._actions = {index: decide(each.rule) for index, each in enumerate(engine.compiled)}
         active = frozenset(index for index, action in self._actions.items() if action is not Action.ALLOW)
         # A flagged begin marker is a finding by itself: what is only noted must not hide what is masked.
         regions = frozenset(i for i in active if engine.compiled[i].end and self._actions[i] is not Action.FLAG)

@@ -7,12 +7,14 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 
 from tidegate.inspection.decoding import BREAK, find_hidden, find_split, hides_nothing
 from tidegate.inspection.engine import Engine, TextSpan, encode
 from tidegate.inspection.proprietary.detector import find_all
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.inspection.scoring import Scorer
+from tidegate.model import Action, Denial, Finding, Reason, Role, Score
 from tidegate.streams.coded import Found, WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.source import JsonSource
@@ -38,10 +40,17 @@ _OUTSIDE = b"0123456789+-.eEtruefalsn" + _MARKS
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = (
+        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_scorer", "clean", "denial",
+        "findings",
+    )  # fmt: skip
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
         """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
+        self._scorer = None if streamed else engine.scorer
+        if self._scorer is not None and all(decide(each) is Action.ALLOW for each in self._scorer.firsts):
+            self._scorer = None
+        self._hinted: bool | None = None if self._scorer is not None else False
         self.findings: list[Finding] = []
         self.denial: Denial | None = None
         self.clean: set[str] = set()
@@ -160,7 +169,23 @@ class Texts:
             empty = look(body)
         else:
             empty = history.is_clean(body, self._engine.reach, look, self._under(look.__name__))
-        return empty and self._is_silent_beside(BREAK.join(map(encode, extra)))
+        beside = BREAK.join(map(encode, extra))
+        if not empty or not self._is_silent_beside(beside):
+            return False
+        if self._hinted is None and self._scorer is not None:
+            self._hinted = self._may_be_hinted(self._scorer, body, beside)
+        return True
+
+    def _may_be_hinted(self, scorer: Scorer, body: bytes, beside: bytes) -> bool:
+        """Ask for hints in a JSON text and in others; in the parts of a long one, which have no sum, for any hint."""
+        history = self._engine.history
+        if history is None or len(body) < LONG:
+            return bool(scorer.hits(BREAK.join([_unescaped(body), beside])))
+
+        def look(part: bytes) -> bool:
+            return not scorer.holds_any(_unescaped(part))
+
+        return not history.is_clean(body, scorer.reach, look, self._under("hints")) or scorer.holds_any(beside)
 
     def _is_silent_beside(self, data: bytes) -> bool:
         """Ask about a path and header fields; a client sends the same ones with every request."""
@@ -188,6 +213,24 @@ class Texts:
         empty = empty and (not self._decodes or hides_nothing(self._engine, data))
         self._doubted = None if empty else data
         return empty
+
+    @property
+    def hinted(self) -> bool:
+        """Whether ``weigh`` may find something; a scan that found no other rule has told."""
+        return self._hinted is not False
+
+    def weigh(self, texts: Sequence[str], role: Callable[[int], Role], place: Callable[[int], str]) -> None:
+        """Note what the hints in each whole text come to, by who speaks there. Nothing is masked for it."""
+        if self._scorer is None or self._hinted is False:
+            return
+        if self._hinted is None and sum(map(len, texts)) < LONG:  # of more, each is looked up in the scorer's memory
+            self._hinted = bool(self._scorer.hits(encode("\0".join(texts))))
+            if not self._hinted:
+                return
+        for index, text in enumerate(texts):
+            for each in self._scorer.recall(text, partial(role, index)):
+                if self._decide(each.rule) is not Action.ALLOW:
+                    self._note(each.rule, place(index), each.start, each.end, each.score)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -275,13 +318,13 @@ class Texts:
                 waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
         return found
 
-    def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
+    def _note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
         action = self._decide(rule)
         if action not in _ACTING:
             self._flagged += 1
             if self._flagged > MAX_FLAGGED:
                 return
-        self.findings.append(Finding(rule.id, rule.cls, place, start, end, action))
+        self.findings.append(Finding(rule.id, rule.cls, place, start, end, action, score))
         if action is Action.BLOCK and self.denial is None:
             self.denial = Denial(
                 Reason.ANSWER_FINDING,

@@ -116,7 +116,7 @@ def hides_nothing(engine: Engine, data: bytes) -> bool:
 def _may_hold(engine: Engine, made: list[View]) -> bool:
     """Ask all views at once whether a rule may match in them."""
     decoded = [view.data for view in made if view.undone not in _DOUBTED]
-    if decoded and engine.candidates(BREAK.join(decoded)):
+    if decoded and not all(engine.rules[index].plain for index in engine.candidates(BREAK.join(decoded))):
         return True
     tricks = [view.data for view in made if view.undone in _DOUBTED]
     return bool(tricks) and any(is_sure(engine.rules[index]) for index in engine.candidates(BREAK.join(tricks)))
@@ -145,7 +145,7 @@ def _found(engine: Engine, data: bytes, made: list[View], plain: Callable[[], Se
     found: list[Span] = []
     for view in made:
         for span in engine.find(view.data):
-            if not view.new(span.start, span.end) or _doubtful(view, span, data):
+            if span.rule.plain or not view.new(span.start, span.end) or _doubtful(view, span, data):
                 continue
             pieces = view.pieces(span.start, span.end)
             told = known.setdefault(span.rule.id, [])
