@@ -8,8 +8,8 @@ import pytest
 
 from tests.wire import CARD, FAMILIES, KEY, MAIL, Said, answer, events_of, every, read, run, sse
 from tidegate.model import Action, Denial, Reason
-from tidegate.streams import sse as framing
 from tidegate.streams.channels import HeldCaps
+from tidegate.streams.sse import Sse
 
 STOPPED = Denial(Reason.ANSWER_IDLE, 504, "The upstream was silent for too long.")
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_ends_the_answer(name: str, bad: bytes) -> None:
 
 def test_an_event_too_large_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = answer("chat")
-    gate._parser = framing.SseParser(100)
+    gate._framing = Sse(100)
     out = gate.feed(delta("a! ")) + gate.feed(b"data: " + b"x" * 200)
     assert gate.denial is not None
     assert gate.denial.reason is Reason.ANSWER_TOO_LARGE

@@ -236,6 +236,50 @@ def test_a_stream_is_masked_while_it_runs(policy: Policy) -> None:
     assert [f.rule for f in exchange.answer_findings] == ["pii.card-visa"]
 
 
+LABELLED = {
+    "a stream called JSON": ("application/json", True),
+    "a stream called JSON that nobody asked for": ("application/json", False),
+    "a stream called text": ("text/plain", True),
+    "a stream without a type": ("", True),
+}
+
+
+@pytest.mark.parametrize(("label", "asked"), LABELLED.values(), ids=LABELLED.keys())
+def test_a_stream_is_told_by_its_bytes(policy: Policy, label: str, *, asked: bool) -> None:
+    exchange, _ = sent(policy, chat(stream=asked))
+    step = exchange.receive(steps.AnswerBegan(200, (("content-type", label),) if label else ()))
+    assert isinstance(step, steps.Stream if asked else steps.Buffer)
+    step = exchange.whole(events_of(f"pay {CARD} now"))
+    assert isinstance(step, steps.Emit)
+    assert said(step.data) == "pay [REDACTED:card-visa] now"
+    assert [(f.rule, f.where[:9]) for f in exchange.answer_findings] == [("pii.card-visa", "stream:$.")]
+    assert (exchange.outcome, exchange.status) == (Outcome.ANSWERED, 200)
+
+
+@pytest.mark.parametrize("label", ["text/event-stream", "application/json", "text/plain"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_json_in_a_streams_place_is_inspected_as_a_whole(policy: Policy, label: str, status: int) -> None:
+    exchange, _ = sent(policy, chat(stream=True))
+    exchange.receive(steps.AnswerBegan(status, (("content-type", label),)))
+    body = f' {{"error": {{"message": "\\u0020card {CARD} is odd"}} }}'.encode()
+    step = exchange.whole(body)
+    assert isinstance(step, steps.Emit)
+    assert json.loads(step.data) == {"error": {"message": " card [REDACTED:card-visa] is odd"}}
+    assert [f.where for f in exchange.answer_findings] == ["$.error.message"]
+
+
+def test_what_is_no_stream_and_no_json_is_refused(policy: Policy) -> None:
+    exchange, _ = sent(policy, chat(stream=True))
+    exchange.receive(steps.AnswerBegan(200, (("content-type", "application/octet-stream"),)))
+    step = exchange.receive(steps.AnswerChunk(f"the card is {CARD}\n\n".encode()))
+    assert isinstance(step, steps.Emit)
+    assert step.last
+    assert CARD not in step.data.decode()
+    assert b'"code":"answer_malformed"' in step.data
+    assert exchange.denial is not None
+    assert exchange.denial.reason is Reason.ANSWER_MALFORMED
+
+
 ANSWERS = {
     "interim": (103, JSON),
     "redirect": (307, (("location", "http://elsewhere.example/"),)),

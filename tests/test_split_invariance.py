@@ -36,7 +36,7 @@ from tidegate.inspection.rules import Rule, parse_pack
 from tidegate.model import Action
 from tidegate.streams.redactor import Redactor, redact, short_name
 from tidegate.streams.source import JsonSource
-from tidegate.streams.sse import SseParser
+from tidegate.streams.sse import Sse
 
 FRAGMENTS = [
     KEY, MAIL, CARD, PEM, "sk-", "AbCd1234", "-----BEGIN KEY-----", "-----END KEY-----", "jane.doe", "@", ".co",
@@ -200,7 +200,7 @@ def _channels(stream: bytes, *, source: bool = False) -> dict[str, str]:
 
 
 def _parts(stream: bytes) -> Iterator[tuple[str, str]]:
-    parser = SseParser()
+    parser = Sse()
     for event in [*parser.feed(stream), *parser.end()]:
         if event.data and event.data != "[DONE]":
             for where, part in _said(json.loads(event.data)):

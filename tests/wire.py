@@ -18,7 +18,7 @@ from tidegate.dialects.spec import Dialect, Endpoint
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.rules import Rule, parse_pack
 from tidegate.model import Action
-from tidegate.streams.answers import SseAnswer
+from tidegate.streams.answers import AnswerHead, StreamedAnswer
 from tidegate.streams.channels import HeldCaps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +60,9 @@ def endpoint(name: str) -> Endpoint:
     return dialect("anthropic" if name == "messages" else "openai").endpoints[name]
 
 
+HEAD = AnswerHead("text/event-stream")
+
+
 def always(action: Action) -> Callable[[Rule], Action]:
     return lambda _: action
 
@@ -69,13 +72,13 @@ def answer(
     decide: Action | Callable[[Rule], Action] = Action.REDACT,
     rules: Engine | None = None,
     caps: HeldCaps | None = None,
-) -> SseAnswer:
+) -> StreamedAnswer:
     family = dialect("anthropic" if name == "messages" else "openai")
     chosen = always(decide) if isinstance(decide, Action) else decide
-    return SseAnswer(endpoint(name), family.error, rules or engine(), chosen, "ex-1", caps)
+    return StreamedAnswer(endpoint(name), family.error, rules or engine(), chosen, "ex-1", HEAD, caps)
 
 
-def run(gate: SseAnswer, stream: bytes, cuts: Sequence[int] = ()) -> bytes:
+def run(gate: StreamedAnswer, stream: bytes, cuts: Sequence[int] = ()) -> bytes:
     """Feed a stream cut at these positions; return all that came out."""
     at = [0, *sorted(cuts), len(stream)]
     return b"".join(gate.feed(stream[a:b]) for a, b in pairwise(at)) + gate.end()

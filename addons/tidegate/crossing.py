@@ -25,7 +25,7 @@ from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
-from tidegate.inspection.bodies import inspect_answer
+from tidegate.inspection.bodies import MALFORMED, inspect_answer
 from tidegate.judging import NAMES, Judged, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
@@ -75,7 +75,10 @@ from tidegate.steps import (
     Stream,
     UpstreamSaid,
 )
-from tidegate.streams.answers import SseAnswer
+from tidegate.streams import framings
+from tidegate.streams.answers import AnswerHead, StreamedAnswer
+
+JSON = "application/json"
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
@@ -104,7 +107,7 @@ class Crossing:
         self.streamed = False
         self.passing = False
         self.socket: sockets.Socket | None = None
-        self._stream: SseAnswer | None = None
+        self._stream: StreamedAnswer | None = None
         self._encodings: list[str] = []
 
     @property
@@ -238,21 +241,23 @@ class Crossing:
         drop = self._inspect_head(event)
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
         self._encodings = headers.values(event.headers, "content-encoding")
-        streamed = content_type == "text/event-stream" or (
-            self.asked.stream and event.status < 300 and content_type != "application/json"
-        )
-        if not streamed:
+        readable = self._endpoint().stream is not None and all(each.lower() == "identity" for each in self._encodings)
+        asked = self.asked.stream and event.status < 300
+        # the label of both whole answers and streams: where it cannot be a stream it may still be whole
+        if content_type not in framings.LABELS and (not asked or (content_type == JSON and not readable)):
             self.stage = Stage.WHOLE
             return Buffer(drop)
-        endpoint = self._endpoint()
-        if endpoint.stream is None or any(each.lower() != "identity" for each in self._encodings):
+        if not readable:
             return self._refuse("answer", _PROTOCOL)
-        self._stream = SseAnswer(
-            endpoint, self.shape, self.policy.engine, self.policy.decide(Direction.RESPONSE), self.exchange
-        )
+        self._stream = self._streamed(content_type, event.status)
         self.stage = Stage.STREAM
         self.streamed = True
         return Stream(drop)
+
+    def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
+        decide = self.policy.decide(Direction.RESPONSE)
+        head = AnswerHead(content_type, status)
+        return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
 
     def _open(self, event: AnswerBegan) -> Step:
         assert self.head is not None
@@ -337,12 +342,26 @@ class Crossing:
         found = inspect_answer(
             self._endpoint(), self.policy.engine, self.policy.decide(Direction.RESPONSE), plain, status=self.status
         )
+        if found is MALFORMED and self._endpoint().stream is not None:
+            return self._unannounced(plain)
         if isinstance(found, Denial):
             return self._refuse("answer", found)
         self.answer_findings += found.findings
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
+
+    def _unannounced(self, plain: bytes) -> Step:
+        """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
+        assert self.status is not None
+        stream = self._streamed(JSON, self.status)
+        body = stream.feed(plain) + stream.end()
+        self.answer_findings += stream.findings
+        if stream.denial is not None:
+            return self._refuse("answer", stream.denial)
+        self._decide("answer", worst(stream.findings))
+        self._close(Outcome.ANSWERED)
+        return Emit(body, last=True)
 
     # endings ─────────────────────────────────────────────────────────────────
 

@@ -6,6 +6,7 @@ A dialect comes from one YAML file (``load.py``). Paths give roles and exemption
 from __future__ import annotations
 
 import binascii
+import enum
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,13 @@ ALPHABETS: Mapping[str, str] = {
     "id": string.ascii_letters + string.digits + "-_",
     "digits": string.digits + ".",
 }
+
+
+class FramingKind(enum.StrEnum):
+    """The form in which the events of a streamed answer arrive. ``JSON``: it is no stream but one value."""
+
+    SSE = "sse"
+    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,7 @@ class Flush:
 class StreamSpec:
     """How to read and write the stream of an endpoint.
 
+    ``framings`` are the forms it may arrive in, the first the usual one.
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
     a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
@@ -204,6 +213,7 @@ class StreamSpec:
     keep: tuple[Keep, ...]
     drop: tuple[Drop, ...]
     fields: Trie[Delta | Source | Keep | Drop]
+    framings: tuple[FramingKind, ...] = (FramingKind.SSE,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,60 @@
+"""Find the framing of an answer from its first bytes. The header only decides where the bytes leave it open.
+
+Law: how the bytes are cut does not matter. What fits no framing is ``None``, and is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from tidegate.dialects.spec import FramingKind
+from tidegate.streams.framing import Framing
+from tidegate.streams.sse import Sse
+
+MAKERS: Mapping[FramingKind, Callable[[], Framing]] = {FramingKind.SSE: Sse}
+
+LABELS: Mapping[str, FramingKind] = {"text/event-stream": FramingKind.SSE}
+"""The media types of streams. ``application/json`` is none: whole answers have it, and streams of several families."""
+
+_BOM = b"\xef\xbb\xbf"
+_SSE = re.compile(rb"(?:data|event|id|retry)?:")
+_SSE_NAMES = (b"data:", b"event:", b"id:", b"retry:")
+
+
+class Undecided(Exception):
+    """More bytes are needed to tell."""
+
+
+def find(head: bytes, label: str, known: Collection[FramingKind], *, final: bool) -> FramingKind | None:
+    """Tell the framing of an answer that begins with ``head``; ``None`` for one that is not among those ``known``.
+
+    ``label`` is the media type of the answer; ``final``: ``head`` is all there is. An answer without any byte but white
+    space counts as JSON. Raises ``Undecided`` where more bytes could make a difference.
+    """
+    if not final and _BOM.startswith(head):
+        raise Undecided
+    text = head.removeprefix(_BOM).lstrip(b" \t\r\n")
+    if not text:
+        if final:
+            return FramingKind.JSON
+        raise Undecided
+    if text[:1] in (b"{", b"["):
+        return FramingKind.JSON
+    found = _sse(text, label, final=final)
+    return found if found in known else None
+
+
+def _sse(text: bytes, label: str, *, final: bool) -> FramingKind | None:
+    """Say whether a text is server-sent events: by its label whatever it is, else by its first line."""
+    if LABELS.get(label) is FramingKind.SSE or _SSE.match(text):
+        return FramingKind.SSE  # a reader of events passes over lines it does not know
+    if not final and any(name.startswith(text) for name in _SSE_NAMES):
+        raise Undecided
+    return None
+
+
+def expected(label: str, known: Sequence[FramingKind]) -> FramingKind:
+    """Return the framing that a client waits for, before any byte of the answer has told."""
+    labelled = LABELS.get(label, known[0])
+    return labelled if labelled in known else known[0]
