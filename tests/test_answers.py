@@ -6,7 +6,22 @@ import json
 
 import pytest
 
-from tests.wire import CARD, FAMILIES, KEY, MAIL, Said, answer, events_of, every, read, run, sse
+from tests.wire import (
+    CARD,
+    FAMILIES,
+    FORMS,
+    KEY,
+    MAIL,
+    Said,
+    answer,
+    events_of,
+    every,
+    pieces,
+    read,
+    run,
+    sse,
+    stream_of,
+)
 from tidegate.model import Action, Denial, Reason
 from tidegate.streams.channels import HeldCaps
 from tidegate.streams.sse import Sse
@@ -118,17 +133,17 @@ def test_an_event_too_large_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_a_blocked_finding_cuts_the_answer(name: str, size: int) -> None:
-    stream = sse(FAMILIES[name](Said(f"The key is {KEY}, and so on"), every(size)))
+    stream = stream_of(name, Said(f"The key is {KEY}, and so on"), every(size))
     gate = answer(name, Action.BLOCK)
     out = run(gate, stream, range(0, len(stream), 11))
     assert gate.denial is not None
     assert gate.denial.reason is Reason.ANSWER_FINDING
-    *before, (_, error) = events_of(out)
+    *before, (_, error) = FORMS[name].events(out)
     assert b"[DONE]" not in out
     assert not any(isinstance(e, dict) and e.get("type") in ("message_stop", "response.completed") for _, e in before)
     assert "Blocked by policy" in json.dumps(error)
     assert "sk-A" not in out.decode()
-    assert "The key is ".startswith(read(name, sse(before)).text)
+    assert "The key is ".startswith(read(name, b"".join(pieces(name, before))).text)
     assert gate.feed(stream) == gate.end() == b""
 
 

@@ -33,7 +33,7 @@ def shipped(name: str) -> Dialect:
     return dialect
 
 
-OPENAI, ANTHROPIC = shipped("openai"), shipped("anthropic")
+OPENAI, ANTHROPIC, OLLAMA = shipped("openai"), shipped("anthropic"), shipped("ollama")
 SIGNATURE = base64.b64encode(random.Random(1).randbytes(240)).decode()
 
 # loading ──────────────────────────────────────────────────────────────────────
@@ -255,6 +255,36 @@ def test_one_path_has_one_owner() -> None:
 @pytest.mark.parametrize("text", ["", "[]", "a", "a: [", "{}"], ids=repr)
 def test_what_is_no_dialect_is_a_fault(text: str) -> None:
     assert faults_of(text)
+
+
+FRAMING_KEY = "small.yaml:24: endpoints.chat.stream.framing: found {}; accepted: a list of sse, ndjson"
+
+
+@pytest.mark.parametrize("found", ["[sse, morse]", "[]", "[json]"])
+def test_a_framing_that_there_is_not(found: str) -> None:
+    text = SMALL.replace("stream:\n", f"stream:\n      framing: {found}\n")
+    assert FRAMING_KEY.format("an empty list" if found == "[]" else found) in faults_of(text)
+
+
+def test_values_belong_to_a_path() -> None:
+    text = SMALL.replace("{path: $.stop, key: [index]}", "{when: [end], values: [true]}")
+    assert faults_of(text) == [
+        "small.yaml:25: endpoints.chat.stream.flush[0].values: found values without a path; accepted: values of a path"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "stream", "output"),
+    [
+        ({"model": "m"}, True, None),
+        ({"model": "m", "stream": True}, True, None),
+        ({"model": "m", "stream": False, "options": {"num_predict": 5}}, False, 5),
+        ({"model": "m", "stream": None, "options": {"num_predict": -1}}, True, None),
+        ({"model": "m", "options": {"num_predict": -2}}, True, None),
+    ],
+)
+def test_ollama_streams_unless_told_otherwise(body: dict, *, stream: bool, output: int | None) -> None:
+    assert asked(OLLAMA.endpoints["chat"], body) == Asked("m", stream, (), output)
 
 
 def test_every_key_is_documented() -> None:

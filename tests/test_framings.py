@@ -14,7 +14,7 @@ from tidegate.streams import framings
 from tidegate.streams.framings import Undecided, expected, find
 
 EVERY = tuple(framings.MAKERS)
-JSON, SSE = FramingKind.JSON, FramingKind.SSE
+JSON, SSE, NDJSON = FramingKind.JSON, FramingKind.SSE, FramingKind.NDJSON
 EVENT_STREAM = "text/event-stream"
 
 BYTES = {
@@ -33,6 +33,11 @@ BYTES = {
     "json labelled sse": (b'{"error": 1}', EVENT_STREAM, JSON),
     "json after white space": (b"\n \n  {}", EVENT_STREAM, JSON),
     "json after a byte order mark": (b"\xef\xbb\xbf{}", "", JSON),
+    "ndjson": (b'{"a": 1}\n{"a": 2}\n', "", NDJSON),
+    "ndjson: one line": (b'{"a": 1}\r\n', EVENT_STREAM, NDJSON),
+    "ndjson: white space before": (b'\n {"a": 1}\n', "", NDJSON),
+    "json on many lines": (b'{\n "a": 1}\n', "application/x-ndjson", JSON),
+    "a line that is no json": (b'{"a": 1]\n{"a": 2}\n', "application/x-ndjson", JSON),
     "nothing": (b"", EVENT_STREAM, JSON),
     "only white space": (b" \r\n", EVENT_STREAM, JSON),
     "bytes": (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "", None),

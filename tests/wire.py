@@ -1,7 +1,7 @@
 """What the stream tests share: a few rules, the shipped dialects, and both ends of a made-up wire.
 
-``chat``, ``completions``, ``responses`` and ``messages`` are the upstream: an answer becomes events, its texts cut as
-told. ``read`` is a client: it knows the standard and the channels, and nothing of the code under test.
+``FAMILIES`` are the upstreams: an answer becomes events, its texts cut as told; ``pieces`` writes them in their frames.
+``read`` is a client: it knows the standard and the channels, and nothing of the code under test.
 """
 
 from __future__ import annotations
@@ -56,15 +56,13 @@ def dialect(name: str) -> Dialect:
     return found
 
 
-def endpoint(name: str) -> Endpoint:
-    return dialect("anthropic" if name == "messages" else "openai").endpoints[name]
-
-
-HEAD = AnswerHead("text/event-stream")
-
-
 def always(action: Action) -> Callable[[Rule], Action]:
     return lambda _: action
+
+
+def endpoint(name: str) -> Endpoint:
+    form = FORMS[name]
+    return dialect(form.dialect).endpoints[form.endpoint]
 
 
 def answer(
@@ -73,9 +71,9 @@ def answer(
     rules: Engine | None = None,
     caps: HeldCaps | None = None,
 ) -> StreamedAnswer:
-    family = dialect("anthropic" if name == "messages" else "openai")
     chosen = always(decide) if isinstance(decide, Action) else decide
-    return StreamedAnswer(endpoint(name), family.error, rules or engine(), chosen, "ex-1", HEAD, caps)
+    shape, head = dialect(FORMS[name].dialect).error, AnswerHead(FORMS[name].label)
+    return StreamedAnswer(endpoint(name), shape, rules or engine(), chosen, "ex-1", head, caps)
 
 
 def run(gate: StreamedAnswer, stream: bytes, cuts: Sequence[int] = ()) -> bytes:
@@ -234,8 +232,30 @@ def messages(said: Said, cut: Cut = whole) -> list[Event]:
     return [(event["type"], event) for event in events]
 
 
+def ollama(said: Said, cut: Cut = whole) -> list[Event]:
+    def line(done: bool = False, **message: str) -> Event:
+        base = {"model": "m", "created_at": "2025-08-20T13:47:56.683511Z", "message": {"role": "assistant", **message}}
+        return None, {**base, "done": done}
+
+    events = [line(content="", thinking=part) for part in cut(said.thinking)]
+    events += [line(content=part) for part in cut(said.text)]
+    _, last = line(done=True, content="")
+    return [*events, (None, {**last, "done_reason": "stop", "total_duration": 572052292})]
+
+
+def generate(said: Said, cut: Cut = whole) -> list[Event]:
+    def line(done: bool = False, **texts: str) -> Event:
+        return None, {"model": "m", "created_at": "2025-08-20T13:47:56.683511Z", **texts, "done": done}
+
+    events = [line(response="", thinking=part) for part in cut(said.thinking)]
+    events += [line(response=part) for part in cut(said.text)]
+    _, last = line(done=True, response="")
+    return [*events, (None, {**last, "done_reason": "stop", "context": [105, 2364, 107]})]
+
+
 FAMILIES: dict[str, Callable[[Said, Cut], list[Event]]] = {
     "chat": chat, "completions": completions, "responses": responses, "messages": messages,
+    "ollama": ollama, "generate": generate,
 }  # fmt: skip
 
 
@@ -254,11 +274,59 @@ def events_of(stream: bytes) -> list[Event]:
     return events
 
 
+def lines_of(stream: bytes) -> list[Event]:
+    assert stream.endswith(b"\n") or not stream
+    return [(None, json.loads(line)) for line in stream.split(b"\n")[:-1]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a family is spoken: whose endpoint it is, and its events as bytes, one piece for each."""
+
+    dialect: str
+    endpoint: str
+    label: str = "text/event-stream"
+    pieces: Callable[[Sequence[Event]], list[bytes]] = lambda events: [sse([each]) for each in events]
+    events: Callable[[bytes], list[Event]] = events_of
+
+
+def json_line(event: Event) -> bytes:
+    return json.dumps(event[1], separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def lines(endpoint: str) -> Form:
+    return Form("ollama", endpoint, "application/x-ndjson", lambda events: list(map(json_line, events)), lines_of)
+
+
+FORMS = {
+    "chat": Form("openai", "chat"), "completions": Form("openai", "completions"),
+    "responses": Form("openai", "responses"), "messages": Form("anthropic", "messages"),
+    "ollama": lines("chat"), "generate": lines("generate"),
+}  # fmt: skip
+
+
+def pieces(name: str, events: Sequence[Event]) -> list[bytes]:
+    """Write events as this family sends them."""
+    return FORMS[name].pieces(events)
+
+
+def stream_of(name: str, said: Said, cut: Cut = whole) -> bytes:
+    """Write a whole answer as this family sends it."""
+    return b"".join(pieces(name, FAMILIES[name](said, cut)))
+
+
+def as_sent(name: str, said: Said) -> Said:
+    """Return what a family can say of an answer in deltas: some have no tools, or send their arguments as objects."""
+    if name == "completions":
+        return Said(said.text)
+    return Said(said.text, said.thinking) if name in ("ollama", "generate") else said
+
+
 def read(name: str, stream: bytes) -> Said:
     """Read an answer as a client does: the deltas of each channel, joined."""
     texts: dict[str, str] = {}
     tools: dict[int, str] = {}
-    for _, event in events_of(stream):
+    for _, event in FORMS[name].events(stream):
         if not isinstance(event, dict):
             continue
         for channel, part in _deltas(name, event):
@@ -271,6 +339,11 @@ def read(name: str, stream: bytes) -> Said:
 
 def _deltas(name: str, event: dict) -> list[tuple[str | int, str]]:
     match name:
+        case "ollama":
+            message = event.get("message", {})
+            return [("text", message.get("content", "")), ("thinking", message.get("thinking", ""))]
+        case "generate":
+            return [("text", event.get("response", "")), ("thinking", event.get("thinking", ""))]
         case "completions":
             return [("text", choice["text"]) for choice in event["choices"]]
         case "chat":

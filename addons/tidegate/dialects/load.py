@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from tidegate.dialects.errors import PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
-from tidegate.dialects.paths import EXPRESSION, REASON, compiled, words
+from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
 from tidegate.dialects.spec import (
     ALPHABETS,
     AnswerField,
@@ -36,7 +36,7 @@ ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "body", "asked", "request", "deny", "refuse", "answer", "stream", "socket",
 )  # fmt: skip
-ASKED_KEYS = ("model", "stream", "tools", "max_output")
+ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless")
 TOOL_KEYS = ("each", "named")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
@@ -113,7 +113,7 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
         reader.fault(entry["types"], "a type for every other status too", "no key other")
     named = entry.get("event_name")
     name = None if named is None or named.value is None else reader.text(named, "the name of the event")
-    body, event, message = (_plain(entry[key]) if key in entry else None for key in ("body", "event", "message"))
+    body, event, message = (plain(entry[key]) if key in entry else None for key in ("body", "event", "message"))
     return ErrorShape(body, event, name, types, message)
 
 
@@ -178,6 +178,8 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
         stream=paths("stream"),
         tools=_trie(reader, entry.get("tools"), lambda child: _tools(reader, child)),
         max_output=paths("max_output"),
+        streams=reader.flag(entry.get("streams"), default=False),
+        endless=reader.flag(entry.get("endless"), default=False),
     )
 
 
@@ -226,7 +228,7 @@ def _condition(reader: Reader, node: Node) -> tuple[Node, Condition] | None:
     kinds = words(reader, entry.get("kinds"), f"a list of {_either(KINDS)}")
     if not set(kinds) <= set(KINDS):
         reader.fault(entry["kinds"], f"a list of {_either(KINDS)}", _list(kinds))
-    values, unless = (tuple(map(_plain, reader.items(entry.get(key)))) for key in ("values", "unless"))
+    values, unless = (tuple(map(plain, reader.items(entry.get(key)))) for key in ("values", "unless"))
     because = _because(reader, entry)
     if "path" not in entry:
         return None
@@ -279,15 +281,6 @@ def _word(reader: Reader, node: Node | None, words: tuple[str, ...]) -> str:
     if node is not None and node.value not in words:
         reader.fault(node, _either(words))
     return "" if node is None else str(node.value)
-
-
-def _plain(node: Node) -> object:
-    """Turn a node back into a JSON value."""
-    if isinstance(node.value, tuple):
-        return [_plain(child) for child in node.value]
-    if isinstance(node.value, Mapping):
-        return {key: _plain(child) for key, child in node.value.items()}
-    return node.value
 
 
 def _children(node: Node) -> Iterable[Node]:

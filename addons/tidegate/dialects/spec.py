@@ -28,6 +28,7 @@ class FramingKind(enum.StrEnum):
     """The form in which the events of a streamed answer arrive. ``JSON``: it is no stream but one value."""
 
     SSE = "sse"
+    NDJSON = "ndjson"
     JSON = "json"
 
 
@@ -141,13 +142,15 @@ class Delta:
 
     Of several deltas that name the same leaf, the first whose ``when`` allows the event is the one.
     The channel's key is this delta and every (depth, name, value) of the fields ``key`` in the objects along the path,
-    root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source.
+    root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source. ``beside``
+    are fields of those objects that readers want in every event: one that is made up has them too.
     """
 
     path: str
     key: tuple[str, ...] = ()
     when: frozenset[str] | None = None
     source: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,20 +180,25 @@ class Source:
 class Flush:
     """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
 
-    ``path`` ``None`` means the event alone is enough. Those channels are flushed whose key agrees on the names in
-    ``key`` that both know. ``select`` is the path compiled; walk it with ``Flush.hits``.
+    ``path`` ``None`` means the event alone is enough; ``values`` are those that count (empty: any but null). Those
+    channels are flushed whose key agrees on the names in ``key`` that both know. ``select`` is the path compiled; walk
+    it with ``Flush.hits``.
     """
 
     path: str | None = None
     key: tuple[str, ...] = ()
     when: frozenset[str] | None = None
     select: Trie[None] | None = None
+    values: tuple[object, ...] = ()
 
     def hits(self, event: object) -> tuple[Pointer, ...]:
-        """Point at the selected values that are not null; the empty pointer when no path is asked for."""
+        """Point at the selected values that count; the empty pointer when no path is asked for."""
         if self.select is None:
             return ((),)
-        return tuple(found.pointer for found in self.select.select(event) if found.value is not None)
+        return tuple(found.pointer for found in self.select.select(event) if self._counts(found.value))
+
+    def _counts(self, value: object) -> bool:
+        return value is not None and (not self.values or any(_same(value, each) for each in self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +258,17 @@ class ToolNames:
 
 @dataclass(frozen=True, slots=True)
 class AskedSpec:
-    """Where a request body says which model, whether to stream, which tools and how many output tokens."""
+    """Where a request body says which model, whether to stream, which tools and how many output tokens.
+
+    ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none.
+    """
 
     model: Trie[str]
     stream: Trie[str]
     tools: Trie[ToolNames]
     max_output: Trie[str]
+    streams: bool = False
+    endless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,14 +410,14 @@ def asked(endpoint: Endpoint, body: JsonObject) -> Asked | Denial:
         return _malformed("it names more than one model")
     if any(type(stream) is not bool for stream in streams) or len(set(map(str, streams))) > 1:
         return _malformed("stream is neither true nor false")
-    limits = [value for value in outputs if type(value) is int and value >= 0]
+    limits = [value for value in outputs if type(value) is int and (value >= 0 or spec.endless)]
     if len(limits) != len(outputs):
         return _malformed("the limit of output tokens is not a whole number")
     return Asked(
         model=str(models[0]) if models else None,
-        stream=bool(streams and streams[0]),
+        stream=bool(streams[0] if streams else spec.streams),
         tools=tuple(dict.fromkeys(tools)),
-        max_output=max(limits, default=None),
+        max_output=None if any(limit < 0 for limit in limits) else max(limits, default=None),
     )
 
 

@@ -94,7 +94,8 @@ class _Plan:
         self.numbers = {id(delta): number for number, delta in enumerate(spec.deltas)}
         # A tool's name is there in one piece, and clients act on it at once: it does not wait, and may not go on.
         self.once = {number for number, delta in enumerate(spec.deltas) if delta.path.endswith(".name")}
-        paths = [*(delta.path for delta in spec.deltas), *(flush.path or "" for flush in spec.flushes)]
+        ends = [flush.path or "" for flush in spec.flushes if not flush.values]  # other values of it may be needed
+        paths = [*(delta.path for delta in spec.deltas), *ends]
         self.blank = {path[2:] for path in paths if path.count(".") == 1}
         self._flushes: dict[str | None, tuple[Flush, ...]] = {}
         self._spec = spec
@@ -298,7 +299,7 @@ class EventRedactor:
         """Write a delta with held text, modelled on the channel's last event: same ids, no other text, no ending."""
         if not text:
             return []
-        names = {*channel.delta.key, "type"}
+        names = {*channel.delta.key, *channel.delta.beside, "type"}
         value = slim(channel.last, channel.at, names, text)
         for name in self._plan.blank & value.keys():
             if name != channel.at[0]:

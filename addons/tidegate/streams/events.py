@@ -55,7 +55,9 @@ def _branch(value: object, at: Pointer, names: set[str], text: str, *, root: boo
     return {
         key: _branch(child, at[1:], names, text, root=False) if key == at[0] else child
         for key, child in value.items()
-        if key == at[0] or child in (None, [], {}) or (not isinstance(child, dict | list) and (root or key in names))
+        if key == at[0]
+        or child in (None, "", [], {})
+        or (not isinstance(child, dict | list) and (root or key in names))
     }
 
 

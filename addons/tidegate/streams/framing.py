@@ -45,23 +45,23 @@ class Framing(Protocol):
 
     fault: FrameFault | None
 
-    def feed(self, chunk: bytes) -> list[Frame]:
+    def feed(self, chunk: bytes, /) -> list[Frame]:
         """Take bytes, cut anywhere; return the frames they complete."""
 
     def end(self) -> list[Frame]:
         """End the stream: what is left is a frame that is not ``whole``, which a reader may use or ignore."""
 
-    def same(self, frame: Frame) -> bytes:
+    def same(self, frame: Frame, /) -> bytes:
         """Write a frame as it came."""
 
-    def changed(self, frame: Frame, data: bytes) -> bytes:
+    def changed(self, frame: Frame, data: bytes, /) -> bytes:
         """Write a frame with other data: JSON on one line, as ``dialects.body.dump`` writes it."""
 
-    def added(self, data: bytes, like: Frame) -> bytes:
+    def added(self, data: bytes, like: Frame, /) -> bytes:
         """Write a new frame with this data, modelled on one that has left."""
 
-    def bare(self, frame: Frame) -> Frame:
+    def bare(self, frame: Frame, /) -> Frame:
         """Return the frame without its name and the texts beside the event."""
 
-    def refusal(self, data: bytes, name: str | None) -> bytes:
+    def refusal(self, data: bytes, name: str | None, /) -> bytes:
         """Write the frame that ends the answer before its time; ``name`` is what the dialect calls it."""

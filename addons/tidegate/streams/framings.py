@@ -8,13 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from tidegate.dialects.body import strict_json
 from tidegate.dialects.spec import FramingKind
+from tidegate.model import Denial
 from tidegate.streams.framing import Framing
+from tidegate.streams.ndjson import Ndjson
 from tidegate.streams.sse import Sse
 
-MAKERS: Mapping[FramingKind, Callable[[], Framing]] = {FramingKind.SSE: Sse}
+MAKERS: Mapping[FramingKind, Callable[[], Framing]] = {FramingKind.SSE: Sse, FramingKind.NDJSON: Ndjson}
 
-LABELS: Mapping[str, FramingKind] = {"text/event-stream": FramingKind.SSE}
+LABELS: Mapping[str, FramingKind] = {
+    "text/event-stream": FramingKind.SSE,
+    "application/x-ndjson": FramingKind.NDJSON,
+}
 """The media types of streams. ``application/json`` is none: whole answers have it, and streams of several families."""
 
 _BOM = b"\xef\xbb\xbf"
@@ -39,6 +45,8 @@ def find(head: bytes, label: str, known: Collection[FramingKind], *, final: bool
         if final:
             return FramingKind.JSON
         raise Undecided
+    if text[:1] == b"{" and FramingKind.NDJSON in known:
+        return _lines(text, final=final)
     if text[:1] in (b"{", b"["):
         return FramingKind.JSON
     found = _sse(text, label, final=final)
@@ -52,6 +60,16 @@ def _sse(text: bytes, label: str, *, final: bool) -> FramingKind | None:
     if not final and any(name.startswith(text) for name in _SSE_NAMES):
         raise Undecided
     return None
+
+
+def _lines(text: bytes, *, final: bool) -> FramingKind:
+    """Tell lines of JSON from one value that may be written on many: by whether the first line is a value."""
+    line, end, _ = text.partition(b"\n")
+    if not end:
+        if final:
+            return FramingKind.JSON
+        raise Undecided
+    return FramingKind.JSON if isinstance(strict_json(line), Denial) else FramingKind.NDJSON
 
 
 def expected(label: str, known: Sequence[FramingKind]) -> FramingKind:

@@ -1,0 +1,179 @@
+"""The unmodified client of Ollama through a running gate: intact, masked whole and live, refused in its own words."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.e2e.families import Families
+from tests.e2e.harness import CREDENTIAL, Process, policy, tidegate_run, token
+from tidegate.evidence import queries
+
+ollama = pytest.importorskip("ollama")
+
+pytestmark = pytest.mark.e2e
+
+KEY = "AKIA" + "Z7QK4WJX2MVT5R3P"
+BEARER = {"header": "authorization", "value": "Bearer ${env:TIDEGATE_TEST_CREDENTIAL}"}
+ROLES = {
+    "dev": {
+        "allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["good-*"]}],
+        "deny": [{"tools": ["bash"]}],
+    }
+}
+
+
+@dataclass
+class Setting:
+    """A running gate, its upstream, and the token its caller has."""
+
+    gate: Process
+    upstream: Families
+    token: str
+
+    def row(self, words: str = "") -> dict[str, Any]:
+        """Return the exchange whose id stands in ``words``, or the newest, once it is sealed."""
+        until = time.monotonic() + 5
+        while True:
+            rows = [dict(row) for row in queries.list_flows(self.gate.cwd / "recording.db", limit=20)]
+            found = next((row for row in rows if row["id"] in words or not words), None)
+            if found and (found["outcome"] not in {None, "open"} or time.monotonic() > until):
+                return found
+            assert time.monotonic() < until, words
+            time.sleep(0.05)
+
+    def crossed(self, before: int) -> list[Any]:
+        """Return what reached the upstream since ``before``; it has the gate's credential and no other."""
+        sent = self.upstream.requests[before:]
+        assert self.token not in str(sent)
+        return sent
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder = tmp_path_factory.mktemp("families")
+    with Families() as upstream:
+        names = {"ollama": BEARER}
+        connections = [
+            {"name": name, "dialect": name, "upstream": upstream.url, "serve": {"path": f"/{name}"}, "credential": own}
+            for name, own in names.items()
+        ]
+        written = policy(folder, upstream.url, connections=connections, roles=ROLES)
+        secret = token(folder)
+        with tidegate_run(written) as gate:
+            yield Setting(gate, upstream, secret)
+
+
+def masked(text: str) -> None:
+    assert "jane.doe" not in text
+    assert not re.search(r"4111|(?:1111)", text), text
+    assert "[REDACTED:" in text
+    assert text.endswith("Plan: gold")
+
+
+def live(setting: Setting, arrived: list[tuple[float, str]]) -> None:
+    masked("".join(text for _, text in arrived))
+    assert len([text for _, text in arrived if text]) > 5
+    assert arrived[-1][0] - arrived[0][0] > 0.05, "all deltas came at once: the answer was not live"
+    row = setting.row()
+    assert (row["outcome"], row["status"], row["streamed"], row["model"]) == ("answered", 200, 1, "good-model")
+
+
+# ── Ollama ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MODEL = "good-model"
+MAIL = {
+    "type": "function",
+    "function": {"name": "send_mail", "description": "sends", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+@pytest.fixture
+def local(setting: Setting) -> Iterator[Any]:
+    client = ollama.Client(f"{setting.gate.url}/ollama", headers={"authorization": f"Bearer {setting.token}"})
+    yield client
+    client.close()
+
+
+def says(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_ollama_answers_are_intact(setting: Setting, local: Any) -> None:
+    before = len(setting.upstream.requests)
+    assert local.chat(MODEL, says("hello there")).message.content == "You said: hello there"
+    pieces = list(local.chat(MODEL, says("hello there"), stream=True))
+    assert "".join(each.message.content for each in pieces) == "You said: hello there"
+    assert (pieces[-1].done, pieces[-1].total_duration) == (True, 572052292)
+    assert local.generate(MODEL, "hello there").response == "You said: hello there"
+    assert "".join(each.response for each in local.generate(MODEL, "hi", stream=True)) == "You said: hi"
+    assert local.embed(MODEL, "hello").embeddings == [[0.015991924, -0.1588247]]
+    assert local.list().models[0].model == "m:latest"
+    sent = setting.crossed(before)
+    assert len(sent) == 6
+    assert {each.headers["authorization"] for each in sent} == {f"Bearer {CREDENTIAL}"}
+
+
+def test_ollama_whole_answers_are_masked(local: Any) -> None:
+    answer = local.chat(MODEL, says("leak"), tools=[MAIL]).message
+    masked(answer.content)
+    assert answer.thinking == "The card is [REDACTED:card-visa]."
+    assert answer.tool_calls[0].function.arguments == {"to": "[REDACTED:email]", "subject": "hi"}
+    whole = local.generate(MODEL, "leak")
+    masked(whole.response)
+    assert not whole.context, "the same text as token ids"
+    assert "jane.doe" not in local.show(MODEL).license
+
+
+def test_ollama_streams_are_masked_live(setting: Setting, local: Any) -> None:
+    pieces = [(time.monotonic(), each) for each in local.chat(MODEL, says("leak"), tools=[MAIL], stream=True)]
+    assert "".join(each.message.thinking or "" for _, each in pieces) == "The card is [REDACTED:card-visa]."
+    (call,) = [call for _, each in pieces for call in each.message.tool_calls or ()]
+    assert call.function.arguments == {"to": "[REDACTED:email]", "subject": "hi"}
+    live(setting, [(at, each.message.content or "") for at, each in pieces])
+    pieces = [(time.monotonic(), each) for each in local.generate(MODEL, "leak", stream=True)]
+    assert not pieces[-1][1].context
+    live(setting, [(at, each.response) for at, each in pieces])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("model", "text", "tool", "reason"),
+    [
+        (MODEL, f"use {KEY}", "send_mail", "finding"),
+        ("bad-model", "hello", "send_mail", "model_denied"),
+        (MODEL, "hello", "bash", "tool_denied"),
+    ],
+)
+def test_ollama_reads_why_it_was_refused(
+    setting: Setting, local: Any, model: str, text: str, tool: str, reason: str, *, stream: bool
+) -> None:
+    before = len(setting.upstream.requests)
+    described = {**MAIL, "function": {**MAIL["function"], "name": tool}}
+    with pytest.raises(ollama.ResponseError) as raised:
+        list(local.chat(model, says(text), tools=[described], stream=stream))
+    row = setting.row(raised.value.error)
+    assert (raised.value.status_code, row["reason"]) == (403, reason)
+    assert KEY not in str(raised.value)
+    assert setting.crossed(before) == []
+
+
+def test_ollama_reads_why_its_answer_was_cut(setting: Setting, local: Any) -> None:
+    setting.upstream.streams([b'{"message":{"role":"assistant","content":"Hi! "}}\n', b"garbage\n"], path="/api/chat")
+    try:
+        with pytest.raises(ollama.ResponseError, match="malformed") as raised:
+            list(local.chat(MODEL, says("hello"), stream=True))
+    finally:
+        del setting.upstream.answers["/api/chat"]
+    assert setting.row(raised.value.error)["reason"] == "answer_malformed"
+
+
+def test_ollama_leaves_management_to_itself(local: Any) -> None:
+    with pytest.raises(ollama.ResponseError) as raised:
+        local.delete(MODEL)
+    assert raised.value.status_code == 404

@@ -1,0 +1,274 @@
+"""Recorded exchanges of the families that are no OpenAI or Anthropic API, each through the real dialect code.
+
+The readers here know the APIs and nothing of the dialects: they say where a person's words and a model's words stand.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import functools
+import gzip
+import json
+import random
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+
+from tests.wire import KEY, RECORDED, always, dialect, engine
+from tidegate.dialects.body import strict_json
+from tidegate.dialects.spec import Dialect, Endpoint, asked, match, refused
+from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_request
+from tidegate.inspection.engine import Engine, build
+from tidegate.inspection.rules import parse_pack
+from tidegate.model import Action, Denial
+from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.redactor import redact, short_name
+
+type Texts = Iterator[tuple[dict | list, str | int]]
+"""Places of words: what holds them, and the key or index."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One API of the corpus: its dialect, and readers of requests, of whole answers and of stream events."""
+
+    dialect: str
+    asks: Callable[[dict], Texts]
+    says: Callable[[dict], Texts]
+    events: Callable[[bytes], list[dict]] = lambda _: []
+    channels: Callable[[dict], Iterator[tuple[object, str]]] = lambda _: iter(())
+
+
+# ── what the APIs look like ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def field(holder: dict, *names: str) -> Texts:
+    yield from ((holder, name) for name in names if isinstance(holder.get(name), str) and holder[name])
+
+
+def ollama_asks(body: dict) -> Texts:
+    for message in body.get("messages") or ():
+        yield from field(message, "content")
+    yield from field(body, "prompt", "input")
+
+
+def ollama_says(body: dict) -> Texts:
+    yield from field(body.get("message") or {}, "content", "thinking")
+    yield from field(body, "response", "thinking", "error")
+
+
+def ollama_channels(event: dict) -> Iterator[tuple[object, str]]:
+    for holder, name in ollama_says(event):
+        yield name, holder[name]
+
+
+def lines(stream: bytes) -> list[dict]:
+    return [json.loads(line) for line in stream.split(b"\n") if line.strip()]
+
+
+OLLAMA = Family("ollama", ollama_asks, ollama_says, lines, ollama_channels)
+FAMILIES = {"ollama.chat": OLLAMA, "ollama.generate": OLLAMA, "ollama.embed": OLLAMA}
+
+
+# ── the corpus ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Row:
+    """One exchange."""
+
+    id: str
+    api: str
+    method: str
+    path: str
+    request: bytes
+    answer: bytes
+    status: int
+    label: str
+    streamed: bool
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.api]
+
+    @property
+    def dialect(self) -> Dialect:
+        return dialect(self.family.dialect)
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        return match(self.dialect, self.method, self.path)
+
+    def answered(self, decide: Action, rules: Engine | None = None, chance: random.Random | None = None) -> bytes:
+        """Let the streamed answer cross, cut anywhere."""
+        assert self.endpoint is not None
+        gate = StreamedAnswer(
+            self.endpoint, self.dialect.error, rules or engine(), always(decide), "ex-1", AnswerHead(self.label, 200)
+        )
+        chance = chance or random.Random(self.id)
+        at = sorted({0, len(self.answer), *(chance.randrange(len(self.answer) + 1) for _ in range(20))})
+        out = b"".join(gate.feed(self.answer[a:b]) for a, b in pairwise(at)) + gate.end()
+        assert gate.denial is None, (self.id, gate.denial)
+        return out
+
+
+def _bytes(message: dict) -> bytes:
+    body = message["body"]
+    if message.get("body_encoding") == "base64":
+        return base64.b64decode(body)
+    return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else b""
+
+
+@functools.cache
+def rows() -> tuple[Row, ...]:
+    found = []
+    with gzip.open(RECORDED, "rt", encoding="utf-8") as opened:
+        for line in opened:
+            row = json.loads(line)
+            if row["api"] in FAMILIES:
+                request, response = row["request"], row["response"]
+                url = urllib.parse.urlsplit(request["url"])
+                label = response["content_type"].partition(";")[0].strip().lower()
+                streamed = bool(response.get("streaming")) and response["status"] < 300
+                found.append(
+                    Row(
+                        row["id"], row["api"], request["method"], url.path, _bytes(request), _bytes(response),
+                        response["status"], label, streamed,
+                    )
+                )  # fmt: skip
+    return tuple(found)
+
+
+pytestmark = pytest.mark.skipif(not RECORDED.exists(), reason="the recorded exchanges are not on this machine")
+APIS = pytest.mark.parametrize("api", FAMILIES)
+
+
+def of(api: str) -> Iterator[Row]:
+    yield from (row for row in rows() if row.api == api)
+
+
+def bodies(api: str) -> Iterator[tuple[Row, dict]]:
+    for row in of(api):
+        body = strict_json(row.request) if row.request else None
+        if isinstance(body, dict) and row.endpoint is not None:
+            yield row, body
+
+
+NO_ENDPOINT: dict[str, set[str]] = {}
+"""Requests whose path is no endpoint, by API, and why."""
+
+REFUSED: dict[str, dict[str, int]] = {}
+"""How many requests are refused, by API and by what they hold."""
+
+
+@APIS
+def test_every_request_has_its_endpoint(api: str) -> None:
+    missed = {row.path for row in of(api) if row.endpoint is None}
+    assert missed == NO_ENDPOINT.get(api, set())
+
+
+@APIS
+def test_only_what_cannot_be_read_is_refused(api: str) -> None:
+    counts: Counter[str] = Counter()
+    passed = 0
+    for row, body in bodies(api):
+        assert row.endpoint is not None
+        denial = refused(row.endpoint, body, redacting=True)
+        what = asked(row.endpoint, body)
+        if denial is not None:
+            counts[denial.message.partition(":")[0].removeprefix("The request ")] += 1
+        elif isinstance(what, Denial):
+            counts[what.message] += 1
+        else:
+            assert what.model is not None, row.id
+            assert not row.streamed or what.stream, row.id
+            passed += 1
+    assert counts == REFUSED.get(api, {})
+    assert passed
+
+
+@APIS
+def test_what_people_say_is_found_in_every_request(api: str) -> None:
+    seen = 0
+    for row, body in bodies(api):
+        assert row.endpoint is not None
+        places = list(row.family.asks(body))
+        for number in range(len(places)):
+            planted = copy.deepcopy(body)
+            holder, name = list(row.family.asks(planted))[number]
+            holder[name] = f"{holder[name]} {KEY} "  # type: ignore[index]  # a key or an index of what holds it
+            found = inspect_request(row.endpoint, engine(), always(Action.REDACT), planted)
+            assert isinstance(found, Inspected)
+            assert KEY.encode() not in found.body, (row.id, number)
+            assert "t.key" in {each.rule for each in found.findings}, (row.id, number)
+            seen += 1
+    assert seen
+
+
+@APIS
+def test_what_models_say_is_found_in_every_whole_answer(api: str) -> None:
+    for row in of(api):
+        if row.streamed or row.endpoint is None or not row.answer.strip():
+            continue
+        clean = inspect_answer(row.endpoint, engine(), always(Action.ALLOW), row.answer, status=row.status)
+        assert isinstance(clean, Inspected), row.id
+        assert clean.body == row.answer, row.id
+        value = json.loads(row.answer)
+        for holder, name in list(row.family.says(value)):
+            before = holder[name]  # type: ignore[index]  # a key or an index of what holds it
+            holder[name] = f"{before} {KEY} "  # type: ignore[index]
+            planted = json.dumps(value).encode()
+            holder[name] = before  # type: ignore[index]
+            found = inspect_answer(row.endpoint, engine(), always(Action.REDACT), planted, status=row.status)
+            assert isinstance(found, Inspected)
+            assert KEY.encode() not in found.body, (row.id, name)
+            json.loads(found.body)
+
+
+@APIS
+def test_clean_streams_come_out_as_they_went_in(api: str) -> None:
+    for row in of(api):
+        if row.streamed and row.endpoint is not None:
+            assert row.answered(Action.ALLOW) == row.answer, row.id
+
+
+@functools.cache
+def common_words() -> Engine:
+    """Rules that find something in most answers, over the edges of deltas."""
+    rules, faults = parse_pack(
+        "pack: w\nclass: words\nversion: 1\nrules:\n"
+        r"  - {id: word, description: a, severity: low, pattern: '\b(?:the|and|you|for|of|is|a) \w{1,20}', "
+        'match: [a, b], pass: [a, b], references: ["https://example.com/"]}\n',
+        "w.yaml",
+    )
+    assert not faults
+    return build(rules, None)
+
+
+def joined(row: Row, stream: bytes) -> dict[object, str]:
+    texts: dict[object, str] = {}
+    for event in row.family.events(stream):
+        for key, part in row.family.channels(event):
+            texts[key] = texts.get(key, "") + part
+    return texts
+
+
+@APIS
+def test_what_models_say_is_found_in_every_stream(api: str) -> None:
+    masked = 0
+    for row in of(api):
+        if not row.streamed or row.endpoint is None:
+            continue
+        before = joined(row, row.answer)
+        after = joined(row, row.answered(Action.REDACT, common_words()))
+        expected = {
+            key: redact(common_words(), always(Action.REDACT), short_name, text)[0] for key, text in before.items()
+        }
+        assert {key: text for key, text in after.items() if text} == {k: t for k, t in expected.items() if t}, row.id
+        masked += sum(text != before[key] for key, text in expected.items())
+    assert masked or not any(row.streamed for row in of(api))
