@@ -14,7 +14,7 @@ from tidegate.streams import framings
 from tidegate.streams.framings import Undecided, expected, find
 
 EVERY = tuple(framings.MAKERS)
-JSON, SSE, NDJSON = FramingKind.JSON, FramingKind.SSE, FramingKind.NDJSON
+JSON, SSE, NDJSON, ARRAY = FramingKind.JSON, FramingKind.SSE, FramingKind.NDJSON, FramingKind.ARRAY
 EVENT_STREAM = "text/event-stream"
 
 BYTES = {
@@ -38,6 +38,8 @@ BYTES = {
     "ndjson: white space before": (b'\n {"a": 1}\n', "", NDJSON),
     "json on many lines": (b'{\n "a": 1}\n', "application/x-ndjson", JSON),
     "a line that is no json": (b'{"a": 1]\n{"a": 2}\n', "application/x-ndjson", JSON),
+    "array": (b'[{"a": 1}\n,\r\n{"a": 2}\n]', "application/json", ARRAY),
+    "array: white space and a mark": (b"\xef\xbb\xbf\n [{}]", EVENT_STREAM, ARRAY),
     "nothing": (b"", EVENT_STREAM, JSON),
     "only white space": (b" \r\n", EVENT_STREAM, JSON),
     "bytes": (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "", None),
@@ -75,6 +77,9 @@ def test_what_a_client_waits_for() -> None:
     assert expected("", (SSE,)) is SSE
     assert expected(EVENT_STREAM, (SSE,)) is SSE
     assert expected("application/json", (SSE,)) is SSE
+    assert expected("application/json", (SSE, ARRAY)) is ARRAY
+    assert expected("", (SSE, ARRAY)) is SSE
+    assert expected(EVENT_STREAM, (NDJSON,)) is NDJSON
 
 
 def test_recorded_answers_are_told_by_their_bytes() -> None:
@@ -88,4 +93,6 @@ def test_recorded_answers_are_told_by_their_bytes() -> None:
             if isinstance(response["body"], str) and not response.get("body_encoding") and "-ws" not in row["api"]:
                 found[str(find(response["body"].encode(), "", EVERY, final=True))] += 1
     assert found["sse"] == 574
+    assert found["array"] == 11
+    assert found["ndjson"] == 121, "13 of many lines, the others are one line of JSON with a line end"
     assert found["None"] <= 3, "two SDP answers and the text of a 404"

@@ -21,7 +21,7 @@ import pytest
 
 from tests.wire import KEY, RECORDED, always, dialect, engine
 from tidegate.dialects.body import strict_json
-from tidegate.dialects.spec import Dialect, Endpoint, asked, match, refused
+from tidegate.dialects.spec import Dialect, Endpoint, asked, match, model_named, refused
 from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_request
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.rules import parse_pack
@@ -71,8 +71,55 @@ def lines(stream: bytes) -> list[dict]:
     return [json.loads(line) for line in stream.split(b"\n") if line.strip()]
 
 
+def parts(content: object, *more: str) -> Texts:
+    for part in (content.get("parts") or ()) if isinstance(content, dict) else ():
+        yield from field(part, "text", *more)
+
+
+def gemini_asks(body: dict) -> Texts:
+    for content in body.get("contents") or ():
+        yield from parts(content)
+        for part in content.get("parts") or ():
+            for name in ("functionResponse", "function_response"):
+                yield from field((part.get(name) or {}).get("response") or {}, "result", "output", "content")
+    for name in ("systemInstruction", "system_instruction", "content"):
+        yield from parts(body.get(name))
+    for request in body.get("requests") or ():
+        yield from parts(request.get("content"))
+    if isinstance(body.get("generateContentRequest"), dict):
+        yield from gemini_asks(body["generateContentRequest"])
+
+
+def gemini_says(body: dict) -> Texts:
+    for candidate in body.get("candidates") or ():
+        yield from parts(candidate.get("content"))
+        for part in (candidate.get("content") or {}).get("parts") or ():
+            yield from field(part.get("executableCode") or {}, "code")
+            yield from field(part.get("codeExecutionResult") or {}, "output")
+            yield from field((part.get("functionCall") or {}).get("args") or {}, "city", "location", "name")
+    yield from field(body.get("error") or {}, "message")
+
+
+def gemini_channels(event: dict) -> Iterator[tuple[object, str]]:
+    for candidate in event.get("candidates") or ():
+        for part in (candidate.get("content") or {}).get("parts") or ():
+            if "text" in part:
+                yield (candidate.get("index", 0), part.get("thought", False)), part["text"]
+
+
+def array_or_events(stream: bytes) -> list[dict]:
+    if stream.startswith(b"["):
+        return json.loads(stream)
+    blocks = stream.decode().replace("\r\n", "\n").split("\n\n")
+    return [json.loads(block.removeprefix("data: ")) for block in blocks if block.strip()]
+
+
 OLLAMA = Family("ollama", ollama_asks, ollama_says, lines, ollama_channels)
-FAMILIES = {"ollama.chat": OLLAMA, "ollama.generate": OLLAMA, "ollama.embed": OLLAMA}
+GEMINI = Family("gemini", gemini_asks, gemini_says, array_or_events, gemini_channels)
+FAMILIES = {
+    "gemini.generate": GEMINI, "gemini.stream": GEMINI, "gemini.embed": GEMINI, "count_tokens gemini": GEMINI,
+    "ollama.chat": OLLAMA, "ollama.generate": OLLAMA, "ollama.embed": OLLAMA,
+}  # fmt: skip
 
 
 # ── the corpus ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,21 +171,33 @@ def _bytes(message: dict) -> bytes:
     return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else b""
 
 
+def _below(api: str, method: str, path: str) -> str:
+    """Return the path below a base path, which is unknown here: the first that is an endpoint.
+
+    What its recorder took out of a path, such as ``<GOOGLE_CLOUD_PROJECT>``, was one plain word.
+    """
+    words = path.replace("<", "").replace(">", "").split("/")
+    every = ["/" + "/".join(words[at:]) for at in range(1, len(words))]
+    return next((each for each in every if match(dialect(FAMILIES[api].dialect), method, each)), path)
+
+
 @functools.cache
 def rows() -> tuple[Row, ...]:
     found = []
     with gzip.open(RECORDED, "rt", encoding="utf-8") as opened:
         for line in opened:
             row = json.loads(line)
-            if row["api"] in FAMILIES:
+            provider = {"vertex": "gemini"}.get(row["provider"], row["provider"])
+            api = f"{row['api']} {provider}" if row["api"] == "count_tokens" else row["api"]
+            if api in FAMILIES:
                 request, response = row["request"], row["response"]
                 url = urllib.parse.urlsplit(request["url"])
                 label = response["content_type"].partition(";")[0].strip().lower()
                 streamed = bool(response.get("streaming")) and response["status"] < 300
                 found.append(
                     Row(
-                        row["id"], row["api"], request["method"], url.path, _bytes(request), _bytes(response),
-                        response["status"], label, streamed,
+                        row["id"], api, request["method"], _below(api, request["method"], url.path), _bytes(request),
+                        _bytes(response), response["status"], label, streamed,
                     )
                 )  # fmt: skip
     return tuple(found)
@@ -162,7 +221,17 @@ def bodies(api: str) -> Iterator[tuple[Row, dict]]:
 NO_ENDPOINT: dict[str, set[str]] = {}
 """Requests whose path is no endpoint, by API, and why."""
 
-REFUSED: dict[str, dict[str, int]] = {}
+REFUSED: dict[str, dict[str, int]] = {
+    "gemini.generate": {
+        "uses $.contents..['inlineData','inline_data']": 41,
+        "uses $['cachedContent','cached_content']": 1,
+        "uses $.contents..['fileData','file_data']": 32,
+        "uses $.tools[*]['fileSearch','file_search']": 2,
+        "asks for $['generationConfig','generation_config'].logprobs": 3,
+    },
+    "gemini.stream": {"uses $.contents..['inlineData','inline_data']": 1},
+    "gemini.embed": {"uses $.requests..['inlineData','inline_data','fileData','file_data']": 1},
+}
 """How many requests are refused, by API and by what they hold."""
 
 
@@ -179,7 +248,7 @@ def test_only_what_cannot_be_read_is_refused(api: str) -> None:
     for row, body in bodies(api):
         assert row.endpoint is not None
         denial = refused(row.endpoint, body, redacting=True)
-        what = asked(row.endpoint, body)
+        what = asked(row.endpoint, body, model_named(row.endpoint, row.path))
         if denial is not None:
             counts[denial.message.partition(":")[0].removeprefix("The request ")] += 1
         elif isinstance(what, Denial):

@@ -253,9 +253,27 @@ def generate(said: Said, cut: Cut = whole) -> list[Event]:
     return [*events, (None, {**last, "done_reason": "stop", "context": [105, 2364, 107]})]
 
 
+def gemini(said: Said, cut: Cut = whole) -> list[Event]:
+    """Two answers at once: the second is the first again, and its index is not 0, which is left out where it is."""
+
+    def chunk(parts: list[dict], index: int = 0, **more: object) -> Event:
+        candidate = {"content": {"parts": parts, "role": "model"}, **({"index": index} if index else {}), **more}
+        return None, {"candidates": [candidate], "modelVersion": "m", "responseId": "r-1"}
+
+    events: list[Event] = []
+    for thought in cut(said.thinking):
+        events += [chunk([{"text": thought, "thought": True}], index) for index in (0, 1)]
+    for text in cut(said.text):
+        half = len(text) // 2
+        events += [chunk([{"text": text[:half]}, {"text": text[half:]}], index) for index in (0, 1)]
+    sign = {"text": "", "thoughtSignature": "c2lnbmF0dXJl" * 8}
+    _, last = chunk([sign], finishReason="STOP")
+    return [*events, chunk([], 1, finishReason="STOP"), (None, {**last, "usageMetadata": {"totalTokenCount": 4}})]
+
+
 FAMILIES: dict[str, Callable[[Said, Cut], list[Event]]] = {
     "chat": chat, "completions": completions, "responses": responses, "messages": messages,
-    "ollama": ollama, "generate": generate,
+    "ollama": ollama, "generate": generate, "gemini": gemini, "gemini array": gemini,
 }  # fmt: skip
 
 
@@ -298,10 +316,32 @@ def lines(endpoint: str) -> Form:
     return Form("ollama", endpoint, "application/x-ndjson", lambda events: list(map(json_line, events)), lines_of)
 
 
+def array_pieces(events: Sequence[Event]) -> list[bytes]:
+    written = [json.dumps(event, indent=1, ensure_ascii=False).encode() for _, event in events]
+    start = [(b"\n,\r\n" if number else b"[") + each for number, each in enumerate(written)]
+    return [*start, b"\n]\n" if written else b"[]"]
+
+
+def array_of(stream: bytes) -> list[Event]:
+    """Read an array as far as it has come."""
+    text, found = stream.decode().strip(), []
+    assert text[:1] in ("", "[")
+    text = text[1:].lstrip()
+    while text and text != "]":
+        event, end = json.JSONDecoder().raw_decode(text)
+        found.append((None, event))
+        text = text[end:].lstrip()
+        assert text[:1] in ("", ",", "]")
+        text = text.removeprefix(",").lstrip()
+    return found
+
+
 FORMS = {
     "chat": Form("openai", "chat"), "completions": Form("openai", "completions"),
     "responses": Form("openai", "responses"), "messages": Form("anthropic", "messages"),
     "ollama": lines("chat"), "generate": lines("generate"),
+    "gemini": Form("gemini", "stream"),
+    "gemini array": Form("gemini", "stream", "application/json", array_pieces, array_of),
 }  # fmt: skip
 
 
@@ -319,7 +359,7 @@ def as_sent(name: str, said: Said) -> Said:
     """Return what a family can say of an answer in deltas: some have no tools, or send their arguments as objects."""
     if name == "completions":
         return Said(said.text)
-    return Said(said.text, said.thinking) if name in ("ollama", "generate") else said
+    return said if name in ("chat", "responses", "messages") else Said(said.text, said.thinking)
 
 
 def read(name: str, stream: bytes) -> Said:
@@ -339,6 +379,10 @@ def read(name: str, stream: bytes) -> Said:
 
 def _deltas(name: str, event: dict) -> list[tuple[str | int, str]]:
     match name:
+        case "gemini" | "gemini array":
+            candidates = [each for each in event.get("candidates", ()) if each.get("index") == 1]
+            parts = [part for each in candidates for part in each["content"]["parts"]]
+            return [("thinking" if part.get("thought") else "text", part["text"]) for part in parts]
         case "ollama":
             message = event.get("message", {})
             return [("text", message.get("content", "")), ("thinking", message.get("thinking", ""))]

@@ -62,7 +62,7 @@ def judge(
     denial = refused(endpoint, judged, redacting=policy.redacts_answers)
     if denial is not None:
         return Judged(grant, "body", denial)
-    what = asked(endpoint, value)
+    what = asked(endpoint, value, grant.route.model)
     if isinstance(what, Denial):
         return Judged(grant, "body", what)
     permitted = permission.permit(grant, what)

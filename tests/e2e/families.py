@@ -1,4 +1,4 @@
-"""An upstream that speaks Ollama's API: it says back what it is told, or leaks, live and whole, as each API has it."""
+"""An upstream that speaks several APIs: it says back what it is told, or leaks, live and whole, as each has it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ LEAK = "Jane pays with 4111 1111 1111 1111, mail jane.doe@example.com. Plan: gol
 """What the model says when somebody asks it to leak."""
 
 THOUGHT = "The card is 4111 1111 1111 1111."
+SIGNATURE = "c2lnbmF0dXJl" * 8
 SIZE = 4  # characters in a delta
 PAUSE = 0.01  # seconds after one
 
@@ -28,6 +29,8 @@ class Families(Upstream):
         path = received.path.partition("?")[0]
         if path.startswith("/api/"):
             await self._ollama(path, body, writer)
+        elif "/models" in path:
+            await self._gemini(received.path, body, writer)
         else:
             writer.write(http_answer(b"{}", status="404 Not Found"))
 
@@ -66,6 +69,34 @@ class Families(Upstream):
             await stream(writer, "application/x-ndjson", lines)
         else:
             writer.write(http_answer(json.dumps(whole).encode(), content_type="application/json; charset=utf-8"))
+
+    async def _gemini(self, path: str, body: dict, writer: asyncio.StreamWriter) -> None:
+        def chunk(*parts: dict, **more: object) -> dict:
+            candidate = {"content": {"role": "model", "parts": list(parts)}, "index": 0, **more}
+            return {"candidates": [candidate], "modelVersion": "m", "responseId": "r1"}
+
+        path, _, query = path.partition("?")
+        if not body or path.endswith((":countTokens", "Contents", ":embedContent")):
+            answer = {"models": [{"name": "models/m"}], "totalTokens": 7, "embeddings": [{"values": [0.0159919]}]}
+            writer.write(http_answer(json.dumps(answer).encode()))
+            return
+        call = {"functionCall": {"name": "send_mail", "args": {"to": "jane.doe@example.com", "subject": "hi"}}}
+        calls = [{**call, "thoughtSignature": SIGNATURE}] if body.get("tools") else []
+        text = reply(body["contents"][-1]["parts"][0]["text"])
+        thoughts = [{"text": part, "thought": True} for part in cut(THOUGHT)]
+        if path.endswith(":generateContent"):
+            whole = chunk({"text": THOUGHT, "thought": True}, {"text": text}, *calls, finishReason="STOP")
+            writer.write(http_answer(json.dumps(whole).encode(), content_type="application/json; charset=UTF-8"))
+            return
+        events = [chunk(part) for part in (*thoughts, *({"text": part} for part in cut(text)[:-1]))]
+        events.append(chunk({"text": cut(text)[-1]}, *calls, finishReason="STOP"))
+        if "alt=sse" in query:
+            pieces = (f"data: {json.dumps(event)}\r\n\r\n".encode() for event in events)
+            await stream(writer, "text/event-stream", pieces)
+        else:
+            starts = ["[", *(",\r\n" for _ in events[1:])]
+            array = [(start + json.dumps(event)).encode() for start, event in zip(starts, events, strict=True)]
+            await stream(writer, "application/json; charset=UTF-8", [*array, b"]\n"])
 
 
 def reply(text: str) -> str:

@@ -1,19 +1,22 @@
-"""The unmodified client of Ollama through a running gate: intact, masked whole and live, refused in its own words."""
+"""Unmodified clients of other APIs through a running gate: intact, masked whole and live, refused in their words."""
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.families import Families
 from tests.e2e.harness import CREDENTIAL, Process, policy, tidegate_run, token
 from tidegate.evidence import queries
 
+genai = pytest.importorskip("google.genai")
 ollama = pytest.importorskip("ollama")
 
 pytestmark = pytest.mark.e2e
@@ -58,7 +61,7 @@ class Setting:
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("families")
     with Families() as upstream:
-        names = {"ollama": BEARER}
+        names = {"ollama": BEARER, "gemini": {**BEARER, "header": "x-goog-api-key", "value": BEARER["value"][7:]}}
         connections = [
             {"name": name, "dialect": name, "upstream": upstream.url, "serve": {"path": f"/{name}"}, "credential": own}
             for name, own in names.items()
@@ -177,3 +180,105 @@ def test_ollama_leaves_management_to_itself(local: Any) -> None:
     with pytest.raises(ollama.ResponseError) as raised:
         local.delete(MODEL)
     assert raised.value.status_code == 404
+
+
+# ── Gemini ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SEND = {"function_declarations": [{"name": "send_mail", "description": "sends"}]}
+
+
+@pytest.fixture(params=["Gemini API", "Vertex AI"])
+def google(request: pytest.FixtureRequest, setting: Setting) -> Iterator[Any]:
+    options = {"base_url": f"{setting.gate.url}/gemini"}
+    if request.param == "Gemini API":
+        client = genai.Client(api_key=setting.token, http_options=options)
+    else:
+        credentials = pytest.importorskip("google.oauth2.credentials").Credentials(setting.token)
+        client = genai.Client(
+            vertexai=True, project="p", location="us-east5", credentials=credentials, http_options=options
+        )
+    yield client.models
+    client.close()
+
+
+def test_gemini_answers_are_intact(setting: Setting, google: Any) -> None:
+    before = len(setting.upstream.requests)
+    assert google.generate_content(model=MODEL, contents="hello there").text == "You said: hello there"
+    pieces = list(google.generate_content_stream(model=MODEL, contents="hello there"))
+    assert "".join(each.text or "" for each in pieces) == "You said: hello there"
+    assert pieces[-1].candidates[0].finish_reason == "STOP"
+    assert google.count_tokens(model=MODEL, contents="hello there").total_tokens == 7
+    sent = setting.crossed(before)
+    assert len(sent) == 3
+    assert {each.headers["x-goog-api-key"] for each in sent} == {CREDENTIAL}
+    assert not any("authorization" in each.headers for each in sent)
+
+
+def test_gemini_whole_answers_are_masked(google: Any) -> None:
+    answer = google.generate_content(model=MODEL, contents="leak", config={"tools": [SEND]})
+    thought, text, call = answer.candidates[0].content.parts
+    masked(text.text)
+    assert thought.text == "The card is [REDACTED:card-visa]."
+    assert call.function_call.args == {"to": "[REDACTED:email]", "subject": "hi"}
+    assert call.thought_signature == b"signature" * 8
+
+
+def test_gemini_streams_are_masked_live(setting: Setting, google: Any) -> None:
+    stream = google.generate_content_stream(model=MODEL, contents="leak", config={"tools": [SEND]})
+    arrived = [(time.monotonic(), part) for each in stream for part in each.candidates[0].content.parts or ()]
+    assert "".join(part.text for _, part in arrived if part.thought) == "The card is [REDACTED:card-visa]."
+    (call,) = [part.function_call for _, part in arrived if part.function_call]
+    assert call.args == {"to": "[REDACTED:email]", "subject": "hi"}
+    live(setting, [(at, part.text) for at, part in arrived if part.text is not None and not part.thought])
+
+
+def test_gemini_streams_as_an_array_are_masked_live(setting: Setting) -> None:
+    body = {"contents": [{"role": "user", "parts": [{"text": "leak"}]}], "tools": [SEND]}
+    url = f"{setting.gate.url}/gemini/v1beta/models/{MODEL}:streamGenerateContent"
+    arrived, raw = [], ""
+    with httpx.stream("POST", url, json=body, headers={"x-goog-api-key": setting.token}, timeout=20) as answer:
+        assert answer.headers["content-type"].startswith("application/json")
+        for piece in answer.iter_text():
+            raw += piece
+            arrived.append((time.monotonic(), piece))
+    parts = [part for event in json.loads(raw) for part in event["candidates"][0]["content"]["parts"]]
+    masked("".join(part["text"] for part in parts if "text" in part and not part.get("thought")))
+    assert len(arrived) > 5
+    assert arrived[-1][0] - arrived[0][0] > 0.05
+    assert setting.row()["streamed"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("model", "text", "tools", "reason"),
+    [
+        (MODEL, f"use {KEY}", SEND, "finding"),
+        ("bad-model", "hello", SEND, "model_denied"),
+        (MODEL, "hello", {"function_declarations": [{"name": "bash"}]}, "tool_denied"),
+    ],
+)
+def test_gemini_reads_why_it_was_refused(
+    setting: Setting, google: Any, model: str, text: str, tools: Any, reason: str, *, stream: bool
+) -> None:
+    before = len(setting.upstream.requests)
+    ask = google.generate_content_stream if stream else google.generate_content
+    with pytest.raises(genai.errors.ClientError) as raised:
+        list(ask(model=model, contents=text, config={"tools": [tools]}))
+    row = setting.row(raised.value.message)
+    assert (raised.value.code, raised.value.status, row["reason"]) == (403, "PERMISSION_DENIED", reason)
+    assert KEY not in str(raised.value)
+    assert setting.crossed(before) == []
+
+
+def test_gemini_reads_why_its_answer_was_cut(setting: Setting) -> None:
+    pieces = [b'data: {"candidates":[]}\n\n', b"data: garbage\n\n"]
+    for version in ("v1", "v1beta"):
+        setting.upstream.streams(pieces, path=f"/{version}/models/{MODEL}:streamGenerateContent?alt=sse")
+    options = {"base_url": f"{setting.gate.url}/gemini"}
+    with (
+        genai.Client(api_key=setting.token, http_options=options) as client,
+        pytest.raises(genai.errors.APIError, match="malformed") as raised,
+    ):
+        list(client.models.generate_content_stream(model=MODEL, contents="hello"))
+    setting.upstream.answers.clear()
+    assert setting.row(raised.value.message)["reason"] == "answer_malformed"

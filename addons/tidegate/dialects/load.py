@@ -13,6 +13,7 @@ from tidegate.dialects.messages import socket
 from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
 from tidegate.dialects.spec import (
     ALPHABETS,
+    MODEL,
     AnswerField,
     AskedSpec,
     Condition,
@@ -36,8 +37,8 @@ ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "body", "asked", "request", "deny", "refuse", "answer", "stream", "socket",
 )  # fmt: skip
-ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless")
-TOOL_KEYS = ("each", "named")
+ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
+TOOL_KEYS = ("each", "named", "keyed")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
 CONDITION_KEYS = ("path", "because", "kinds", "values", "unless")
@@ -76,13 +77,13 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
 
 
 def _exact(reader: Reader, endpoints: Mapping[str, Endpoint], nodes: Mapping[str, Node]) -> dict[tuple[str, str], str]:
-    """Index the paths without ``*``; a path that two endpoints claim is a fault."""
+    """Index the paths without a place; a path that two endpoints claim is a fault."""
     owners: dict[tuple[str, str], str] = {}
     for name, endpoint in endpoints.items():
         for at in ((method, path) for method in endpoint.methods for path in endpoint.paths):
             if owners.setdefault(at, name) != name:
                 reader.fault(nodes[name], "each method and path once", f"{' '.join(at)}, which {owners[at]} has too")
-    return {at: name for at, name in owners.items() if "*" not in at[1]}
+    return {at: name for at, name in owners.items() if "*" not in at[1] and MODEL not in at[1]}
 
 
 def _shape(reader: Reader, node: Node) -> Shape:
@@ -180,6 +181,7 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
         max_output=paths("max_output"),
         streams=reader.flag(entry.get("streams"), default=False),
         endless=reader.flag(entry.get("endless"), default=False),
+        model_prefixes=words(reader, entry.get("model_prefixes"), "a list of prefixes such as models/"),
     )
 
 
@@ -189,7 +191,8 @@ def _tools(reader: Reader, node: Node) -> tuple[Node, ToolNames] | None:
     for key, child in reader.entries(entry.get("named")).items():
         parts = tuple(reader.text(child, "field names joined by dots, such as function.name").split("."))
         named[key] = parts
-    return (entry["each"], ToolNames(str(entry["each"].value), named)) if "each" in entry else None
+    keyed = words(reader, entry["keyed"], "a list of fields that are no tools") if "keyed" in entry else None
+    return (entry["each"], ToolNames(str(entry["each"].value), named, keyed)) if "each" in entry else None
 
 
 def _request_field(reader: Reader, node: Node, shapes: Mapping[str, Shape]) -> tuple[Node, RequestField] | None:
@@ -294,8 +297,12 @@ def _names(node: Node) -> Iterable[str]:
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith("/") and all(
-        part == "*" or (part and _PART.issuperset(part)) for part in text[1:].split("/")
+    parts = text[1:].split("/")
+    plain = (part.removeprefix(MODEL) or "x" for part in parts)
+    return (
+        text.startswith("/")
+        and text.count(MODEL) <= 1
+        and all(part == "*" or (part and _PART.issuperset(part)) for part in plain)
     )
 
 

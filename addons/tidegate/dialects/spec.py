@@ -29,6 +29,7 @@ class FramingKind(enum.StrEnum):
 
     SSE = "sse"
     NDJSON = "ndjson"
+    ARRAY = "array"
     JSON = "json"
 
 
@@ -189,7 +190,7 @@ class Flush:
     key: tuple[str, ...] = ()
     when: frozenset[str] | None = None
     select: Trie[None] | None = None
-    values: tuple[object, ...] = ()
+    values: tuple[object, ...] = field(default=(), hash=False)
 
     def hits(self, event: object) -> tuple[Pointer, ...]:
         """Point at the selected values that count; the empty pointer when no path is asked for."""
@@ -205,7 +206,8 @@ class Flush:
 class StreamSpec:
     """How to read and write the stream of an endpoint.
 
-    ``framings`` are the forms it may arrive in, the first the usual one.
+    ``framings`` are the forms it may arrive in, the first the usual one. ``absent`` says what a field of a channel's
+    key is where it is not there.
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
     a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
@@ -222,6 +224,7 @@ class StreamSpec:
     drop: tuple[Drop, ...]
     fields: Trie[Delta | Source | Keep | Drop]
     framings: tuple[FramingKind, ...] = (FramingKind.SSE,)
+    absent: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +253,13 @@ class ToolNames:
 
     ``each`` selects the tools. A tool whose ``type`` is in ``named`` (``""`` stands for no type) is called by the text
     at that path of field names; any other is built in and counts under its type and, if it has one, its name.
+    With ``keyed`` the tools are the fields of what is selected, but for these: each is called by its own name, in
+    camel case.
     """
 
     each: str
     named: Mapping[str, tuple[str, ...]]
+    keyed: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +267,7 @@ class AskedSpec:
     """Where a request body says which model, whether to stream, which tools and how many output tokens.
 
     ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none.
+    ``model_prefixes`` may stand before the name of a model in the body and are no part of it.
     """
 
     model: Trie[str]
@@ -269,6 +276,7 @@ class AskedSpec:
     max_output: Trie[str]
     streams: bool = False
     endless: bool = False
+    model_prefixes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +299,7 @@ class ErrorShape:
 class Endpoint:
     """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part.
 
+    ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
     """
 
@@ -315,28 +324,56 @@ class Dialect:
     endpoints: Mapping[str, Endpoint]
     error: ErrorShape
     exact: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(method, path) -> endpoint name, for the paths without ``*``."""
+    """(method, path) -> endpoint name, for the paths without a place."""
 
 
 _PLAIN_PART = frozenset(string.ascii_letters + string.digits + "-_.:@~")
+MODEL = "{model}"
+"""The place in a path that names the model."""
 
 
 def match(dialect: Dialect, method: str, path: str) -> Endpoint | None:
-    """Find the endpoint a request names. ``path`` has no query and no connection prefix; escapes match nothing."""
+    """Find the endpoint a request names. ``path`` has no query and no connection prefix.
+
+    Escapes match nothing, but for that of a colon in the name of a model, which some clients write.
+    """
     if (name := dialect.exact.get((method, path))) is not None:
         return dialect.endpoints[name]
     parts = path.split("/")
     for endpoint in dialect.endpoints.values():
-        if method in endpoint.methods and any("*" in text and _fits(text.split("/"), parts) for text in endpoint.paths):
+        if method in endpoint.methods and any(_fits(text.split("/"), parts) for text in endpoint.paths):
             return endpoint
+    return None
+
+
+def model_named(endpoint: Endpoint, path: str) -> str | None:
+    """Return the model that a path of this endpoint names, ``None`` if it names none."""
+    parts = path.split("/")
+    for text in endpoint.paths:
+        pattern = text.split("/")
+        if MODEL in text and _fits(pattern, parts):
+            return next(_model(want, part) for want, part in zip(pattern, parts, strict=True) if MODEL in want)
     return None
 
 
 def _fits(pattern: list[str], parts: list[str]) -> bool:
     return len(pattern) == len(parts) and all(
-        want == part or (want == "*" and part not in ("", ".", "..") and _PLAIN_PART.issuperset(part))
+        want == part or (want == "*" and _is_plain(part)) or (MODEL in want and _model(want, part) is not None)
         for want, part in zip(pattern, parts, strict=True)
     )
+
+
+def _is_plain(part: str) -> bool:
+    return part not in ("", ".", "..") and _PLAIN_PART.issuperset(part)
+
+
+def _model(want: str, part: str) -> str | None:
+    """Return what stands at the place of the model; before a colon it holds none, so there is one way to read it."""
+    rest = want.removeprefix(MODEL)
+    if not part.endswith(rest):
+        return None
+    name = part.removesuffix(rest).replace("%3A", ":").replace("%3a", ":")
+    return name if _is_plain(name) and not (rest and ":" in name) else None
 
 
 def role_of(leaf: Leaf[RequestField] | Leaf[AnswerField], body: object) -> Role:
@@ -388,13 +425,14 @@ def refused(endpoint: Endpoint, body: object, *, redacting: bool) -> Denial | No
     return None
 
 
-def asked(endpoint: Endpoint, body: JsonObject) -> Asked | Denial:
-    """Read what a request asks for.
+def asked(endpoint: Endpoint, body: JsonObject, model: str | None = None) -> Asked | Denial:
+    """Read what a request asks for; ``model`` is named by its path.
 
     Returns a ``Denial`` with reason ``BODY_MALFORMED`` where a field is of the wrong type or says two different things.
     """
     spec = endpoint.asked
-    models = _values(spec.model, body)
+    models = [_short(each, spec.model_prefixes) for each in _values(spec.model, body)]
+    models += [model] if model is not None else []
     streams = _values(spec.stream, body)
     outputs = _values(spec.max_output, body)
     tools: list[str] = []
@@ -425,6 +463,12 @@ def _values(paths: Trie[str], body: object) -> list[object]:
     return [found.value for found in paths.select(body) if found.value is not None]
 
 
+def _short(model: object, prefixes: tuple[str, ...]) -> object:
+    """Take one of the prefixes off the name of a model."""
+    found = next((each for each in prefixes if isinstance(model, str) and model.startswith(each)), "")
+    return model.removeprefix(found) if isinstance(model, str) else model
+
+
 def _malformed(what: str) -> Denial:
     return Denial(Reason.BODY_MALFORMED, 400, f"The request body is malformed: {what}.")
 
@@ -433,6 +477,8 @@ def _tool_names(spec: ToolNames, tool: object) -> tuple[str, ...] | None:
     """Name one tool, or ``None`` where it cannot be named."""
     if not isinstance(tool, dict):
         return None
+    if spec.keyed is not None:
+        return tuple(_camel(name) for name in tool if name not in spec.keyed)
     kind_of = tool.get("type", "")
     if not isinstance(kind_of, str):
         return None
@@ -443,6 +489,12 @@ def _tool_names(spec: ToolNames, tool: object) -> tuple[str, ...] | None:
     for part in at:
         value = value.get(part) if isinstance(value, dict) else None
     return (value,) if isinstance(value, str) and value else None
+
+
+def _camel(name: str) -> str:
+    """Write a field name as proto-JSON does; it reads both spellings."""
+    first, *rest = name.split("_")
+    return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
 def kind(value: object) -> str:

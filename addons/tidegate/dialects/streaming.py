@@ -9,7 +9,9 @@ from tidegate.dialects.spec import Delta, Drop, Flush, FramingKind, Keep, Source
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
-STREAM_KEYS = ("framing", "event_type", "done", "sequence", "padding", "deltas", "source", "flush", "keep", "drop")
+STREAM_KEYS = (
+    "framing", "absent", "event_type", "done", "sequence", "padding", "deltas", "source", "flush", "keep", "drop",
+)  # fmt: skip
 DELTA_KEYS = ("path", "key", "when", "source", "beside")
 FLUSH_KEYS = ("path", "key", "when", "values")
 SOURCE_KEYS = ("path",)
@@ -37,6 +39,7 @@ def stream(reader: Reader, node: Node) -> StreamSpec:
         drop=tuple(one for _, one in drop),
         fields=compiled(reader, named),
         framings=_framings(reader, entry.get("framing")),
+        absent={name: plain(child) for name, child in reader.entries(entry.get("absent")).items()},
     )
 
 

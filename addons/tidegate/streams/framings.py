@@ -11,11 +11,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.spec import FramingKind
 from tidegate.model import Denial
+from tidegate.streams.array import JsonArray
 from tidegate.streams.framing import Framing
 from tidegate.streams.ndjson import Ndjson
 from tidegate.streams.sse import Sse
 
-MAKERS: Mapping[FramingKind, Callable[[], Framing]] = {FramingKind.SSE: Sse, FramingKind.NDJSON: Ndjson}
+MAKERS: Mapping[FramingKind, Callable[[], Framing]] = {
+    FramingKind.SSE: Sse,
+    FramingKind.NDJSON: Ndjson,
+    FramingKind.ARRAY: JsonArray,
+}
 
 LABELS: Mapping[str, FramingKind] = {
     "text/event-stream": FramingKind.SSE,
@@ -47,6 +52,8 @@ def find(head: bytes, label: str, known: Collection[FramingKind], *, final: bool
         raise Undecided
     if text[:1] == b"{" and FramingKind.NDJSON in known:
         return _lines(text, final=final)
+    if text[:1] == b"[" and FramingKind.ARRAY in known:
+        return FramingKind.ARRAY
     if text[:1] in (b"{", b"["):
         return FramingKind.JSON
     found = _sse(text, label, final=final)
@@ -74,5 +81,6 @@ def _lines(text: bytes, *, final: bool) -> FramingKind:
 
 def expected(label: str, known: Sequence[FramingKind]) -> FramingKind:
     """Return the framing that a client waits for, before any byte of the answer has told."""
-    labelled = LABELS.get(label, known[0])
+    array = label == "application/json" and FramingKind.ARRAY in known
+    labelled = FramingKind.ARRAY if array else LABELS.get(label, known[0])
     return labelled if labelled in known else known[0]
