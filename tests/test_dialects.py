@@ -34,7 +34,7 @@ def shipped(name: str) -> Dialect:
 
 
 OPENAI, ANTHROPIC, OLLAMA = shipped("openai"), shipped("anthropic"), shipped("ollama")
-GEMINI = shipped("gemini")
+GEMINI, BEDROCK = shipped("gemini"), shipped("bedrock")
 SIGNATURE = base64.b64encode(random.Random(1).randbytes(240)).decode()
 
 # loading ──────────────────────────────────────────────────────────────────────
@@ -258,7 +258,9 @@ def test_what_is_no_dialect_is_a_fault(text: str) -> None:
     assert faults_of(text)
 
 
-FRAMING_KEY = "small.yaml:24: endpoints.chat.stream.framing: found {}; accepted: a list of sse, ndjson, array"
+FRAMING_KEY = (
+    "small.yaml:24: endpoints.chat.stream.framing: found {}; accepted: a list of sse, ndjson, array, eventstream"
+)
 
 
 @pytest.mark.parametrize("found", ["[sse, morse]", "[]", "[json]"])
@@ -372,6 +374,76 @@ def test_a_path_may_name_the_model(path: str, name: str | None, model: str | Non
     found = match(GEMINI, "POST", path)
     assert (found and found.name) == name
     assert found is None or model_named(found, path) == model
+
+
+HAIKU = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "model"),
+    [
+        (f"/model/{HAIKU}/converse", "converse", HAIKU),
+        (f"/model/{HAIKU.replace(':', '%3A')}/converse-stream", "converse_stream", HAIKU),
+        (f"/model/{HAIKU.replace(':', '%3a')}/invoke", "invoke", HAIKU),
+        (f"/model/{HAIKU}/invoke-with-response-stream", "invoke_stream", HAIKU),
+        ("/model/m/count-tokens", "count_tokens", "m"),
+        ("/model/a%2Fb/converse", None, None),
+        ("/model/a%3Ab%20/converse", None, None),
+        ("/model//converse", None, None),
+        ("/model/m/async-invoke", None, None),
+        ("/guardrail/g/version/1/apply", None, None),
+    ],
+)
+def test_a_bedrock_path_names_its_model(path: str, name: str | None, model: str | None) -> None:
+    found = match(BEDROCK, "POST", path)
+    assert (found and found.name) == name
+    assert found is None or model_named(found, path) == model
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "tools", "output"),
+    [
+        ("converse", {"toolConfig": {"tools": [{"toolSpec": {"name": "f"}}, {"cachePoint": {}}]}}, ("f",), None),
+        ("converse_stream", {"toolConfig": {"tools": [{"systemTool": {"name": "ground"}}]}}, ("ground",), None),
+        ("converse", {"toolConfig": {"tools": [{"newKind": {}}]}}, ("newKind",), None),
+        ("converse", {"toolConfig": {"tools": [{"toolSpec": {}}]}}, None, None),
+        (
+            "converse",
+            {"inferenceConfig": {"maxTokens": 5}, "additionalModelRequestFields": {"max_tokens": 900}},
+            (),
+            900,
+        ),
+        ("converse", {"additionalModelRequestFields": {"tools": [{"type": "b_1", "name": "b"}]}}, ("b_1", "b"), None),
+        ("invoke", {"tools": [{"name": "f"}], "max_tokens": 7}, ("f",), 7),
+        ("invoke_stream", {"textGenerationConfig": {"maxTokenCount": 8}}, (), 8),
+        ("invoke", {"model": "other"}, None, None),
+    ],
+)  # fmt: skip
+def test_what_bedrock_is_asked(endpoint: str, body: dict, tools: tuple[str, ...] | None, output: int | None) -> None:
+    found = asked(BEDROCK.endpoints[endpoint], body, "m")
+    expected = Asked("m", "stream" in endpoint, tools, output) if tools is not None else None
+    assert (found if isinstance(found, Asked) else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("converse", {"messages": [{"content": [{"image": {"source": {"bytes": "AA"}}}]}]}),
+        ("converse", {"messages": [{"content": [{"document": {"source": {"bytes": "AA"}}}]}]}),
+        ("converse_stream", {"messages": [{"content": [{"toolResult": {"content": [{"video": {}}]}}]}]}),
+        ("converse", {"additionalModelRequestFields": {"messages": []}}),
+        ("invoke", {"messages": [{"content": [{"type": "image", "source": {"type": "base64"}}]}]}),
+        ("invoke", {"messages": [{"content": [{"image": {"source": {"bytes": "AA"}}}]}]}),
+        ("invoke_stream", {"inputImage": "AA"}),
+        ("invoke", {"imageVariationParams": {"images": ["AA"]}}),
+        ("invoke", {"prompt": [[1, 2]]}),
+        ("count_tokens", {"input": {"invokeModel": {"body": "AA"}}}),
+    ],
+)
+def test_bedrock_media_are_refused(endpoint: str, body: dict) -> None:
+    denial = refused(BEDROCK.endpoints[endpoint], body, redacting=False)
+    assert denial is not None
+    assert denial.reason is Reason.BODY_OPAQUE
 
 
 @pytest.mark.parametrize("path", ["/v1/{model}/{model}", "/v1/x{model}", "/v1/{model}{x}", "/v1/{modell}"])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 from collections import Counter
 
 import pytest
 
-from tests.wire import RECORDED
+from tests.wire import RECORDED, message_piece
 from tidegate.dialects.spec import FramingKind
 from tidegate.streams import framings
 from tidegate.streams.framings import Undecided, expected, find
 
 EVERY = tuple(framings.MAKERS)
 JSON, SSE, NDJSON, ARRAY = FramingKind.JSON, FramingKind.SSE, FramingKind.NDJSON, FramingKind.ARRAY
-EVENT_STREAM = "text/event-stream"
+MESSAGES = FramingKind.EVENTSTREAM
+EVENT_STREAM, AWS = "text/event-stream", "application/vnd.amazon.eventstream"
 
 BYTES = {
     "sse": (b"data: {}\n\n", "", SSE),
@@ -40,6 +42,9 @@ BYTES = {
     "a line that is no json": (b'{"a": 1]\n{"a": 2}\n', "application/x-ndjson", JSON),
     "array": (b'[{"a": 1}\n,\r\n{"a": 2}\n]', "application/json", ARRAY),
     "array: white space and a mark": (b"\xef\xbb\xbf\n [{}]", EVENT_STREAM, ARRAY),
+    "event stream": (message_piece("chunk", b"{}"), "application/json", MESSAGES),
+    "event stream: a bad checksum": (b"\0\0\0\x20\0\0\0\0\0\0\0\0" + b"\0" * 20, AWS, None),
+    "event stream: too short": (b"\0\0\0\x20\0\0", AWS, None),
     "nothing": (b"", EVENT_STREAM, JSON),
     "only white space": (b" \r\n", EVENT_STREAM, JSON),
     "bytes": (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "", None),
@@ -90,9 +95,12 @@ def test_recorded_answers_are_told_by_their_bytes() -> None:
         for line in lines:
             row = json.loads(line)
             response = row["response"]
-            if isinstance(response["body"], str) and not response.get("body_encoding") and "-ws" not in row["api"]:
-                found[str(find(response["body"].encode(), "", EVERY, final=True))] += 1
+            if isinstance(response["body"], str) and "-ws" not in row["api"]:
+                coded = response.get("body_encoding") == "base64"
+                body = base64.b64decode(response["body"]) if coded else response["body"].encode()
+                found[str(find(body, "", EVERY, final=True))] += 1
     assert found["sse"] == 574
     assert found["array"] == 11
     assert found["ndjson"] == 121, "13 of many lines, the others are one line of JSON with a line end"
-    assert found["None"] <= 3, "two SDP answers and the text of a 404"
+    assert found["eventstream"] == 52
+    assert found["None"] == 4, "two SDP answers, an MP3, and the text of a 404"

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -271,9 +274,31 @@ def gemini(said: Said, cut: Cut = whole) -> list[Event]:
     return [*events, chunk([], 1, finishReason="STOP"), (None, {**last, "usageMetadata": {"totalTokenCount": 4}})]
 
 
+def converse(said: Said, cut: Cut = whole) -> list[Event]:
+    events: list[Event] = [("messageStart", {"role": "assistant", "p": "abcd"})]
+
+    def add(index: int, deltas: list[dict]) -> None:
+        at = {"contentBlockIndex": index, "p": "abcdefgh"}
+        events.extend(("contentBlockDelta", {**at, "delta": delta}) for delta in deltas)
+        events.append(("contentBlockStop", {"contentBlockIndex": index, "p": "ab"}))
+
+    if said.thinking:
+        sign = {"reasoningContent": {"signature": "c2lnbmF0dXJl" * 8}}
+        add(0, [*({"reasoningContent": {"text": part}} for part in cut(said.thinking)), sign])
+    if said.text:
+        add(1, [{"text": part} for part in cut(said.text)])
+    for index, source in enumerate(said.tools, 2):
+        start = {"toolUse": {"name": "f", "toolUseId": f"tooluse_{index}"}}
+        events.append(("contentBlockStart", {"contentBlockIndex": index, "start": start, "p": "ab"}))
+        add(index, [{"toolUse": {"input": part}} for part in cut(source)])
+    events.append(("messageStop", {"stopReason": "end_turn", "p": "abcdefghijk"}))
+    return [*events, ("metadata", {"usage": {"inputTokens": 3}, "metrics": {"latencyMs": 411}, "p": "a"})]
+
+
 FAMILIES: dict[str, Callable[[Said, Cut], list[Event]]] = {
     "chat": chat, "completions": completions, "responses": responses, "messages": messages,
     "ollama": ollama, "generate": generate, "gemini": gemini, "gemini array": gemini,
+    "converse": converse, "invoke": messages,
 }  # fmt: skip
 
 
@@ -336,11 +361,57 @@ def array_of(stream: bytes) -> list[Event]:
     return found
 
 
+EVENTSTREAM = "application/vnd.amazon.eventstream"
+
+
+def message_piece(kind: str | None, payload: bytes, **more: str) -> bytes:
+    """Write one message of an event stream."""
+    head = b""
+    fields = {"content-type": "application/json", "message-type": "event", **more}
+    fields = fields if kind is None else {"event-type": kind, **fields}
+    for name, value in fields.items():
+        head += bytes([len(name) + 1]) + b":" + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+    start = struct.pack(">II", len(head) + len(payload) + 16, len(head))
+    message = start + struct.pack(">I", zlib.crc32(start)) + head + payload
+    return message + struct.pack(">I", zlib.crc32(message))
+
+
+def compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def chunk_piece(event: object) -> bytes:
+    """Write one message that holds an event of a model's own API."""
+    return message_piece("chunk", compact({"bytes": base64.b64encode(compact(event)).decode(), "p": "abcdefgh"}))
+
+
+def messages_of(stream: bytes) -> list[Event]:
+    """Read an event stream as the AWS SDK does, which checks both checksums; an exception is an event of its name."""
+    from botocore.eventstream import EventStreamBuffer
+
+    buffer = EventStreamBuffer()
+    buffer.add_data(stream)
+    found: list[Event] = []
+    for message in buffer:
+        kind = message.headers.get(":event-type") or message.headers.get(":exception-type")
+        value = json.loads(message.payload)
+        found.append((kind, json.loads(base64.b64decode(value["bytes"])) if "bytes" in value else value))
+    assert not buffer._data, "the last message must be whole"
+    return found
+
+
 FORMS = {
     "chat": Form("openai", "chat"), "completions": Form("openai", "completions"),
     "responses": Form("openai", "responses"), "messages": Form("anthropic", "messages"),
     "ollama": lines("chat"), "generate": lines("generate"),
     "gemini": Form("gemini", "stream"),
+    "converse": Form(
+        "bedrock", "converse_stream", EVENTSTREAM,
+        lambda events: [message_piece(name, compact(event)) for name, event in events], messages_of,
+    ),
+    "invoke": Form(
+        "bedrock", "invoke_stream", EVENTSTREAM, lambda events: [chunk_piece(event) for _, event in events], messages_of
+    ),
     "gemini array": Form("gemini", "stream", "application/json", array_pieces, array_of),
 }  # fmt: skip
 
@@ -359,7 +430,7 @@ def as_sent(name: str, said: Said) -> Said:
     """Return what a family can say of an answer in deltas: some have no tools, or send their arguments as objects."""
     if name == "completions":
         return Said(said.text)
-    return said if name in ("chat", "responses", "messages") else Said(said.text, said.thinking)
+    return said if name in ("chat", "responses", "messages", "converse", "invoke") else Said(said.text, said.thinking)
 
 
 def read(name: str, stream: bytes) -> Said:
@@ -379,6 +450,11 @@ def read(name: str, stream: bytes) -> Said:
 
 def _deltas(name: str, event: dict) -> list[tuple[str | int, str]]:
     match name:
+        case "converse":
+            delta = event.get("delta", {})
+            tool = [(event["contentBlockIndex"], delta["toolUse"]["input"])] if "toolUse" in delta else []
+            thinking = delta.get("reasoningContent", {}).get("text", "")
+            return [("text", delta.get("text", "")), ("thinking", thinking), *tool]
         case "gemini" | "gemini array":
             candidates = [each for each in event.get("candidates", ()) if each.get("index") == 1]
             parts = [part for each in candidates for part in each["content"]["parts"]]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 
 from tests.e2e.harness import Received, Upstream, http_answer
+from tests.wire import chunk_piece, compact, message_piece
 
 LEAK = "Jane pays with 4111 1111 1111 1111, mail jane.doe@example.com. Plan: gold"
 """What the model says when somebody asks it to leak."""
@@ -29,6 +30,8 @@ class Families(Upstream):
         path = received.path.partition("?")[0]
         if path.startswith("/api/"):
             await self._ollama(path, body, writer)
+        elif path.startswith("/model/"):
+            await self._bedrock(path.rpartition("/")[2], body, writer)
         elif "/models" in path:
             await self._gemini(received.path, body, writer)
         else:
@@ -97,6 +100,54 @@ class Families(Upstream):
             starts = ["[", *(",\r\n" for _ in events[1:])]
             array = [(start + json.dumps(event)).encode() for start, event in zip(starts, events, strict=True)]
             await stream(writer, "application/json; charset=UTF-8", [*array, b"]\n"])
+
+    async def _bedrock(self, operation: str, body: dict, writer: asyncio.StreamWriter) -> None:
+        said = body["messages"][-1]["content"][0]["text"] if "messages" in body else "count"
+        text, arguments = reply(said), json.dumps({"to": "jane.doe@example.com", "subject": "hi"})
+        calls = bool(body.get("toolConfig") or body.get("tools"))
+        call = {"name": "send_mail", "toolUseId": "tooluse_1"}
+        match operation:
+            case "count-tokens":
+                whole: dict = {"inputTokens": 7}
+            case "converse":
+                content = [{"text": text}, *([{"toolUse": {**call, "input": json.loads(arguments)}}] if calls else [])]
+                message = {"role": "assistant", "content": content}
+                usage = {"inputTokens": 1, "outputTokens": 1, "totalTokens": 2}
+                whole = {"output": {"message": message}, "stopReason": "end_turn", "usage": usage, "metrics": {}}
+            case "invoke":
+                content = [{"type": "text", "text": text}]
+                whole = {"id": "msg_1", "type": "message", "role": "assistant", "content": content}
+            case _:
+                converse = operation == "converse-stream"
+                events = _converse_events(text, arguments if calls else "") if converse else _invoke_events(text)
+                await stream(writer, "application/vnd.amazon.eventstream", events)
+                return
+        writer.write(http_answer(json.dumps(whole).encode()))
+
+
+def _converse_events(text: str, arguments: str) -> list[bytes]:
+    def delta(index: int, said: dict) -> bytes:
+        event = {"contentBlockIndex": index, "delta": said, "p": "abcdefgh"}
+        return message_piece("contentBlockDelta", compact(event))
+
+    def event(kind: str, **fields: object) -> bytes:
+        return message_piece(kind, compact({**fields, "p": "abc"}))
+
+    events = [event("messageStart", role="assistant"), *(delta(0, {"text": part}) for part in cut(text))]
+    events.append(event("contentBlockStop", contentBlockIndex=0))
+    if arguments:
+        start = {"toolUse": {"name": "send_mail", "toolUseId": "tooluse_1"}}
+        events.append(event("contentBlockStart", contentBlockIndex=1, start=start))
+        events += [delta(1, {"toolUse": {"input": part}}) for part in cut(arguments)]
+        events.append(event("contentBlockStop", contentBlockIndex=1))
+    return [*events, event("messageStop", stopReason="end_turn"), event("metadata", usage={"inputTokens": 1})]
+
+
+def _invoke_events(text: str) -> list[bytes]:
+    at = {"type": "content_block_delta", "index": 0}
+    events: list[dict] = [{"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}]
+    events += [{**at, "delta": {"type": "text_delta", "text": part}} for part in cut(text)]
+    return [chunk_piece(event) for event in (*events, {"type": "content_block_stop", "index": 0})]
 
 
 def reply(text: str) -> str:

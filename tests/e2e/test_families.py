@@ -12,10 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.families import Families
+from tests.e2e.families import Families, stream
 from tests.e2e.harness import CREDENTIAL, Process, policy, tidegate_run, token
+from tests.wire import message_piece
 from tidegate.evidence import queries
 
+boto3 = pytest.importorskip("boto3")
 genai = pytest.importorskip("google.genai")
 ollama = pytest.importorskip("ollama")
 
@@ -61,7 +63,8 @@ class Setting:
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("families")
     with Families() as upstream:
-        names = {"ollama": BEARER, "gemini": {**BEARER, "header": "x-goog-api-key", "value": BEARER["value"][7:]}}
+        key = {"header": "x-goog-api-key", "value": "${env:TIDEGATE_TEST_CREDENTIAL}"}
+        names = {"bedrock": {**BEARER}, "gemini": key, "ollama": {**BEARER}}
         connections = [
             {"name": name, "dialect": name, "upstream": upstream.url, "serve": {"path": f"/{name}"}, "credential": own}
             for name, own in names.items()
@@ -79,12 +82,12 @@ def masked(text: str) -> None:
     assert text.endswith("Plan: gold")
 
 
-def live(setting: Setting, arrived: list[tuple[float, str]]) -> None:
+def live(setting: Setting, arrived: list[tuple[float, str]], model: str = "good-model") -> None:
     masked("".join(text for _, text in arrived))
     assert len([text for _, text in arrived if text]) > 5
     assert arrived[-1][0] - arrived[0][0] > 0.05, "all deltas came at once: the answer was not live"
     row = setting.row()
-    assert (row["outcome"], row["status"], row["streamed"], row["model"]) == ("answered", 200, 1, "good-model")
+    assert (row["outcome"], row["status"], row["streamed"], row["model"]) == ("answered", 200, 1, model)
 
 
 # ── Ollama ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -282,3 +285,127 @@ def test_gemini_reads_why_its_answer_was_cut(setting: Setting) -> None:
         list(client.models.generate_content_stream(model=MODEL, contents="hello"))
     setting.upstream.answers.clear()
     assert setting.row(raised.value.message)["reason"] == "answer_malformed"
+
+
+# ── Bedrock ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BEDROCK_MODEL = "good-model-v1:0"
+TOOLS = {"tools": [{"toolSpec": {"name": "send_mail", "inputSchema": {"json": {"type": "object"}}}}]}
+
+
+def bedrock(setting: Setting) -> Any:
+    """Return the SDK's client: with a bearer token where the environment has one, else it signs its requests."""
+    config = pytest.importorskip("botocore.config").Config(retries={"max_attempts": 1}, read_timeout=20)
+    session = boto3.Session("AKIAIOSFODNN7EXAMPLE", "not-a-secret-key", region_name="us-east-1")
+    url = f"https://localhost:{setting.gate.port}/bedrock"  # the SDK shows a bearer token to nobody without TLS
+    ca = str(setting.gate.cwd / "ca" / "mitmproxy-ca-cert.pem")
+    return session.client("bedrock-runtime", endpoint_url=url, verify=ca, config=config)
+
+
+@pytest.fixture
+def aws(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", setting.token)
+    client = bedrock(setting)
+    yield client
+    client.close()
+
+
+def turn(text: str) -> dict[str, Any]:
+    return {"modelId": BEDROCK_MODEL, "messages": [{"role": "user", "content": [{"text": text}]}]}
+
+
+def claude(text: str) -> dict[str, Any]:
+    said = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    body = {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 9, "messages": said}
+    return {"modelId": BEDROCK_MODEL, "body": json.dumps(body)}
+
+
+def deltas(stream: Any) -> Iterator[tuple[float, dict[str, Any]]]:
+    for event in stream:
+        if "contentBlockDelta" in event:
+            yield time.monotonic(), event["contentBlockDelta"]["delta"]
+
+
+def test_bedrock_answers_are_intact(setting: Setting, aws: Any) -> None:
+    before = len(setting.upstream.requests)
+    assert aws.converse(**turn("hello there"))["output"]["message"]["content"] == [{"text": "You said: hello there"}]
+    events = list(aws.converse_stream(**turn("hello there"))["stream"])
+    assert "".join(text for _, each in deltas(events) for text in each.values()) == "You said: hello there"
+    assert events[-1]["metadata"]["usage"] == {"inputTokens": 1}
+    body = json.loads(aws.invoke_model(**claude("hello there"))["body"].read())
+    assert body["content"] == [{"type": "text", "text": "You said: hello there"}]
+    counted = {"modelId": BEDROCK_MODEL, "input": {"converse": {"messages": turn("hello")["messages"]}}}
+    assert aws.count_tokens(**counted)["inputTokens"] == 7
+    sent = setting.crossed(before)
+    assert len(sent) == 4
+    assert {each.headers["authorization"] for each in sent} == {f"Bearer {CREDENTIAL}"}
+
+
+def test_bedrock_whole_answers_are_masked(aws: Any) -> None:
+    text, call = aws.converse(**turn("leak"), toolConfig=TOOLS)["output"]["message"]["content"]
+    masked(text["text"])
+    assert call["toolUse"]["input"] == {"to": "[REDACTED:email]", "subject": "hi"}
+    masked(json.loads(aws.invoke_model(**claude("leak"))["body"].read())["content"][0]["text"])
+
+
+def test_bedrock_streams_are_masked_live(setting: Setting, aws: Any) -> None:
+    arrived = list(deltas(aws.converse_stream(**turn("leak"), toolConfig=TOOLS)["stream"]))
+    arguments = "".join(each["toolUse"]["input"] for _, each in arrived if "toolUse" in each)
+    assert json.loads(arguments) == {"to": "[REDACTED:email]", "subject": "hi"}
+    live(setting, [(at, each["text"]) for at, each in arrived if "text" in each], BEDROCK_MODEL)
+    chunks = aws.invoke_model_with_response_stream(**claude("leak"))["body"]
+    events = [(time.monotonic(), json.loads(each["chunk"]["bytes"])) for each in chunks]
+    live(setting, [(at, each["delta"]["text"]) for at, each in events if "delta" in each], BEDROCK_MODEL)
+
+
+@pytest.mark.parametrize("operation", ["converse", "converse_stream"])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"messages": turn(f"use {KEY}")["messages"]}, "finding"),
+        ({"modelId": "bad-model-v1:0"}, "model_denied"),
+        (
+            {"toolConfig": {"tools": [{"toolSpec": {"name": "bash", "inputSchema": {"json": {"type": "object"}}}}]}},
+            "tool_denied",
+        ),
+    ],
+    ids=["finding", "model", "tool"],
+)
+def test_bedrock_reads_why_it_was_refused(
+    setting: Setting, aws: Any, changes: dict[str, Any], reason: str, operation: str
+) -> None:
+    before = len(setting.upstream.requests)
+    with pytest.raises(aws.exceptions.AccessDeniedException) as raised:
+        getattr(aws, operation)(**{**turn("hello"), **changes})
+    row = setting.row(str(raised.value))
+    assert (row["reason"], row["status"]) == (reason, 403)
+    assert KEY not in str(raised.value)
+    assert setting.crossed(before) == []
+
+
+def test_bedrock_reads_why_its_answer_was_cut(setting: Setting, aws: Any) -> None:
+    broken = message_piece("contentBlockDelta", b'{"contentBlockIndex":0,"delta":{"text":"x"}}')
+    pieces = [message_piece("messageStart", b'{"role":"assistant"}'), broken[:-1] + bytes([broken[-1] ^ 1])]
+
+    async def cut(_: Any, writer: Any) -> None:
+        await stream(writer, "application/vnd.amazon.eventstream", pieces)
+
+    setting.upstream.does(cut, f"/model/{BEDROCK_MODEL.replace(':', '%3A')}/converse-stream")
+    error = pytest.importorskip("botocore.exceptions").EventStreamError
+    events = aws.converse_stream(**turn("hello"))["stream"]
+    with pytest.raises(error, match="malformed") as raised:
+        list(events)
+    events.close()
+    setting.upstream.answers.clear()
+    assert "modelStreamErrorException" in str(raised.value)
+    assert setting.row(str(raised.value))["reason"] == "answer_malformed"
+
+
+def test_a_signed_request_has_no_token_to_show(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_BEARER_TOKEN_BEDROCK", raising=False)
+    client, before = bedrock(setting), len(setting.upstream.requests)
+    with pytest.raises(client.exceptions.AccessDeniedException) as raised:
+        client.converse(**turn("hello"))
+    client.close()
+    assert setting.row(str(raised.value))["reason"] == "caller_missing"
+    assert setting.crossed(before) == []

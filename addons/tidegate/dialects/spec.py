@@ -30,6 +30,7 @@ class FramingKind(enum.StrEnum):
     SSE = "sse"
     NDJSON = "ndjson"
     ARRAY = "array"
+    EVENTSTREAM = "eventstream"
     JSON = "json"
 
 
@@ -207,7 +208,7 @@ class StreamSpec:
     """How to read and write the stream of an endpoint.
 
     ``framings`` are the forms it may arrive in, the first the usual one. ``absent`` says what a field of a channel's
-    key is where it is not there.
+    key is where it is not there. ``wrapped``: an event is JSON in base64, in this field of the frame's object.
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
     a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
@@ -225,6 +226,7 @@ class StreamSpec:
     fields: Trie[Delta | Source | Keep | Drop]
     framings: tuple[FramingKind, ...] = (FramingKind.SSE,)
     absent: Mapping[str, object] = field(default_factory=dict, hash=False)
+    wrapped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

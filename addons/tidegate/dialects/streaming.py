@@ -10,7 +10,8 @@ from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 STREAM_KEYS = (
-    "framing", "absent", "event_type", "done", "sequence", "padding", "deltas", "source", "flush", "keep", "drop",
+    "framing", "wrapped", "absent", "event_type", "done", "sequence", "padding",
+    "deltas", "source", "flush", "keep", "drop",
 )  # fmt: skip
 DELTA_KEYS = ("path", "key", "when", "source", "beside")
 FLUSH_KEYS = ("path", "key", "when", "values")
@@ -39,6 +40,7 @@ def stream(reader: Reader, node: Node) -> StreamSpec:
         drop=tuple(one for _, one in drop),
         fields=compiled(reader, named),
         framings=_framings(reader, entry.get("framing")),
+        wrapped=_name(reader, entry.get("wrapped")),
         absent={name: plain(child) for name, child in reader.entries(entry.get("absent")).items()},
     )
 

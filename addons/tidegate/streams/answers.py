@@ -17,6 +17,7 @@ from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
 from tidegate.streams import framings
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
+from tidegate.streams.envelope import Envelope, open_up
 from tidegate.streams.framing import MAX_FRAME, Frame, FrameFault, Framing
 
 DONE = "[DONE]"
@@ -156,7 +157,18 @@ class StreamedAnswer:
         value = strict_json(frame.data.encode())
         if isinstance(value, Denial):
             return self._deny(MALFORMED)
-        return self._written(framing, self._events.event(value, frame.name, frame), frame)
+        opened = open_up(value, frame, self._spec.wrapped, self._spec.padding)
+        if opened is None:
+            return self._deny(MALFORMED)
+        event, envelope = opened
+        name = frame.name if envelope.outer is None else None  # the frame names the envelope
+        alone = bool(envelope.rest) and self._is_found(envelope)
+        return self._written(framing, self._events.event(event, name, envelope), alone=alone)
+
+    def _is_found(self, envelope: Envelope) -> bool:
+        """Look at what is around an event; say whether it must not leave."""
+        text = dump(envelope.rest).decode("utf-8", "replace")
+        return self._events.texts.check_source(text, "stream:$") != text
 
     def _tidy(self, framing: Framing, frame: Frame) -> Frame:
         """Look at what is beside the event (names, ids, comments); if some of it must not leave, all goes."""
@@ -166,20 +178,23 @@ class StreamedAnswer:
         return framing.bare(frame)
 
     def _flush(self, framing: Framing) -> bytes:
-        return self._written(framing, self._events.end(), None)
+        return self._written(framing, self._events.end())
 
-    def _written(self, framing: Framing, events: list[Outgoing] | Denial, own: Frame | None) -> bytes:
+    def _written(self, framing: Framing, events: list[Outgoing] | Denial, *, alone: bool = False) -> bytes:
         if isinstance(events, Denial):
             return self._deny(events)
+        if self._events.texts.denial is not None:
+            return self._deny(self._events.texts.denial)
         out: list[bytes] = []
         for event in events:
             like = event.like
-            assert isinstance(like, Frame)
+            assert isinstance(like, Envelope)
             if event.inserted:
-                out.append(framing.added(dump(event.value), like))
+                out.append(framing.added(like.seal(event.value, alone=True), like.frame))
+            elif event.changed or alone:
+                out.append(framing.changed(like.frame, like.seal(event.value, alone=alone)))
             else:
-                assert own is like
-                out.append(framing.changed(like, dump(event.value)) if event.changed else framing.same(like))
+                out.append(framing.same(like.frame))
         return b"".join(out)
 
     def _deny(self, denial: Denial) -> bytes:

@@ -6,12 +6,15 @@ Law: how the bytes are cut does not matter. What fits no framing is ``None``, an
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.spec import FramingKind
 from tidegate.model import Denial
 from tidegate.streams.array import JsonArray
+from tidegate.streams.eventstream import PRELUDE, EventStream
 from tidegate.streams.framing import Framing
 from tidegate.streams.ndjson import Ndjson
 from tidegate.streams.sse import Sse
@@ -20,11 +23,13 @@ MAKERS: Mapping[FramingKind, Callable[[], Framing]] = {
     FramingKind.SSE: Sse,
     FramingKind.NDJSON: Ndjson,
     FramingKind.ARRAY: JsonArray,
+    FramingKind.EVENTSTREAM: EventStream,
 }
 
 LABELS: Mapping[str, FramingKind] = {
     "text/event-stream": FramingKind.SSE,
     "application/x-ndjson": FramingKind.NDJSON,
+    "application/vnd.amazon.eventstream": FramingKind.EVENTSTREAM,
 }
 """The media types of streams. ``application/json`` is none: whole answers have it, and streams of several families."""
 
@@ -43,6 +48,8 @@ def find(head: bytes, label: str, known: Collection[FramingKind], *, final: bool
     ``label`` is the media type of the answer; ``final``: ``head`` is all there is. An answer without any byte but white
     space counts as JSON. Raises ``Undecided`` where more bytes could make a difference.
     """
+    if head[:1] == b"\0":  # of the length of a message: no text begins so, and no message of 16 MB is read
+        return _messages(head, known, final=final)
     if not final and _BOM.startswith(head):
         raise Undecided
     text = head.removeprefix(_BOM).lstrip(b" \t\r\n")
@@ -58,6 +65,14 @@ def find(head: bytes, label: str, known: Collection[FramingKind], *, final: bool
         return FramingKind.JSON
     found = _sse(text, label, final=final)
     return found if found in known else None
+
+
+def _messages(head: bytes, known: Collection[FramingKind], *, final: bool) -> FramingKind | None:
+    """Tell messages of an event stream by the checksum of the first one's lengths."""
+    if len(head) < PRELUDE and not final:
+        raise Undecided
+    sealed = len(head) >= PRELUDE and struct.unpack_from(">I", head, 8)[0] == zlib.crc32(head[:8])
+    return FramingKind.EVENTSTREAM if sealed and FramingKind.EVENTSTREAM in known else None
 
 
 def _sse(text: bytes, label: str, *, final: bool) -> FramingKind | None:
