@@ -197,10 +197,10 @@ class Flush:
         """Point at the selected values that count; the empty pointer when no path is asked for."""
         if self.select is None:
             return ((),)
-        return tuple(found.pointer for found in self.select.select(event) if self._counts(found.value))
-
-    def _counts(self, value: object) -> bool:
-        return value is not None and (not self.values or any(_same(value, each) for each in self.values))
+        hits = [found for found in self.select.select(event) if found.value is not None]
+        if hits and self.values:
+            hits = [found for found in hits if any(_same(found.value, each) for each in self.values)]
+        return tuple(found.pointer for found in hits)
 
 
 @dataclass(frozen=True, slots=True)

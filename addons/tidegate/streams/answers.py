@@ -17,7 +17,7 @@ from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
 from tidegate.streams import framings
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
-from tidegate.streams.envelope import Envelope, open_up
+from tidegate.streams.envelope import Envelope, open_up, seal
 from tidegate.streams.framing import MAX_FRAME, Frame, FrameFault, Framing
 
 DONE = "[DONE]"
@@ -157,12 +157,18 @@ class StreamedAnswer:
         value = strict_json(frame.data.encode())
         if isinstance(value, Denial):
             return self._deny(MALFORMED)
-        opened = open_up(value, frame, self._spec.wrapped, self._spec.padding)
+        if self._spec.wrapped is not None:
+            return self._open_up(framing, frame, value)
+        return self._written(framing, self._events.event(value, frame.name, frame))
+
+    def _open_up(self, framing: Framing, frame: Frame, value: object) -> bytes:
+        """Take an event out of the object around it; what else is there goes if some of it must not leave."""
+        opened = open_up(value, frame, self._spec.wrapped or "", self._spec.padding)
         if opened is None:
             return self._deny(MALFORMED)
         event, envelope = opened
-        name = frame.name if envelope.outer is None else None  # the frame names the envelope
-        alone = bool(envelope.rest) and self._is_found(envelope)
+        name = frame.name if envelope is frame else None  # else the frame names the envelope
+        alone = isinstance(envelope, Envelope) and bool(envelope.rest) and self._is_found(envelope)
         return self._written(framing, self._events.event(event, name, envelope), alone=alone)
 
     def _is_found(self, envelope: Envelope) -> bool:
@@ -188,13 +194,14 @@ class StreamedAnswer:
         out: list[bytes] = []
         for event in events:
             like = event.like
-            assert isinstance(like, Envelope)
+            frame = like.frame if isinstance(like, Envelope) else like
+            assert isinstance(frame, Frame)
             if event.inserted:
-                out.append(framing.added(like.seal(event.value, alone=True), like.frame))
+                out.append(framing.added(seal(like, event.value, alone=True), frame))
             elif event.changed or alone:
-                out.append(framing.changed(like.frame, like.seal(event.value, alone=alone)))
+                out.append(framing.changed(frame, seal(like, event.value, alone=alone)))
             else:
-                out.append(framing.same(like.frame))
+                out.append(framing.same(frame))
         return b"".join(out)
 
     def _deny(self, denial: Denial) -> bytes:

@@ -25,11 +25,10 @@ def key_of(event: object, pointer: Pointer, names: tuple[str, ...], absent: Mapp
     for depth in range(max(1, len(pointer))):
         if isinstance(holder, dict):
             for name in names:
-                told = holder.get(name)
-                if told is None and name in absent:
-                    found.append((depth, name, absent[name]))
-                elif name in holder:
+                if name in holder and ((told := holder[name]) is not None or name not in absent):
                     found.append((depth, name, dump(told) if isinstance(told, dict | list) else told))
+                elif absent and name in absent:
+                    found.append((depth, name, absent[name]))
         if depth < len(pointer):
             holder = holder[pointer[depth]]  # type: ignore[index]  # the pointer came from this event
     return tuple(found)
