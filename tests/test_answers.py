@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.wire import (
     CARD,
@@ -13,7 +16,11 @@ from tests.wire import (
     KEY,
     MAIL,
     Said,
+    always,
     answer,
+    dialect,
+    endpoint,
+    engine,
     events_of,
     every,
     pieces,
@@ -23,6 +30,7 @@ from tests.wire import (
     stream_of,
 )
 from tidegate.model import Action, Denial, Reason
+from tidegate.streams.answers import AnswerHead, StreamedAnswer
 from tidegate.streams.channels import HeldCaps
 from tidegate.streams.sse import Sse
 
@@ -170,3 +178,34 @@ def test_findings_name_channel_and_span() -> None:
     run(gate, delta(f"ab {KEY[:6]}") + delta(f"{KEY[6:]}. "))
     (finding,) = gate.findings
     assert (finding.where, finding.start, finding.end) == ("stream:$.choices[0].delta.content", 3, 3 + len(KEY))
+
+
+LABELS = ["application/x-ndjson", "application/vnd.amazon.eventstream", "application/json", "text/plain", ""]
+
+
+def whole_answer(name: str, label: str, status: int, body: bytes, cuts: Sequence[int]) -> tuple[bytes, StreamedAnswer]:
+    shape = dialect(FORMS[name].dialect).error
+    gate = StreamedAnswer(endpoint(name), shape, engine(), always(Action.REDACT), "ex-1", AnswerHead(label, status))
+    return run(gate, body, cuts), gate
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("name", ["chat", "ollama", "gemini", "converse"])
+@given(cuts=st.lists(st.integers(0, 60), max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_one_json_value_in_a_streams_place_is_inspected_as_a_whole(name: str, label: str, cuts: list[int]) -> None:
+    body = f'{{\n "error": "the key is {KEY}"\n}}'.encode()
+    out, gate = whole_answer(name, label, 200, body, [min(cut, len(body)) for cut in cuts])
+    assert out == b'{"error":"the key is [REDACTED:key]"}'
+    assert [finding.where for finding in gate.findings] == ["$.error"]
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("name", ["chat", "ollama", "gemini", "converse"])
+def test_an_error_may_be_a_plain_text(name: str, label: str) -> None:
+    body = f"upstream says no to {KEY}".encode()
+    out, gate = whole_answer(name, label, 502, body, range(0, len(body), 3))
+    assert (out, gate.denial) == (b"upstream says no to [REDACTED:key]", None)
+    _, gate = whole_answer(name, label, 200, body, ())
+    assert gate.denial is not None
+    assert gate.denial.reason is Reason.ANSWER_MALFORMED

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tidegate import steps
 from tidegate.crossing import Crossing
@@ -234,6 +235,42 @@ def test_a_stream_is_masked_while_it_runs(policy: Policy) -> None:
     assert said(out + last.data) == "pay [REDACTED:card-visa] now"
     assert exchange.outcome is Outcome.ANSWERED
     assert [f.rule for f in exchange.answer_findings] == ["pii.card-visa"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/google/v1beta/models/good-1:streamGenerateContent", {}, None),
+        ("/google/v1beta/models/bad-1:generateContent", {}, Reason.MODEL_DENIED),
+        ("/google/v1beta/models/good-1:generateContent", {"model": "models/bad-1"}, Reason.BODY_MALFORMED),
+        ("/aws/model/good-1%3A0/converse-stream", {}, None),
+        ("/aws/model/bad-1%3A0/converse", {}, Reason.MODEL_DENIED),
+    ],
+)
+def test_a_model_in_the_path_needs_permission(
+    tmp_path: Path, path: str, body: dict[str, object], reason: Reason | None
+) -> None:
+    for folder in ("packs", "dialects"):
+        (tmp_path / folder).symlink_to(RULES.parent / folder)
+    connections = [
+        {"name": name, "dialect": dialect, "upstream": f"https://{name}.example.com", "serve": {"path": f"/{name}"}}
+        for name, dialect in (("google", "gemini"), ("aws", "bedrock"))
+    ]
+    document = yaml.safe_load(RULES.read_text()) | {
+        "connections": connections,
+        "roles": {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["good-*"]}]}},
+        "bindings": [{"groups": ["local:dev"], "roles": ["dev"]}],
+    }
+    written = tmp_path / "policy.yaml"
+    written.write_text(yaml.safe_dump(document))
+    exchange = Crossing(load(written, engine_cache=DiskCache()), "ex_1")
+    exchange.receive(steps.HeadArrived(head(path), ALICE))
+    step = exchange.receive(steps.BodyArrived(json.dumps(body).encode()))
+    assert (refused(step).reason if isinstance(step, steps.Refuse) else None) is reason
+    if reason is None:
+        assert exchange.asked is not None
+        assert exchange.asked.model in ("good-1", "good-1:0")
+        assert exchange.asked.stream
 
 
 LABELLED = {
