@@ -128,7 +128,8 @@ def bodies(size: int) -> list[bytes]:
             texts.append(said)
         roles = ["system", *itertools.islice(itertools.cycle(("user", "assistant")), turns - 1)]
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-        made.append(json.dumps({"model": "bench-model", "messages": messages, "max_tokens": 500}).encode())
+        body = {"model": "bench-model", "messages": messages, "max_tokens": 500}
+        made.append(json.dumps(body, separators=(",", ":")).encode())  # compact, as the SDKs write it
     return made
 
 
@@ -496,6 +497,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is run (default 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     parser.add_argument("--detection", action="store_true", help="measure what the rules find instead (--detection -h)")
+    parser.add_argument("--ner", action="store_true", help="measure a local model instead (--ner -h)")
     parser.add_argument("--without-gate", action="store_true", help="measure stock and slim mitmproxy only")
     for name, kind in (("port", int), ("target", int), ("folder", str), ("path", str), ("size", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
@@ -506,6 +508,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run, or play one of the parts."""
+    if "--ner" in sys.argv[1:]:
+        import _bench_ner
+
+        _bench_ner.main([word for word in sys.argv[1:] if word != "--ner"])
+        return
     if "--detection" in sys.argv[1:]:
         import _bench_detection
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,12 +14,15 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import tflow
 
 from tests.e2e import harness as h
+from tests.ner_model import make
 from tidegate.building import build_gate
+from tidegate.inspection.ner.pool import Pool
+from tidegate.model import Reason
 
 BODY = json.dumps({"model": "sample-small", "messages": [{"role": "user", "content": "hello"}]}).encode()
 
 
-def flow(token: str) -> http.HTTPFlow:
+def flow(token: str, body: bytes = BODY) -> http.HTTPFlow:
     made = tflow.tflow()
     made.client_conn.proxy_mode = ProxyMode.parse("reverse:http://unset.invalid")
     fields = [
@@ -24,7 +30,7 @@ def flow(token: str) -> http.HTTPFlow:
         (b"authorization", b"Bearer " + token.encode()),
         (b"content-type", b"application/json"),
     ]
-    made.request = http.Request.make("POST", "http://gate/openai/v1/chat/completions", BODY, http.Headers(fields))
+    made.request = http.Request.make("POST", "http://gate/openai/v1/chat/completions", body, http.Headers(fields))
     return made
 
 
@@ -50,3 +56,50 @@ async def test_an_exchange_keeps_the_credentials_it_began_with(tmp_path: Path, m
         assert "authorization" not in each.request.headers
     await gate.close()
     assert sent == ["Bearer old-credential", "Bearer new-credential"]
+
+
+def with_model(folder: Path, name: str, model: str) -> Path:
+    """Write a policy whose local model reads names in prompts."""
+    actions = {"secrets": "block", "pii": "redact"}
+    inspection = {
+        "prompt": {**actions, "names": "redact"},
+        "response": {**actions, "names": "allow"},
+        "ner": {"folder": model, "labels": {"PER": "names"}, "budget": "30s"},
+    }
+    return h.policy(folder, "http://127.0.0.1:9", name=name, inspection=inspection)
+
+
+async def test_a_reload_changes_the_local_model_and_ends_the_old_one(tmp_path: Path) -> None:
+    make(tmp_path / "one", words={"alice": "B-PER"})
+    make(tmp_path / "two", words={"bob": "B-PER"})
+    paths = {each: with_model(tmp_path, f"{each}.yaml", each) for each in ("one", "two")}
+    gate, token = build_gate(paths["one"]), h.token(tmp_path)
+    await gate.start()
+
+    async def sent(text: str) -> http.HTTPFlow:
+        made = flow(token, h.chat(text))
+        for hook in (gate.addon.requestheaders, gate.addon.request):
+            if waiting := hook(made):
+                await waiting
+        return made
+
+    def said(made: http.HTTPFlow) -> str:
+        return json.loads(made.request.content)["messages"][0]["content"]
+
+    assert said(await sent("alice and bob")) == "[REDACTED:names] and bob"
+    first = gate.addon.ner
+    assert isinstance(first, Pool)
+    (pid,) = first.pids
+    gate.reload(paths["one"])
+    assert gate.addon.ner is first  # the same model goes on
+    os.kill(pid, signal.SIGSTOP)  # the question is with the old model when it goes
+    waiting = asyncio.ensure_future(sent("a question to the old model, of alice"))
+    await asyncio.sleep(0.2)
+    gate.reload(paths["two"])
+    old = await waiting
+    assert old.response is not None
+    assert json.loads(old.response.content)["error"]["code"] == Reason.NER_UNREAD
+    assert said(await sent("alice and bob")) == "alice and [REDACTED:names]"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    await gate.close()

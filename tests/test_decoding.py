@@ -3,76 +3,22 @@
 from __future__ import annotations
 
 import base64
-import gzip
-import html
 import json
 import random
 import time
-import zlib
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.wire import CARD, KEY, MAIL, engine
-from tidegate.inspection.decoding import find_hidden, find_text, hides_nothing, views
-from tidegate.inspection.engine import build, encode
-from tidegate.inspection.rules import parse_pack
-
-RULES = "pack: t\nclass: secrets\nversion: 1\ndescription: a\nrules:\n" + "".join(
-    f"  - {{id: {name}, description: a, severity: {severity}, pattern: '\\b{head}-[A-Za-z0-9]{{8,20}}\\b',"
-    f" match: [{head}-AbCd1234, {head}-AbCd12345], pass: [a, b], references: ['https://example.com/']}}\n"
-    for name, severity, head in (("key", "high", "sk"), ("low", "low", "lo"))
-)
-ENGINE = build(parse_pack(RULES, "t.yaml")[0], None)
-DATA = KEY.encode()
-
-HIDDEN = {
-    "base64": base64.b64encode(DATA).decode(),
-    "base64 without padding": base64.b64encode(DATA).decode().rstrip("="),
-    "base64 in a URL": "https://a.example/p?d=" + base64.urlsafe_b64encode(DATA).decode(),
-    "base64 cut out of more": base64.b64encode(b"xy" + DATA).decode(),
-    "base64 twice": base64.b64encode(base64.b64encode(DATA)).decode(),
-    "base64 in lines": base64.encodebytes(b"a b c " * 20 + DATA + b" d e f" * 20).decode(),
-    "a data URL": "data:text/plain;base64," + base64.b64encode(DATA).decode(),
-    "base32": base64.b32encode(DATA).decode(),
-    "ascii85": base64.a85encode(DATA).decode(),
-    "hex": DATA.hex(),
-    "hex with spaces": DATA.hex(" "),
-    "hex in a host name": f"https://{DATA[:12].hex()}{DATA[12:].hex()}.a.example/",
-    "bits": " ".join(f"{byte:08b}" for byte in DATA),
-    "decimal codes": ", ".join(map(str, DATA)),
-    "percent": "".join(f"%{byte:02X}" for byte in DATA),
-    "percent twice": quote("".join(f"%{byte:02X}" for byte in DATA)),
-    "HTML entities": "".join(f"&#{byte};" for byte in DATA),
-    "a named entity": html.escape(f'"{KEY}"').replace("-", "&hyphen;").replace("‐", "-").replace("&hyphen;", "&#45;"),
-    "backslash x": "".join(f"\\x{byte:02x}" for byte in DATA),
-    "backslash u": "".join(f"\\u{byte:04x}" for byte in DATA),
-    "behind a backslash n": f"one\\n{KEY}",
-    "quoted-printable": "".join(f"={byte:02X}" for byte in DATA),
-    "gzip in base64": base64.b64encode(gzip.compress(DATA)).decode(),
-    "zlib in base64": base64.b64encode(zlib.compress(DATA)).decode(),
-    "full width": "".join(chr(byte + 0xFEE0) for byte in DATA),
-    "Cyrillic letters": KEY.replace("A", "А").replace("E", "Е").replace("s", "ѕ"),
-    "zero width": "\u200b".join(KEY),
-    "soft hyphens": "\u00ad".join(KEY),
-    "tag characters": "".join(chr(0xE0000 + byte) for byte in DATA),
-    "variation selectors": "😀" + "".join(chr(0xE0100 + byte - 16) for byte in DATA),
-    "right to left": f"\u202e{KEY[::-1]}\u202c",
-    "reversed": KEY[::-1],
-    "ROT13": KEY.translate(str.maketrans("skAbCdEfGh", "fxNoPqRsTu")),
-    "case swapped": KEY.swapcase(),
-    "spaced out": " ".join(KEY),
-    "dashed": "-".join(KEY),
-    "digits as words": " ".join({"1": "one", "5": "five"}.get(each, each) for each in KEY),
-    "in two lines": f"{KEY[:9]}\n{KEY[9:]}",
-    "in two literals": f'"{KEY[:9]}" + "{KEY[9:]}"',
-    "in two items": json.dumps([KEY[:9], KEY[9:]]),
-    "in two fields": json.dumps({"a": KEY[:9], "b": KEY[9:]}),
-    "entities in base64": base64.b64encode("".join(f"&#{byte};" for byte in DATA).encode()).decode(),
-    "zero width and percent": "s\u200bk%2D" + KEY[3:],
-}
+from tests.disguises import ENGINE, HIDDEN
+from tests.wire import CARD, KEY, MAIL, ROOT, engine
+from tidegate.inspection.cache import DiskCache
+from tidegate.inspection.decoding import all_views, find, find_hidden, find_text, hides_nothing, views
+from tidegate.inspection.engine import Engine, encode
+from tidegate.places import shipped_packs
+from tidegate.policy.loading import load_packs
 
 
 @pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN.keys())
@@ -132,7 +78,7 @@ def test_the_span_of_a_finding_says_the_value_once_decoded(before: str, after: s
     assert any(span.rule.id == "t.key" for span in found)
     for span in found:
         said = text[span.start : span.end]
-        assert KEY in said or any(KEY in view.data.decode("utf-8", "replace") for view in views(encode(said)))
+        assert KEY in said or any(KEY in view.data.decode("utf-8", "replace") for view in views(ENGINE, encode(said)))
         assert len(before) + 1 <= span.start < span.end <= len(before) + 1 + len(run)
 
 
@@ -143,11 +89,53 @@ def test_the_span_of_a_finding_says_the_value_once_decoded(before: str, after: s
     )
 )
 def test_nothing_raises_and_spans_stay_inside(data: bytes) -> None:
-    for view in views(data):
+    for view in views(ENGINE, data):
         for start in range(0, len(view.data), 7):
             first, last = view.origin(start, min(start + 5, len(view.data)))
             assert 0 <= first <= last <= len(data)
 
+
+# --------------------------------------------------------------------------------------- what is spotted is enough
+
+CORPUS = ROOT.parent / "shared" / "corpora" / "detection" / "obfuscated.jsonl"
+
+
+def told(using: Engine, data: bytes) -> None:
+    """See that nothing is missed by undoing only what was spotted."""
+    plain = using.find(data)
+    everything = find(using, data, plain, all_views(using, data))
+    if everything:
+        assert not hides_nothing(using, data)
+    assert {span.rule.id for span in everything} == {span.rule.id for span in find(using, data, plain)}
+
+
+parts = st.one_of(
+    st.sampled_from([*HIDDEN.values(), KEY, KEY[:8], KEY[8:], "\n", '", "', '"}, {"b": "', "\\", "%", " ", "= ", "A1"]),
+    st.text(max_size=20),
+    st.text("%&\\=u{}x0-9aAfF\n\"'+;,: -", max_size=30),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(parts, max_size=6).map("".join))
+def test_undoing_what_was_spotted_misses_nothing(text: str) -> None:
+    told(ENGINE, encode(text))
+
+
+@pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN.keys())
+def test_every_disguise_is_spotted(hidden: str) -> None:
+    told(ENGINE, encode(f"Use {hidden} now"))
+    assert not hides_nothing(ENGINE, encode(f"Use {hidden} now"))
+
+
+@pytest.mark.skipif(not CORPUS.is_file(), reason="the corpora are not part of the repository")
+def test_undoing_what_was_spotted_misses_nothing_in_the_corpus() -> None:
+    shipped = load_packs(shipped_packs(), engine_cache=DiskCache(), detectors=False)
+    for line in CORPUS.read_text("utf-8").splitlines()[::7]:
+        told(shipped, encode(json.loads(line)["text"]))
+
+
+# ------------------------------------------------------------------------------------------------- what it costs
 
 HOSTILE = {
     "percent": "%41", "entities": "&#65;", "backslashes": "\\\\n", "quotes": '"+"', "lines": "a1\nb2\n",

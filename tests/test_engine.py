@@ -136,7 +136,7 @@ def test_a_compiled_set_is_loaded_from_the_cache() -> None:
     cache = Counting()
     assert _finds(cache)
     assert _finds(cache)
-    assert cache.puts == 2  # the matches and the closures, once
+    assert cache.puts == 5  # the matches, the closures and three scans for disguises, once
 
 
 @pytest.mark.parametrize(
@@ -156,16 +156,16 @@ def test_a_damaged_entry_is_compiled_anew(damage: object) -> None:
     assert _finds(cache)
     cache.kept = {key: damage(entry) for key, entry in cache.kept.items()}
     assert _finds(cache)
-    assert cache.puts == 4
+    assert cache.puts == 10
 
 
 def test_an_entry_under_another_key_is_compiled_anew() -> None:
     cache = Counting()
     assert _finds(cache)
-    one, two = cache.kept
-    cache.kept = {one: cache.kept[two], two: cache.kept[one]}
+    keys = list(cache.kept)
+    cache.kept = {key: cache.kept[other] for key, other in zip(keys, [*keys[1:], keys[0]], strict=True)}
     assert _finds(cache)
-    assert cache.puts == 4
+    assert cache.puts == 10
 
 
 def test_an_entry_that_hyperscan_refuses_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_an_entry_that_hyperscan_refuses_is_compiled_anew(monkeypatch: pytest.Mo
     forged = {key: scanner._digest(key, b"not a database") + b"not a database" for key in cache.kept}
     cache.kept = forged
     assert _finds(cache)
-    assert cache.puts == 4
+    assert cache.puts == 10
 
 
 def test_the_cache_on_disk_is_private(tmp_path: Path) -> None:

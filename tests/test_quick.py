@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mitmproxy import http, options
-from mitmproxy.proxy.layers.http import HttpRequestHook
+from mitmproxy import connection, http, options
+from mitmproxy.addonmanager import Loader
+from mitmproxy.addons import proxyserver
+from mitmproxy.proxy import commands, context, events, layer
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpRequestHook
 from mitmproxy.proxy.server_hooks import ServerConnectHook, ServerConnectionHookData
 from mitmproxy.test import tflow
 
@@ -77,3 +81,56 @@ def test_options_have_the_values_that_mitmproxy_gives_them() -> None:
         assert quick.current(option) == option.current()
     quick.current(known._options["mode"]).append("x")
     assert known.mode == ["reverse:http://example.com"]
+
+
+def test_a_fork_of_a_context_shares_what_mitmproxy_shares() -> None:
+    made = context.Context(tflow.tclient_conn(), options.Options())
+    made.layers.append(made)  # type: ignore[arg-type]
+    ours, theirs = quick.fork(made), made.fork()
+    assert vars(ours) == vars(theirs)
+    assert ours.layers is not made.layers
+    assert ours.server is made.server
+
+
+REQUEST = b"POST /v1 HTTP/1.1\r\nhost: example.com\r\ncontent-length: 5\r\n\r\nhello"
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+def exchange(cuts: tuple[int, int]) -> list[tuple[str, object]]:
+    """Take two requests through mitmproxy's HTTP layer, cut in two; return every command that came out of it."""
+    asked = options.Options()
+    proxyserver.Proxyserver().load(Loader(SimpleNamespace(options=asked)))  # type: ignore[arg-type]
+    client = tflow.tclient_conn()
+    client.state = connection.ConnectionState.OPEN
+    top = HttpLayer(context.Context(client, asked), HTTPMode.regular)
+    said: list[tuple[str, object]] = []
+    servers: list[connection.Server] = []
+
+    def feed(event: events.Event) -> None:
+        for command in top.handle_event(event):
+            said.append((type(command).__name__, getattr(command, "data", None)))
+            if isinstance(command, commands.StartHook):
+                feed(events.HookCompleted(command))
+            elif isinstance(command, commands.OpenConnection):
+                command.connection.state = connection.ConnectionState.OPEN
+                servers.append(command.connection)  # type: ignore[arg-type]
+                feed(events.OpenConnectionCompleted(command, None))
+
+    feed(events.Start())
+    for _ in range(2):
+        data = REQUEST.replace(b"/v1", b"http://example.com/v1")
+        for part in (data[: cuts[0]], data[cuts[0] :]):
+            feed(events.DataReceived(client, part))
+        for part in (ANSWER[: cuts[1]], ANSWER[cuts[1] :]):
+            feed(events.DataReceived(servers[-1], part))
+    feed(events.ConnectionClosed(client))
+    return [each for each in said if not isinstance(each[1], http.HTTPFlow)]
+
+
+@pytest.mark.parametrize("cuts", [(0, 0), (20, 3), (80, 40), (96, 41)])
+def test_layers_say_what_mitmproxys_layers_say(cuts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = exchange(cuts)
+    monkeypatch.setattr(layer.Layer, "handle_event", quick.handle_event)
+    monkeypatch.setattr(HttpLayer, "event_to_child", quick.event_to_child)
+    assert exchange(cuts) == theirs
+    assert [name for name, _ in theirs].count("SendData") == 8

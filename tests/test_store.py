@@ -393,3 +393,10 @@ async def test_every_row_of_a_batch_of_any_size_is_kept(recorder: Recorder, path
     names = [f"ex_{number:04}" for number in range(many)]
     assert [name for (name,) in rows(path, "SELECT id FROM exchange ORDER BY id")] == names
     assert [name for (name,) in rows(path, "SELECT exchange FROM flow_state ORDER BY exchange")] == names
+
+
+async def test_a_record_that_could_not_be_made_is_told_as_lost(recorder: Recorder, path: Path) -> None:
+    recorder.lose()
+    recorder.seal(record(outcome=Outcome.ANSWERED), None)
+    recorder.close()
+    assert rows(path, "SELECT detail FROM event WHERE kind = 'gap'") == [("1 dropped, 0 without bodies",)]

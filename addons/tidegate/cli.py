@@ -238,6 +238,7 @@ def replay_send(
     async def replayed() -> list[Sent]:
         gate = build_gate(policy_file(policy_path), replay_caller=caller)
         try:
+            await gate.start_model()
             return await send(load_recording(path, list(exchanges) or None), gate.addon, live=live)
         finally:
             await gate.close()

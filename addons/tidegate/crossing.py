@@ -1,10 +1,10 @@
 """The order of an exchange, as a pure state machine: events in, actions out. No I/O, no clock, no await.
 
     HEAD ──▶ CALLER ──▶ BODY ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
-      │        │          │         │        ├─────▶ WHOLE ──▶ OVER
-      │        │          │         │        └─────▶ SOCKET ─▶ OVER
-      ├▶ PASSING (unlisted: pass)    │
-      └────────┴──────────┴─────────┴── every refusal ───────▶ OVER
+      │        │         │└▶ NER ─▶┘│        ├─────▶ WHOLE ──▶ OVER
+      │        │         │    │     │        └─────▶ SOCKET ─▶ OVER
+      ├▶ PASSING (unlisted: pass)   │
+      └────────┴─────────┴────┴─────┴── every refusal ───────▶ OVER
 
 Each stage takes the product of the one before it (``Route -> Caller -> Grant -> Verdict -> Clearance``), so an
 uninspected request has nothing to carry a credential. An event that does not belong to the stage is a bug and raises
@@ -20,12 +20,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import headers, sockets
+from tidegate import asking, headers, sockets
 from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
 from tidegate.inspection.bodies import MALFORMED, inspect_answer
+from tidegate.inspection.ner.spec import Ner, Unread
 from tidegate.judging import NAMES, Judged, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
@@ -50,6 +51,7 @@ from tidegate.steps import (
     AnswerChunk,
     AnswerEnded,
     AnswerWhole,
+    AskModel,
     BodyArrived,
     Buffer,
     CallerKnown,
@@ -61,6 +63,7 @@ from tidegate.steps import (
     Identify,
     IntentKept,
     KeepIntent,
+    ModelSaid,
     Nothing,
     OpenSocket,
     OutOfOrder,
@@ -109,6 +112,7 @@ class Crossing:
         self.socket: sockets.Socket | None = None
         self._stream: StreamedAnswer | None = None
         self._encodings: list[str] = []
+        self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
 
     @property
     def shape(self) -> ErrorShape:
@@ -172,7 +176,49 @@ class Crossing:
         return ReadBody(grant.request_bytes)
 
     def _body(self, event: BodyArrived) -> Step:
-        judged = again(self.policy, self._judge(event.data), event.masked)
+        judged = again(self.policy, self._judge(event.data, self.policy), event.masked)
+        if self.policy.ner is not None and judged.denial is None:
+            return self._ask(self.policy.ner, event, judged)
+        return self._judged(judged)
+
+    def _ask(self, ner: Ner, event: BodyArrived, judged: Judged) -> Step:
+        """Have the model read what the rules let through."""
+        assert self.head is not None
+        assert self.grant is not None
+        if self._endpoint().socket is not None:
+            return self._without_model(ner, judged, Unread.SOCKET)
+        encodings = headers.values(self.head.headers, "content-encoding")
+        texts = asking.texts(ner, self._endpoint(), event.data, encodings, self.grant.request_bytes)
+        if not texts:
+            return self._judged(judged)
+        self._unread = event, judged, texts
+        self.stage = Stage.NER
+        return AskModel(ner, texts)
+
+    def _model_said(self, event: ModelSaid) -> Step:
+        assert self.policy.ner is not None
+        assert self._unread is not None
+        (body, judged, texts), self._unread = self._unread, None
+        unread = event.unread
+        if unread is None and event.spans:
+            policy, told = asking.with_told(self.policy, event.spans)
+            judged = again(self.policy, self._judge(body.data, policy), body.masked)
+            unread = Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
+        if unread is not None:
+            return self._without_model(self.policy.ner, judged, unread)
+        self._decide("ner", worst(asking.own(judged.findings)), f"texts read: {len(texts)}")
+        return self._judged(judged)
+
+    def _without_model(self, ner: Ner, judged: Judged, unread: Unread) -> Step:
+        """Decide on a request that the model did not read, as the policy says."""
+        result, findings, denial = asking.verdict(ner, self.policy.mode, unread)
+        if denial is not None:
+            self.asked, self.prompt_findings = judged.asked or self.asked, judged.findings
+            return self._refuse("ner", denial, detail=unread)
+        self._decide("ner", result, unread)
+        return self._judged(replace(judged, findings=(*judged.findings, *findings)))
+
+    def _judged(self, judged: Judged) -> Step:
         self.asked = judged.asked or self.asked
         self.prompt_findings, self.masked_body = judged.findings, judged.body
         if judged.denial is not None:
@@ -184,7 +230,7 @@ class Crossing:
         self.stage = Stage.INTENT
         return KeepIntent()
 
-    def _judge(self, data: bytes) -> Judged:
+    def _judge(self, data: bytes, policy: Policy) -> Judged:
         """Decode and read a body, then judge it with the rest of its request."""
         assert self.grant is not None
         assert self.head is not None
@@ -199,16 +245,16 @@ class Crossing:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(self.policy, endpoint, grant, value, len(plain), extra=extra)
+            return judge(policy, endpoint, grant, value, len(plain), extra=extra)
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
         if endpoint.socket is not None:  # who may use which model is asked of each message
-            return inspect(self.policy, endpoint, grant, nothing, None, extra)
+            return inspect(policy, endpoint, grant, nothing, None, extra)
         permitted = permission.permit(grant, nothing)
         if isinstance(permitted, Denial):
             return Judged(grant, "permission", permitted, nothing)
-        return inspect(self.policy, endpoint, permitted, nothing, None, extra)
+        return inspect(policy, endpoint, permitted, nothing, None, extra)
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None
@@ -397,8 +443,8 @@ class Crossing:
             return self._relayed(self.socket.stop(event.denial, event.outcome))
         return self._refuse(self.stage.name.lower(), event.denial, event.outcome)
 
-    def _refuse(self, stage: str, denial: Denial, outcome: Outcome = Outcome.DENIED) -> Step:
-        self._decide(stage, "deny", reason=denial.reason)
+    def _refuse(self, stage: str, denial: Denial, outcome: Outcome = Outcome.DENIED, detail: str = "") -> Step:
+        self._decide(stage, "deny", detail, reason=denial.reason)
         self.denial = denial
         self.status = denial.status
         self._close(outcome)
@@ -431,6 +477,7 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.HEAD, HeadArrived): Crossing._head,
         (Stage.CALLER, CallerKnown): Crossing._caller,
         (Stage.BODY, BodyArrived): Crossing._body,
+        (Stage.NER, ModelSaid): Crossing._model_said,
         (Stage.INTENT, IntentKept): Crossing._intent,
         (Stage.SENT, AnswerBegan): Crossing._answer,
         (Stage.STREAM, AnswerChunk): Crossing._chunk,

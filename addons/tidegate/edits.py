@@ -117,11 +117,19 @@ def drop_fields_with(response: http.Response, text: bytes) -> None:
 
 def write_answer_body(response: http.Response, body: bytes) -> None:
     """Give a whole answer its masked body, and the header fields that describe it."""
-    fields_of = response.headers
-    for name in ("content-encoding", "transfer-encoding"):
-        fields_of.pop(name, None)
-    if body or "content-length" in fields_of:
-        fields_of["content-length"] = str(len(body))
+    kept: list[tuple[bytes, bytes]] = []
+    length: bytes | None = b"%d" % len(body)
+    for name, value in response.headers.fields:
+        plain = name.lower()
+        if plain == b"content-length":
+            if length is not None:
+                kept.append((name, length))
+            length = None
+        elif plain not in (b"content-encoding", b"transfer-encoding"):
+            kept.append((name, value))
+    if body and length is not None:
+        kept.append((b"content-length", length))
+    response.headers.fields = tuple(kept)
     response.data.content = body
 
 

@@ -75,7 +75,9 @@ def harden(keeper: Keeper | None) -> None:
     _handle_event = HttpStream._handle_event
     HttpStream._handle_event = lambda self, event: _stream(self, event, _handle_event)  # type: ignore[method-assign]
     _layer_event = HttpLayer._handle_event
-    HttpLayer._handle_event = lambda self, event: _route_cut(self, event, _layer_event)  # type: ignore[method-assign]
+    HttpLayer._handle_event = lambda self, event: (  # type: ignore[method-assign]
+        _route_cut(self, event) if isinstance(event, Cut) else _layer_event(self, event)
+    )
     _read_body = Http1Connection.read_body
     Http1Connection.read_body = lambda self, event: _without_trailers(  # type: ignore[method-assign]
         self, event, _read_body
@@ -215,11 +217,8 @@ def _end(self: HttpStream, event: Cut) -> Commands:
         yield from _refuse(self)
 
 
-def _route_cut(self: HttpLayer, event: events.Event, original: Callable[..., Commands]) -> Commands:
+def _route_cut(self: HttpLayer, event: Cut) -> Commands:
     """Bring a ``Cut`` to its stream, through CONNECT tunnels too."""
-    if not isinstance(event, Cut):
-        yield from original(self, event)
-        return
     for stream in list(self.streams.values()):
         if getattr(stream, "flow", None) is event.flow or stream.child_layer is not None:
             yield from self.event_to_child(stream, event)

@@ -26,6 +26,8 @@ from tidegate.fence import BROKEN, Fence
 from tidegate.guard import guarded
 from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
+from tidegate.inspection.ner.pool import Pool
+from tidegate.inspection.ner.spec import Unread
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Caller, Head, Outcome, Reason
 from tidegate.policy.policy import Policy, RecordingMode
@@ -59,8 +61,10 @@ class Gateway(Fence):
         self.verifier = verifier
         self.credentials = credentials
         self.replay_caller = replay_caller
+        self.ner: Pool | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._lines: list[str] = []
         egress.harden(self)
 
     # ── requests ─────────────────────────────────────────────────────────────
@@ -124,10 +128,29 @@ class Gateway(Fence):
         if isinstance(step, steps.Refuse):
             exchange.refuse()
             return None
+        if isinstance(step, steps.AskModel):
+            return self._ask_model(exchange, step)
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             return self._keep_intent(exchange)
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
         return None
+
+    async def _ask_model(self, exchange: Exchange, step: steps.AskModel) -> None:
+        """Judge a request once the local model has read it, or not in time."""
+        pool = self.ner
+        if pool is not None and pool.ner == step.ner:
+            answer = await pool.ask(step.texts)
+            said = steps.ModelSaid(answer.spans, answer.unread)
+        else:  # a reload put another model in force after this request was judged
+            said = steps.ModelSaid(unread=Unread.FAILED)
+        if exchange.crossing.stage is not Stage.NER:  # it was stopped meanwhile
+            exchange.refuse()
+            return
+        large = exchange.request_bytes > THREAD_BYTES and bool(said.spans)
+        receive = exchange.crossing.receive
+        waiting = self._judged(exchange, await asyncio.to_thread(receive, said) if large else receive(said))
+        if waiting is not None:
+            await waiting
 
     async def _keep_intent(self, exchange: Exchange) -> None:
         try:
@@ -210,7 +233,7 @@ class Gateway(Fence):
 
     @guarded
     def response(self, flow: http.HTTPFlow) -> None:
-        """Mask a whole answer, then seal the evidence."""
+        """Mask a whole answer. The evidence is sealed once the answer is on its way (``over``), unless it is strict."""
         exchange = self.exchanges[flow.id]
         assert flow.response is not None
         flow.response.trailers = None
@@ -229,7 +252,8 @@ class Gateway(Fence):
             exchange.crossing.receive(steps.AnswerEnded())
         elif exchange.crossing.stage is Stage.SOCKET:
             self._open_socket(exchange)
-        if exchange.crossing.stage is not Stage.SOCKET:
+        strict = exchange.crossing.policy.recording.mode is RecordingMode.STRICT
+        if strict and exchange.crossing.stage is not Stage.SOCKET:
             self._seal(exchange)
 
     def _open_socket(self, exchange: Exchange) -> None:
@@ -323,7 +347,11 @@ class Gateway(Fence):
         if exchange is not None:
             if exchange.crossing.stage is Stage.SOCKET:  # the relay cut it, because the gate failed under it
                 exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
-            self._seal(exchange)
+            try:
+                self._seal(exchange)
+            except Exception as bug:
+                log.error("tidegate failed to seal an exchange: %s", type(bug).__name__)
+                self.recorder.lose()
             exchange.stop_watching()
 
     def stop(self) -> None:
@@ -332,6 +360,7 @@ class Gateway(Fence):
             if exchange.crossing.stage is not Stage.OVER:
                 exchange.crossing.receive(steps.Stopped(STOPPING, Outcome.ABORTED))
             self._seal(exchange)
+        self._say()
 
     # ── parts ────────────────────────────────────────────────────────────────
 
@@ -423,7 +452,15 @@ class Gateway(Fence):
         exchange.stop_watching()
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
-        log.info(exchange.line(record))
+        self._lines.append(exchange.line(record))
+        if len(self._lines) == 1:  # said once the answer is on its way: nobody waits for the log
+            asyncio.get_running_loop().call_soon(self._say)
+
+    def _say(self) -> None:
+        """Write the log lines of exchanges that are over."""
+        lines, self._lines = self._lines, []
+        for line in lines:
+            log.info(line)
 
 
 def _lost(exchange: Exchange) -> steps.Stopped:

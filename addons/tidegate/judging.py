@@ -129,8 +129,9 @@ def worst(findings: tuple[Finding, ...]) -> str:
 
 def beside(head: Head, found: Route) -> dict[str, str]:
     """The texts of a request outside its body: query and header values, by the place a finding is reported at."""
-    texts = {"path": readings(found.path), NAMES: "\n".join(name for name, _ in headers.upstream(head.headers))}
-    for name, value in headers.upstream(head.headers):
+    fields = headers.upstream(head.headers)
+    texts = {"path": readings(found.path), NAMES: "\n".join([name for name, _ in fields])}
+    for name, value in fields:
         place = f"header {name}"
         texts[place] = f"{texts[place]}\n{value}" if place in texts else value
     return texts

@@ -8,7 +8,6 @@ await completes at once instead of in a task of its own. What was measured is in
 from __future__ import annotations
 
 import asyncio
-import collections
 import inspect
 import logging
 import signal
@@ -17,12 +16,9 @@ from typing import Any
 
 from mitmproxy import addonmanager, exceptions, master, options
 from mitmproxy.addons import core, errorcheck, next_layer, proxyserver, tlsconfig
-from mitmproxy.flow import Flow
 from mitmproxy.hooks import Hook
-from mitmproxy.proxy import commands, events, server
-from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
-from tidegate import quick
+from tidegate import quick, turns
 
 Handler = Callable[..., Any]
 
@@ -77,82 +73,6 @@ class Dispatch:
             return
 
 
-def quicken(dispatch: Dispatch) -> None:
-    """Let a connection complete hooks that need no await in the same turn of the loop, without a task for each."""
-
-    async def server_event(self: server.ConnectionHandler, event: events.Event) -> None:
-        async with self._server_event_lock:
-            self.timeout_watchdog.register_activity()
-            pending = collections.deque((event,))
-            try:
-                while pending:
-                    for command in self.layer.handle_event(pending.popleft()):
-                        if isinstance(command, commands.StartHook):
-                            if _at_once(self, dispatch, command) and command.blocking:
-                                pending.append(events.HookCompleted(command))
-                        else:
-                            _perform(self, command)
-            except Exception as crash:
-                self.log(f"mitmproxy failed: {type(crash).__name__}", logging.ERROR)
-
-    ProxyConnectionHandler.server_event = server_event  # type: ignore[method-assign]
-    quick.quicken()
-
-
-def _at_once(handler: server.ConnectionHandler, dispatch: Dispatch, hook: commands.StartHook) -> bool:
-    """Run a hook; say whether it is complete. If not, a task goes on with it and completes it."""
-    waiting = dispatch.start(hook)
-    (data,) = hook.args()
-    held = isinstance(data, Flow) and data.intercepted
-    if waiting is None and not held:
-        return True
-
-    async def rest() -> None:
-        with handler.timeout_watchdog.disarm():
-            if waiting is not None:
-                await waiting
-            if isinstance(data, Flow):
-                await data.wait_for_resume()
-        if hook.blocking:
-            await handler.server_event(events.HookCompleted(hook))
-
-    _task(rest(), f"hook {hook.name}")
-    return False
-
-
-_tasks: set[asyncio.Task[None]] = set()
-
-
-def _task(work: Any, name: str) -> None:
-    task = asyncio.get_running_loop().create_task(work, name=name)
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
-
-
-def _perform(self: server.ConnectionHandler, command: commands.Command) -> None:
-    """Carry out what a layer asks for, as ``ConnectionHandler.server_event`` of mitmproxy 12.2 does."""
-    if isinstance(command, commands.SendData):
-        io = self.transports.get(command.connection)
-        if io is not None and io.writer is not None and not io.writer.is_closing():
-            io.writer.write(command.data)
-    elif isinstance(command, commands.OpenConnection):
-        task = asyncio.get_running_loop().create_task(self.open_connection(command), name="server connection")
-        self.transports[command.connection] = server.ConnectionIO(handler=task)
-    elif isinstance(command, commands.RequestWakeup):
-        wakeup = asyncio.get_running_loop().create_task(self.wakeup(command), name="wakeup")
-        self.wakeup_timer.add(wakeup)
-    elif isinstance(command, commands.ConnectionCommand) and command.connection not in self.transports:
-        pass  # already closed
-    elif isinstance(command, commands.CloseTcpConnection):
-        self.close_connection(command.connection, command.half_close)
-    elif isinstance(command, commands.CloseConnection):
-        self.close_connection(command.connection, False)
-    elif isinstance(command, commands.Log):
-        self.log(command.message, command.level)
-    else:
-        raise RuntimeError(f"unexpected command {type(command).__name__}")
-
-
 def build(settings: dict[str, Any], *addons: object) -> master.Master:
     """Make the master with ``addons`` (the gate first) in front of mitmproxy's own layers; needs a running loop.
 
@@ -172,7 +92,8 @@ def build(settings: dict[str, Any], *addons: object) -> master.Master:
     slim.options.update(**settings)
     dispatch = Dispatch(slim.addons)
     slim.addons.trigger_event = dispatch.trigger  # type: ignore[method-assign]
-    quicken(dispatch)
+    turns.install(dispatch.start)
+    quick.quicken()
     return slim
 
 

@@ -85,6 +85,7 @@ class Reason(enum.StrEnum):
     BODY_OPAQUE = "body_opaque"
     SECOND_COPY = "second_copy"
     FINDING = "finding"
+    NER_UNREAD = "ner_unread"
     # what came back
     UPSTREAM_FAILED = "upstream_failed"
     UPSTREAM_PROTOCOL = "upstream_protocol"

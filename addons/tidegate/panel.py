@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from tidegate.inspection.ner.spec import Ner
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.policy import OidcIdentity, Policy, Unlisted
 
@@ -29,6 +30,8 @@ def panel(policy: Policy, *, modes: Sequence[str], problems: Sequence[str] = (),
     table.add_row("rules", _rules(policy))
     table.add_row("prompts", _actions(policy, Direction.PROMPT))
     table.add_row("answers", _actions(policy, Direction.RESPONSE))
+    if policy.ner is not None:
+        table.add_row("local model", _local_model(policy.ner))
     table.add_row("recording", f"{policy.recording.mode}, bodies {policy.recording.keep}, in {policy.recording.path}")
     warnings = [*policy.warnings, *problems, *_warnings(policy, web)]
     if warnings:
@@ -71,6 +74,12 @@ def _rules(policy: Policy) -> str:
 def _actions(policy: Policy, direction: Direction) -> str:
     pairs = sorted((cls, act) for (cls, way), act in policy.actions.items() if way is direction)
     return ", ".join(f"{cls}: {act}" + (" [dim](recorded only)[/]" if act is Action.FLAG else "") for cls, act in pairs)
+
+
+def _local_model(ner: Ner) -> str:
+    labels = ", ".join(f"{label}: {cls}" for label, cls in ner.classes)
+    waits = f"{ner.budget * 1000:g} ms, late: {ner.late}, {ner.workers} worker{'s' * (ner.workers > 1)}"
+    return f"{ner.model} reads prompts ({labels}; {waits})"
 
 
 def _warnings(policy: Policy, web: bool) -> list[str]:

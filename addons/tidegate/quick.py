@@ -16,8 +16,19 @@ from typing import Any
 
 from mitmproxy import connection, flow, hooks, http
 from mitmproxy.optmanager import _Option, unset
+from mitmproxy.proxy import commands, context, events, layer
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    GetHttpConnection,
+    HttpLayer,
+    RegisterHttpConnection,
+    SendHttp,
+)
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import RequestHeaders
 
 _original_init = http.Headers.__init__
+_original_handle_event = layer.Layer.handle_event
 
 _FIXED = 0x4 << 76 | 0x2 << 62
 _FREE = (1 << 128) - 1 - (0xF << 76) - (0x3 << 62)
@@ -103,8 +114,69 @@ def current(self: Any) -> Any:
     return value if type(value) in (str, int, bool, type(None)) else copy.deepcopy(value)
 
 
+def handle_event(self: layer.Layer, event: events.Event) -> layer.CommandGenerator[None]:
+    """Do as ``Layer.handle_event`` without its debug output, which ``tidegate run`` has no option for."""
+    if self._paused:
+        yield from _original_handle_event(self, event)
+        return
+    running = self._handle_event(event)
+    for command in running:
+        if command.blocking is True:
+            command.blocking = self
+            self._paused = layer.Paused(command, running)
+            yield command
+            return
+        yield command
+
+
+def event_to_child(self: HttpLayer, child: Any, event: events.Event) -> layer.CommandGenerator[None]:
+    """Do as ``HttpLayer.event_to_child``: what most commands are is asked first."""
+    for command in child.handle_event(event):
+        kind = type(command)
+        if kind is commands.SendData:
+            yield command
+        elif kind is ReceiveHttp:
+            said = command.event
+            if type(said) is RequestHeaders:
+                yield from self.make_stream(said.stream_id)
+            stream = self.streams.get(said.stream_id)
+            if stream is not None:  # else it is done already, see mitmproxy's issue 5343
+                yield from event_to_child(self, stream, said)
+        elif kind is SendHttp:
+            yield from event_to_child(self, self.connections[command.connection], command.event)
+        else:
+            yield from _rarely(self, child, command)
+
+
+def _rarely(self: HttpLayer, child: Any, command: commands.Command) -> layer.CommandGenerator[None]:
+    """Do the rest of ``HttpLayer.event_to_child``."""
+    if command.blocking or isinstance(command, commands.RequestWakeup):
+        self.command_sources[command] = child
+    if isinstance(command, DropStream):
+        self.streams.pop(command.stream_id, None)
+    elif isinstance(command, GetHttpConnection):
+        yield from self.get_connection(command)
+    elif isinstance(command, RegisterHttpConnection):
+        yield from self.register_connection(command)
+    else:
+        if isinstance(command, commands.OpenConnection):
+            self.connections[command.connection] = child
+        yield command
+
+
+def fork(self: context.Context) -> context.Context:
+    """Do as ``Context.fork``, without making a server for the copy only to put ours in its place."""
+    copied = object.__new__(context.Context)
+    copied.client, copied.options, copied.server = self.client, self.options, self.server
+    copied.layers = self.layers.copy()
+    return copied
+
+
 def quicken() -> None:
     """Change mitmproxy's classes. ``tests/test_quick.py`` compares the two."""
+    context.Context.fork = fork  # type: ignore[method-assign]
+    layer.Layer.handle_event = handle_event  # type: ignore[method-assign]
+    HttpLayer.event_to_child = event_to_child  # type: ignore[method-assign]
     headers: Any = http.Headers
     headers.__init__, headers.get_all, headers.__getitem__ = init, get_all, get_item
     headers.get, headers.__contains__ = get, contains

@@ -110,7 +110,11 @@ class Standalone:
             return
         self._started = True
         assert self.gate is not None
-        await self.gate.start()
+        try:
+            await self.gate.start()
+        except PolicyError as error:  # raised here it would be logged, and the proxy would go on
+            sys.stderr.write(f"tidegate: {error}\n")
+            os._exit(1)
         announce(
             self.gate.addon.policy,
             modes=list(ctx.options.mode),
@@ -123,6 +127,8 @@ class Standalone:
         egress.harden(None)
         if self.gate is not None:
             self.gate.addon.stop()
+            if self.gate.addon.ner is not None:
+                self.gate.addon.ner.kill()
             self.gate.addon.recorder.close()
         if not ctx.master.should_exit.is_set():
             sys.stderr.write("tidegate: the gate was unloaded while the proxy was running; stopping the proxy.\n")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome
 
 
@@ -14,6 +16,7 @@ class Stage(enum.Enum):
     HEAD = enum.auto()
     CALLER = enum.auto()
     BODY = enum.auto()
+    NER = enum.auto()
     INTENT = enum.auto()
     SENT = enum.auto()
     STREAM = enum.auto()
@@ -54,6 +57,17 @@ class BodyArrived:
 
     data: bytes = field(repr=False)
     masked: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSaid:
+    """What the model of ``AskModel`` found, by text; texts without a finding may be left out.
+
+    ``unread`` says why the texts were not all read; then there are no findings.
+    """
+
+    spans: Mapping[str, tuple[NerSpan, ...]] = field(default_factory=dict, repr=False)
+    unread: Unread | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +151,7 @@ Event = (
     HeadArrived
     | CallerKnown
     | BodyArrived
+    | ModelSaid
     | IntentKept
     | AnswerBegan
     | AnswerChunk
@@ -169,6 +184,14 @@ class ReadBody:
 @dataclass(frozen=True, slots=True)
 class Forward:
     """An unlisted host under ``unlisted: pass``: let the exchange through untouched and uninspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskModel:
+    """Have a local model read these texts within its budget; come back with ``ModelSaid``, in time or not."""
+
+    ner: Ner
+    texts: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,5 +261,17 @@ class Nothing:
 
 
 Step = (
-    Identify | ReadBody | Forward | KeepIntent | Send | Stream | Buffer | Emit | OpenSocket | Relay | Refuse | Nothing
+    Identify
+    | ReadBody
+    | Forward
+    | AskModel
+    | KeepIntent
+    | Send
+    | Stream
+    | Buffer
+    | Emit
+    | OpenSocket
+    | Relay
+    | Refuse
+    | Nothing
 )

@@ -133,6 +133,16 @@ def strict_json(data: bytes) -> object | Denial:
     infinities (``1e999`` too), numbers beyond Python's digit limit, nesting deeper than ``MAX_DEPTH``.
     """
     try:
+        quick: object = orjson.loads(data)
+        if orjson.dumps(quick) == data and _depth(quick) <= MAX_DEPTH:
+            return quick  # written anew it is the same bytes, so nothing was lost: what most SDKs send
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass  # a lone surrogate, say, or deep nesting: the strict parser says
+    return _strictly(data)
+
+
+def _strictly(data: bytes) -> object | Denial:
+    try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         return _malformed("it is not valid UTF-8")

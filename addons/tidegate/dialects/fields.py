@@ -159,11 +159,13 @@ class Trie[T]:
     ``skip`` says which payloads end the walk: a value named by such a payload is not entered and yields no leaf.
     """
 
-    __slots__ = ("_root", "paths")
+    __slots__ = ("_by_name", "_root", "paths")
 
     def __init__(self, paths: Iterable[tuple[str, T]], *, skip: Callable[[T], bool] | None = None) -> None:
         self.paths = tuple(paths)
         self._root = _compile([(steps(text), payload) for text, payload in self.paths], skip)
+        other = self._root.other
+        self._by_name = not self._root.own and other is not None and not (other.own or other.leads_on)
 
     def __repr__(self) -> str:
         return f"<Trie of {len(self.paths)} paths>"
@@ -180,7 +182,8 @@ class Trie[T]:
     def select(self, value: object) -> Iterator[Selected[T]]:
         """Visit every value, of any type, that an expression names, in document order."""
         found: list[Selected[T]] = []
-        _select(value, self._root, (), None, found)
+        if not (self._by_name and type(value) is dict and self._root.names.keys().isdisjoint(value)):
+            _select(value, self._root, (), None, found)
         return iter(found)
 
 

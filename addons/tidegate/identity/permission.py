@@ -10,6 +10,7 @@ Two phases: ``admit`` on the request head, before the body is read, and ``permit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -91,6 +92,7 @@ def roles_of(policy: Policy, caller: Caller) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+@functools.lru_cache(maxsize=4096)  # names are plain, so short, before they come here
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern covers a whole name: ``*`` is any text, everything else is itself. Linear in the name."""
     first, *rest = pattern.split("*")

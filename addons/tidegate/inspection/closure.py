@@ -59,51 +59,49 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True)
-class _Byte:
+class Byte:
+    """One byte out of a class."""
+
     of: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Edge:
+class Edge:
     """A zero-width assertion, ``\\b`` or ``\\B``."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Repeat:
+class Repeat:
+    """A node several times."""
+
     low: int
     high: int
-    of: _Node
+    of: Node
 
 
 @dataclass(frozen=True, slots=True)
-class _Sequence:
+class Sequence:
     """Nodes in a row; ``value`` when it is the group to redact."""
 
-    nodes: tuple[_Node, ...]
+    nodes: tuple[Node, ...]
     value: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Either:
-    nodes: tuple[_Node, ...]
+class Either:
+    """One of several nodes."""
+
+    nodes: tuple[Node, ...]
 
 
-type _Node = _Byte | _Edge | _Repeat | _Sequence | _Either
+type Node = Byte | Edge | Repeat | Sequence | Either
 
 
 def read(pattern: str) -> Pattern:
     """Read a rule's pattern. Raises ``PatternError`` for what is unbounded, can be empty, or looks around."""
-    if not pattern.isascii():
-        raise PatternError("it names a character that is not a byte")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            tree = parser.parse(pattern)
-    except (re.error, RecursionError, OverflowError, Warning):
-        raise PatternError("not a regular expression that tidegate can read") from None
-    node = _sequence(tree, tree.state.flags & (re.IGNORECASE | re.DOTALL))
+    node = _parsed(pattern)
     shortest, longest = _widths(node)
     if shortest == 0:
         raise PatternError("it can match the empty text")
@@ -114,14 +112,40 @@ def read(pattern: str) -> Pattern:
     return Pattern(_render(node, named=True), plain, loose, closure, shortest, longest)
 
 
+def begin(pattern: str, enough: int) -> Node:
+    """Return the tree of what every match of a pattern begins with: ``enough`` bytes or a few more, if it has as many.
+
+    Raises ``PatternError`` as ``read`` does.
+    """
+    node = _parsed(pattern)
+    return _begin(node, enough) if _widths(node)[0] > enough else node
+
+
+def write(node: Node) -> str:
+    """Write a tree without groups, for every engine."""
+    return _render(node, named=False)
+
+
 # ------------------------------------------------------------------------------------------------- reading
 
 
-def _sequence(tree: Any, flags: int) -> _Sequence:
-    return _Sequence(tuple(_node(op, argument, flags, tree.state) for op, argument in tree))
+def _parsed(pattern: str) -> Sequence:
+    if not pattern.isascii():
+        raise PatternError("it names a character that is not a byte")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tree = parser.parse(pattern)
+    except (re.error, RecursionError, OverflowError, Warning):
+        raise PatternError("not a regular expression that tidegate can read") from None
+    return _sequence(tree, tree.state.flags & (re.IGNORECASE | re.DOTALL))
 
 
-def _node(op: Any, argument: Any, flags: int, state: Any) -> _Node:
+def _sequence(tree: Any, flags: int) -> Sequence:
+    return Sequence(tuple(_node(op, argument, flags, tree.state) for op, argument in tree))
+
+
+def _node(op: Any, argument: Any, flags: int, state: Any) -> Node:
     """Turn one node of Python's tree into ours."""
     if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
         return _repeat(argument, flags)
@@ -130,11 +154,11 @@ def _node(op: Any, argument: Any, flags: int, state: Any) -> _Node:
         value = group is not None and state.groupdict.get("value") == group
         return replace(_sequence(inside, (flags | add) & ~remove), value=value)
     if op is ops.BRANCH:
-        return _Either(tuple(_sequence(branch, flags) for branch in argument[1]))
+        return Either(tuple(_sequence(branch, flags) for branch in argument[1]))
     if op is ops.AT and argument in _EDGES:
-        return _Edge(_EDGES[argument])
+        return Edge(_EDGES[argument])
     if op is ops.ANY:
-        return _Byte(_ALL if flags & re.DOTALL else _ALL - {10})
+        return Byte(_ALL if flags & re.DOTALL else _ALL - {10})
     if op is ops.IN:
         return _byte(argument, flags)
     if op in (ops.LITERAL, ops.NOT_LITERAL):
@@ -143,17 +167,17 @@ def _node(op: Any, argument: Any, flags: int, state: Any) -> _Node:
     raise PatternError(f"it uses {str(op).lower()}, which cannot be matched in a stream")
 
 
-def _repeat(argument: Any, flags: int) -> _Repeat:
+def _repeat(argument: Any, flags: int) -> Repeat:
     low, high, inside = argument
     if high is ops.MAXREPEAT:
         raise PatternError("it has a repeat without an upper bound")
     node = _sequence(inside, flags)
     if _widths(node)[1] == 0:
         raise PatternError("it repeats something without a width")
-    return _Repeat(int(low), int(high), node.nodes[0] if len(node.nodes) == 1 else node)
+    return Repeat(int(low), int(high), node.nodes[0] if len(node.nodes) == 1 else node)
 
 
-def _byte(items: Iterable[tuple[Any, Any]], flags: int) -> _Byte:
+def _byte(items: Iterable[tuple[Any, Any]], flags: int) -> Byte:
     """Spell out a class. Case is folded for ASCII letters alone, before a negation, as in RE2."""
     members: set[int] = set()
     negate = False
@@ -173,23 +197,23 @@ def _byte(items: Iterable[tuple[Any, Any]], flags: int) -> _Byte:
     kept = _ALL - members if negate else frozenset(members)
     if not kept:
         raise PatternError("it has a class without members")
-    return _Byte(kept)
+    return Byte(kept)
 
 
-def _widths(node: _Node) -> tuple[int, int]:
+def _widths(node: Node) -> tuple[int, int]:
     """Return the shortest and the longest match in bytes."""
     match node:
-        case _Byte():
+        case Byte():
             return 1, 1
-        case _Edge():
+        case Edge():
             return 0, 0
-        case _Repeat(low, high, inside):
+        case Repeat(low, high, inside):
             shortest, longest = _widths(inside)
             return low * shortest, high * longest
-        case _Sequence(nodes):
+        case Sequence(nodes):
             widths = [_widths(each) for each in nodes]
             return sum(each[0] for each in widths), sum(each[1] for each in widths)
-        case _Either(nodes):
+        case Either(nodes):
             widths = [_widths(each) for each in nodes]
             return min(each[0] for each in widths), max(each[1] for each in widths)
 
@@ -204,163 +228,163 @@ _ENOUGH = 12
 _ROWS = 1000
 
 
-def _loosen(node: _Sequence) -> _Sequence:
+def _loosen(node: Sequence) -> Sequence:
     """Return a cheaper pattern that every match contains: without a wide open head, large choices cut short.
 
     It is not much more frequent: a head is cut only in front of a single byte, a choice only behind ``_ENOUGH`` bytes.
     """
     nodes = list(_flat(node))
-    first = next((at for at, each in enumerate(nodes) if isinstance(each, _Byte) and len(each.of) == 1), 0)
-    shortest, longest = _widths(_Sequence(tuple(nodes[:first])))
+    first = next((at for at, each in enumerate(nodes) if isinstance(each, Byte) and len(each.of) == 1), 0)
+    shortest, longest = _widths(Sequence(tuple(nodes[:first])))
     if longest - shortest >= _WIDE and all(map(_open, nodes[:first])):
         nodes = nodes[first:]
     for at, each in enumerate(nodes):
-        if isinstance(each, _Either) and len(each.nodes) >= _MANY and _widths(each)[0] >= _ENOUGH:
+        if isinstance(each, Either) and len(each.nodes) >= _MANY and _widths(each)[0] >= _ENOUGH:
             if _count(_begin(each, _ENOUGH)) > _ROWS:
                 break
-            return _Sequence((*nodes[:at], _overlaid(list(_ways(_begin(each, _ENOUGH))))))
-    return _Sequence(tuple(nodes))
+            return Sequence((*nodes[:at], _overlaid(list(_ways(_begin(each, _ENOUGH))))))
+    return Sequence(tuple(nodes))
 
 
-def _flat(node: _Node) -> Iterable[_Node]:
-    if isinstance(node, _Sequence):
+def _flat(node: Node) -> Iterable[Node]:
+    if isinstance(node, Sequence):
         for each in node.nodes:
             yield from _flat(each)
     else:
         yield node
 
 
-def _open(node: _Node) -> bool:
+def _open(node: Node) -> bool:
     """Say whether a node holds classes alone, no text of its own."""
     match node:
-        case _Byte(of):
+        case Byte(of):
             return len(of) > 1
-        case _Repeat(_, _, inside):
+        case Repeat(_, _, inside):
             return _open(inside)
-        case _Sequence(nodes):
+        case Sequence(nodes):
             return all(map(_open, nodes))
-    return isinstance(node, _Edge)
+    return isinstance(node, Edge)
 
 
-def _count(node: _Node) -> int:
+def _count(node: Node) -> int:
     """Count the rows of ``_ways`` without making them."""
     match node:
-        case _Either(nodes):
+        case Either(nodes):
             return sum(map(_count, nodes))
-        case _Sequence(nodes):
+        case Sequence(nodes):
             return math.prod(map(_count, nodes))
     return 1
 
 
-def _ways(node: _Node) -> Iterable[tuple[_Node, ...]]:
+def _ways(node: Node) -> Iterable[tuple[Node, ...]]:
     """Return the rows of nodes that a node of sequences and choices stands for."""
-    if isinstance(node, _Either):
+    if isinstance(node, Either):
         for each in node.nodes:
             yield from _ways(each)
-    elif isinstance(node, _Sequence):
+    elif isinstance(node, Sequence):
         for row in itertools.product(*(tuple(_ways(each)) for each in node.nodes)):
             yield tuple(itertools.chain.from_iterable(row))
     else:
         yield (node,)
 
 
-def _overlaid(rows: list[tuple[_Node, ...]]) -> _Node:
+def _overlaid(rows: list[tuple[Node, ...]]) -> Node:
     """Return one row that covers all: rows of one length that differ in single bytes are laid over each other."""
     if len({len(row) for row in rows}) > 1:
-        return _Either(tuple(_Sequence(row) for row in rows))
-    over: list[_Node] = []
+        return Either(tuple(Sequence(row) for row in rows))
+    over: list[Node] = []
     for column in zip(*rows, strict=True):
-        if all(isinstance(each, _Byte) for each in column):
-            over.append(_Byte(frozenset().union(*(each.of for each in column if isinstance(each, _Byte)))))
+        if all(isinstance(each, Byte) for each in column):
+            over.append(Byte(frozenset().union(*(each.of for each in column if isinstance(each, Byte)))))
         elif len(set(column)) == 1:
             over.append(column[0])
         else:
-            return _Either(tuple(_Sequence(row) for row in rows))
-    return _Sequence(tuple(over))
+            return Either(tuple(Sequence(row) for row in rows))
+    return Sequence(tuple(over))
 
 
-def _begin(node: _Node, enough: int) -> _Node:
+def _begin(node: Node, enough: int) -> Node:
     """Return what a match of ``node``, which has at least ``enough`` bytes, must begin with."""
     match node:
-        case _Either(nodes):
-            return _Either(tuple(_begin(each, enough) for each in nodes))
-        case _Repeat(low, _, inside):
+        case Either(nodes):
+            return Either(tuple(_begin(each, enough) for each in nodes))
+        case Repeat(low, _, inside):
             width = _widths(inside)[0]
             times = min(low, -(-enough // width)) if width else low
-            return _Repeat(times, times, inside)
-        case _Sequence(nodes):
-            kept: list[_Node] = []
+            return Repeat(times, times, inside)
+        case Sequence(nodes):
+            kept: list[Node] = []
             for each in nodes:
                 if enough <= 0:
                     break
                 shortest = _widths(each)[0]
                 kept.append(_begin(each, enough) if shortest >= enough else each)
                 enough -= shortest
-            return _Sequence(tuple(kept))
+            return Sequence(tuple(kept))
     return node
 
 
 # ------------------------------------------------------------------------------------------------- prefixes
 
 
-def _prefixes(node: _Node, rest: _Node | None = None) -> _Node | None:
+def _prefixes(node: Node, rest: Node | None = None) -> Node | None:
     """Return a node for the non-empty prefixes of ``node`` followed by a text whose own prefixes are ``rest``.
 
     Assertions stay in front of what follows them and are dropped at the end: the text to their right is not known.
     ``None`` stands for no prefixes at all.
     """
     match node:
-        case _Byte():
-            return node if rest is None else _Sequence((node, _Repeat(0, 1, rest)))
-        case _Edge():
-            return None if rest is None else _Sequence((node, rest))
-        case _Repeat(_, 0, _):
+        case Byte():
+            return node if rest is None else Sequence((node, Repeat(0, 1, rest)))
+        case Edge():
+            return None if rest is None else Sequence((node, rest))
+        case Repeat(_, 0, _):
             return rest
-        case _Repeat(_, high, _Byte()):
-            return _either(_Repeat(1, high, node.of), _then(node, rest))
-        case _Repeat(_, high, inside):
-            return _either(_then(_Repeat(0, high - 1, inside), _prefixes(inside)), _then(node, rest))
-        case _Sequence(nodes):
+        case Repeat(_, high, Byte()):
+            return _either(Repeat(1, high, node.of), _then(node, rest))
+        case Repeat(_, high, inside):
+            return _either(_then(Repeat(0, high - 1, inside), _prefixes(inside)), _then(node, rest))
+        case Sequence(nodes):
             for each in reversed(nodes):
                 rest = _prefixes(each, rest)
             return rest
-        case _Either(nodes):
+        case Either(nodes):
             return _either(*(_prefixes(each) for each in nodes), _then(node, rest))
 
 
-def _then(node: _Node, rest: _Node | None) -> _Node | None:
-    return None if rest is None else _Sequence((node, rest))
+def _then(node: Node, rest: Node | None) -> Node | None:
+    return None if rest is None else Sequence((node, rest))
 
 
-def _either(*nodes: _Node | None) -> _Node | None:
+def _either(*nodes: Node | None) -> Node | None:
     some = tuple(each for each in nodes if each is not None)
-    return _Either(some) if len(some) > 1 else next(iter(some), None)
+    return Either(some) if len(some) > 1 else next(iter(some), None)
 
 
 # ------------------------------------------------------------------------------------------------- writing
 
 
-def _render(node: _Node, *, named: bool) -> str:
+def _render(node: Node, *, named: bool) -> str:
     match node:
-        case _Byte(members):
+        case Byte(members):
             return _class(members)
-        case _Edge(text):
+        case Edge(text):
             return text
-        case _Repeat(low, high, inside):
+        case Repeat(low, high, inside):
             return _times(_atom(inside, named=named), low, high)
-        case _Sequence(nodes, value):
+        case Sequence(nodes, value):
             inside_text = "".join(
-                f"(?:{_render(each, named=named)})" if isinstance(each, _Either) else _render(each, named=named)
+                f"(?:{_render(each, named=named)})" if isinstance(each, Either) else _render(each, named=named)
                 for each in nodes
             )
             return f"(?P<value>{inside_text})" if value and named else inside_text
-        case _Either(nodes):
+        case Either(nodes):
             return "|".join(_render(each, named=named) for each in nodes)
 
 
-def _atom(node: _Node, *, named: bool) -> str:
+def _atom(node: Node, *, named: bool) -> str:
     text = _render(node, named=named)
-    return text if isinstance(node, _Byte) else f"(?:{text})"
+    return text if isinstance(node, Byte) else f"(?:{text})"
 
 
 def _times(text: str, low: int, high: int) -> str:

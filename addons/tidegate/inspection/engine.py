@@ -5,6 +5,7 @@ Immutable once built. Matching is linear in the text whatever the pattern: RE2 a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from tidegate.inspection.patterns import compile_re2
 from tidegate.inspection.proprietary.detector import Detector
 from tidegate.inspection.rules import Rule, Severity
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
+from tidegate.inspection.spotting import Spots, Spotting
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.inspection.walk import Walk
 
@@ -93,13 +95,13 @@ class Engine:
     """A set of rules, compiled. ``reach`` and ``shortest`` are the longest and shortest match of any, in bytes."""
 
     def __init__(
-        self, compiled: Sequence[Compiled], widths: tuple[int, int], scanners: tuple[Scanner, Scanner]
+        self, compiled: Sequence[Compiled], widths: tuple[int, int], scanners: tuple[Scanner, Scanner, Spotting]
     ) -> None:
         self.compiled = tuple(compiled)
         self.rules = tuple(each.rule for each in compiled)
         self.shortest, self.reach = widths
         self.detectors: tuple[Detector, ...] = ()
-        self._words, self._closures = scanners
+        self._words, self._closures, self._spotting = scanners
         self._all = frozenset(range(len(self.compiled)))
         self._regions = frozenset(index for index in self._all if self.compiled[index].end is not None)
 
@@ -118,8 +120,14 @@ class Engine:
             )
             for each in self.compiled
         ]
-        engine = Engine(compiled, (self.shortest, self.reach), (self._words, self._closures))
+        engine = Engine(compiled, (self.shortest, self.reach), (self._words, self._closures, self._spotting))
         engine.detectors = tuple(detectors)
+        return engine
+
+    def beside(self, detectors: Sequence[Detector]) -> Engine:
+        """Return this engine with more detectors, made for one text; the rules are shared."""
+        engine = copy.copy(self)
+        engine.detectors = (*self.detectors, *detectors)
         return engine
 
     def candidates(self, data: bytes) -> tuple[int, ...]:
@@ -129,6 +137,10 @@ class Engine:
     def live(self, data: bytes) -> tuple[int, ...]:
         """Return the indexes of the rules of which some match may start in ``data`` and go on after it."""
         return tuple(self._closures.hits(data))
+
+    def spots(self, data: bytes) -> Spots:
+        """Say what ``data`` may be disguised in (``decoding``): nothing that can be undone is missing."""
+        return self._spotting.spots(data)
 
     def find(self, data: bytes) -> tuple[Span, ...]:
         """Return the matches of all rules in a whole text, by start, longest first, most severe first, then rule id."""
@@ -179,7 +191,10 @@ def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
         min((pattern.shortest for pattern, _ in read_in), default=0),
         max((pattern.longest for pattern, _ in read_in), default=0),
     )
-    return Engine(compiled, widths, scanners)
+    spotting = Spotting(rules, cache)
+    if cache is not None:  # else whoever never asks what is disguised need not wait for it
+        spotting.compile()
+    return Engine(compiled, widths, (*scanners, spotting))
 
 
 def _order(rule: Rule) -> tuple[int, str]:

@@ -46,6 +46,13 @@ class Scanner(Protocol):
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
 
 
+class Spotter(Protocol):
+    """Answers where one pattern ends. Safe to use from many threads."""
+
+    def ends(self, data: bytes) -> list[int]:
+        """Return every position in ``data`` at which a match ends, ascending."""
+
+
 class HyperscanScanner:
     """All patterns in one block-mode database: one pass over the bytes, whatever their number."""
 
@@ -55,16 +62,33 @@ class HyperscanScanner:
 
     def hits(self, data: bytes) -> list[int]:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
-        try:
-            scratch = self._local.scratch
-        except AttributeError:  # a scratch serves one thread at a time
-            scratch = self._local.scratch = hyperscan.Scratch(self._database)
         found: list[int] = []
 
         def note(index: int, _start: int, _end: int, _flags: int, _context: object) -> None:
             found.append(index)
 
-        self._database.scan(data, match_event_handler=note, scratch=scratch)
+        self._database.scan(data, match_event_handler=note, scratch=self._own_scratch())
+        return found
+
+    def _own_scratch(self) -> Any:
+        try:
+            return self._local.scratch
+        except AttributeError:  # a scratch serves one thread at a time
+            scratch = self._local.scratch = hyperscan.Scratch(self._database)
+            return scratch
+
+
+class HyperscanSpotter(HyperscanScanner):
+    """The same for a database of one pattern that reports every end."""
+
+    def ends(self, data: bytes) -> list[int]:
+        """Return every position in ``data`` at which a match ends, ascending."""
+        found: list[int] = []
+
+        def note(_index: int, _start: int, end: int, _flags: int, _context: object) -> None:
+            found.append(end)
+
+        self._database.scan(data, match_event_handler=note, scratch=self._own_scratch())
         return found
 
 
@@ -79,6 +103,14 @@ class Re2Scanner:
         return [index for index, each in enumerate(self._compiled) if each.search(data) is not None]
 
 
+class Re2Spotter(Re2Scanner):
+    """The same answers where Hyperscan is missing, for a pattern whose matches end at the same places apart or not."""
+
+    def ends(self, data: bytes) -> list[int]:
+        """Return every position in ``data`` at which a match ends, ascending."""
+        return [match.end() for match in self._compiled[0].finditer(data)]
+
+
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
     """Compile ``patterns`` (ASCII, RE2 and Hyperscan syntax), or load them from ``cache``.
 
@@ -87,15 +119,14 @@ def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
     """
     if hyperscan is None or not patterns:
         return Re2Scanner(patterns)
-    key = _key(patterns)
-    kept = cache.get(key) if cache is not None else None
-    database = _load(key, kept) if kept is not None else None
-    if database is None:
-        database = _compile(patterns)
-        if cache is not None:
-            data = hyperscan.dumpb(database)
-            cache.put(key, _digest(key, data) + data)
-    return HyperscanScanner(database)
+    return HyperscanScanner(_database(patterns, cache, every=False))
+
+
+def spotter(pattern: str, cache: CompiledCache | None) -> Spotter:
+    """Compile one pattern of which all ends are asked, or load it; as ``scanner``."""
+    if hyperscan is None:
+        return Re2Spotter([pattern])
+    return HyperscanSpotter(_database([pattern], cache, every=True))
 
 
 def refused(pattern: str) -> str | None:
@@ -107,7 +138,20 @@ def refused(pattern: str) -> str | None:
     return None
 
 
-def _compile(patterns: Sequence[str]) -> Any:
+def _database(patterns: Sequence[str], cache: CompiledCache | None, *, every: bool) -> Any:
+    """Load or compile all patterns; with ``every`` they report each end."""
+    key = _key(["every", *patterns] if every else patterns)
+    kept = cache.get(key) if cache is not None else None
+    database = _load(key, kept) if kept is not None else None
+    if database is None:
+        database = _compile(patterns, every=every)
+        if cache is not None:
+            data = hyperscan.dumpb(database)
+            cache.put(key, _digest(key, data) + data)
+    return database
+
+
+def _compile(patterns: Sequence[str], *, every: bool = False) -> Any:
     """Compile all patterns into one database.
 
     As prefilters: where a pattern is too large as it stands (long bounded repeats, about 1 in 70) Hyperscan makes a
@@ -118,7 +162,7 @@ def _compile(patterns: Sequence[str]) -> Any:
         expressions=[pattern.encode("ascii") for pattern in patterns],
         ids=list(range(len(patterns))),
         elements=len(patterns),
-        flags=[hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_PREFILTER] * len(patterns),
+        flags=[0 if every else hyperscan.HS_FLAG_SINGLEMATCH | hyperscan.HS_FLAG_PREFILTER] * len(patterns),
     )
     return database
 

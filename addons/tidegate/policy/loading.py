@@ -19,6 +19,7 @@ from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
 from tidegate.policy.coded import Coded, open_all, whole_only
 from tidegate.policy.linking import Parts, link
+from tidegate.policy.ner_files import open_ner
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.routing import routes
@@ -53,15 +54,16 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     rules, engine = _rules(packs, below, engine_cache, coded)
     if not below:
         coded.check_rules(rules, document.allow_files, path.parent)
-    below += coded.faults
-    rules = (*rules, *coded.coded_rules)
+    ner = open_ner(str(path), document.ner, path.parent)
+    below += [*coded.faults, *ner.faults]
+    rules = (*rules, *coded.coded_rules, *ner.rules)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
         raise PolicyError(tuple(faults))
     return Policy(
         file=str(path),
-        sha256=_digest((policy_text, *packs, *dialect_texts), coded.files),
+        sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files]),
         mode=document.mode,
         unlisted=document.unlisted,
         identities=_identities(document, path.parent),
@@ -73,7 +75,13 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         actions=linked.actions,
         decisions=linked.decisions,
         recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
-        warnings=(*linked.warnings, *coded.warnings, *whole_only(coded.coded_rules, _acts(linked.actions))),
+        warnings=(
+            *linked.warnings,
+            *coded.warnings,
+            *whole_only(coded.coded_rules, _acts(linked.actions)),
+            *ner.warnings(linked.actions),
+        ),
+        ner=ner.wanted(linked.actions),
     )
 
 

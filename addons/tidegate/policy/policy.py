@@ -12,6 +12,7 @@ from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, F
 if TYPE_CHECKING:
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.engine import Engine
+    from tidegate.inspection.ner.spec import Ner
     from tidegate.inspection.rules import Rule
 
 
@@ -114,6 +115,7 @@ class Policy:
 
     ``sha256`` covers the texts of the policy, its packs and its dialects. ``warnings`` are sentences for the start
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
+    ``ner`` is the model that reads prompts, ``None`` where the policy has none or wants nothing of it.
     """
 
     file: str
@@ -130,6 +132,7 @@ class Policy:
     decisions: Mapping[Direction, Mapping[str, Action]] = field(repr=False)
     recording: Recording
     warnings: tuple[str, ...]
+    ner: Ner | None = None
 
     def decide(self, direction: Direction) -> Callable[[Rule], Action]:
         """Return the function that says what is done with a finding of a rule in one direction."""

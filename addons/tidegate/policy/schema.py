@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
+from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
 from tidegate.policy.policy import Keep, RecordingMode, Unlisted
 from tidegate.policy.proprietary import (
     PROPRIETARY_SECTIONS,
@@ -44,7 +45,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
     "bindings[]": ("groups", "subjects", "roles"),
-    "inspection": ("prompt", "response", "proprietary", "allow"),
+    "inspection": ("prompt", "response", "proprietary", "allow", "ner"),
+    **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
     "recording": ("mode", "keep", "path"),
 }
@@ -116,6 +118,7 @@ class Document:
     actions: Mapping[Direction, Mapping[str, tuple[Action, Node]]]
     detectors: tuple[DetectorDoc, ...]
     allow_files: tuple[AllowFileDoc, ...]
+    ner: NerDoc | None
     limits: LimitsDoc
     recording_mode: RecordingMode
     keep: Keep
@@ -157,6 +160,7 @@ def read(reader: Reader, root: Node) -> Document:
         actions=_actions(reader, top.get("inspection")),
         detectors=read_detectors(reader, below.get("proprietary")),
         allow_files=read_allow_files(reader, below.get("allow")),
+        ner=read_ner(reader, below.get("ner")),
         limits=read_limits(reader, top.get("limits")),
         recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
         keep=reader.choice(recording.get("keep"), Keep, Keep.REDACTED),

@@ -1,21 +1,32 @@
-"""What detectors find in a whole text, laid over what the rules made of it: one placeholder for a run of both."""
+"""What is found in a whole text, laid over what the rules made of it: one placeholder for a run of both.
+
+That is what detectors find, and what hides in an encoding, which is masked where it stands encoded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tidegate.inspection.proprietary.detector import CodedSpan, Detector, find_all
+from tidegate.inspection.engine import TextSpan
+from tidegate.inspection.proprietary.detector import CodedSpan
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action
 from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Piece, Redactor, placeholder, short_name
 
+type Found = CodedSpan | TextSpan
+
 
 class WholeRedactor(Redactor):
-    """A text that is judged at its end: a ``Redactor`` and detectors. Until then everything is held."""
+    """A text that is judged at its end: a ``Redactor`` and what ``find`` tells. Until then everything is held.
 
-    def __init__(self, redactor: Redactor, detectors: Sequence[Detector], decide: Callable[[Rule], Action]) -> None:
+    ``find`` gives spans sorted by start, none of them allowed by the policy.
+    """
+
+    def __init__(
+        self, redactor: Redactor, find: Callable[[str], Sequence[Found]], decide: Callable[[Rule], Action]
+    ) -> None:
         self._inner = redactor
-        self._detectors = detectors
+        self._find = find
         self._decide = decide
         self._parts: list[str] = []
 
@@ -34,14 +45,14 @@ class WholeRedactor(Redactor):
         text = "".join(self._parts)
         self._parts.clear()
         pieces = self._inner.feed(text) + self._inner.end()
-        spans = find_all(self._detectors, text)
+        spans = self._find(text)
         return _Overlay(spans, self._decide).lay(pieces) if spans else pieces
 
 
 class _Overlay:
     """Positions count characters of the text. ``covered`` is how far what detectors mask reaches."""
 
-    def __init__(self, spans: Sequence[CodedSpan], decide: Callable[[Rule], Action]) -> None:
+    def __init__(self, spans: Sequence[Found], decide: Callable[[Rule], Action]) -> None:
         self._spans = list(reversed(spans))
         self._decide = decide
         self._covered = 0

@@ -72,7 +72,7 @@ class JsonSource:
 
     def _view(self, units: list[_Unit]) -> str:
         self._units.extend(units)
-        return "".join(_unescape(unit.source) if unit.escape else unit.source for unit in units)
+        return _viewed(units)
 
     def _pieces(self, pieces: list[Piece]) -> list[Piece]:
         """Turn pieces of the view into pieces of the source."""
@@ -122,6 +122,16 @@ class JsonSource:
             return ""
         self._placed = True
         return self._placeholder
+
+
+def view(source: str) -> str:
+    """Return whole JSON source with the escapes in its strings undone: the text that rules look at."""
+    reader = _Reader()
+    return _viewed([*reader.feed(source), *reader.end()])
+
+
+def _viewed(units: list[_Unit]) -> str:
+    return "".join(_unescape(unit.source) if unit.escape else unit.source for unit in units)
 
 
 class _Reader:

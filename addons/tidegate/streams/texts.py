@@ -6,10 +6,12 @@ import codecs
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from tidegate.inspection.engine import Engine, encode
+from tidegate.inspection.decoding import BREAK, find_hidden, find_split, hides_nothing
+from tidegate.inspection.engine import Engine, TextSpan, encode
+from tidegate.inspection.proprietary.detector import find_all
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
-from tidegate.streams.coded import WholeRedactor
+from tidegate.streams.coded import Found, WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.source import JsonSource
 
@@ -27,14 +29,15 @@ _ACTING = (Action.REDACT, Action.BLOCK)
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = ("_decide", "_decodes", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
-        """Begin. Detectors (``inspection.proprietary``) look at whole texts only, so not at those ``streamed``."""
+        """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
         self.findings: list[Finding] = []
         self.denial: Denial | None = None
         self.clean: set[str] = set()
         self._engine = engine
+        self._decodes = not streamed
         coded = () if streamed else engine.detectors
         self._detectors = tuple(each for each in coded if decide(each.rule) is not Action.ALLOW)
         self._flagged = 0
@@ -68,11 +71,12 @@ class Texts:
     ) -> dict[int, str]:
         """Look at whole texts; return those that change, by index. ``source`` holds the indexes of JSON source.
 
+        What hides a value in them is undone before rules look (``inspection.decoding``), unless they are streamed.
         ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
         """
         changed: dict[int, str] = {}
         found = self._engine.find_many(texts) if texts else {}
-        coded = self._coded(texts) if self._detectors else ()
+        coded = self._coded(texts) | self._hidden(texts)
         if not found and not source and not coded:
             self._remember(texts)
             return changed
@@ -100,11 +104,16 @@ class Texts:
         return b"\\\\" not in body and self.may_be_skipped(body, extra)
 
     def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
-        """Say that no rule matches in a JSON text or other texts; as ``are_clean``, but JSON source is not opened."""
+        """Say that no rule matches in a JSON text or other texts, decoded or not.
+
+        As ``are_clean``, but JSON source is not opened.
+        """
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
-        data = b"\0".join([_unescaped(body), *map(encode, extra)])
-        return not self._engine.candidates(data) and not any(each.may_find(data) for each in self._detectors)
+        data = BREAK.join([_unescaped(body), *map(encode, extra)])
+        if self._engine.candidates(data) or any(each.may_find(data) for each in self._detectors):
+            return False
+        return not self._decodes or hides_nothing(self._engine, data)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -124,26 +133,62 @@ class Texts:
             if rule not in acting and self._decide(span.rule) is Action.FLAG:
                 self._note(span.rule, "$", span.start, span.end)
         if not acting:
-            return masked
+            return self._across(masked)
 
         def decide(rule: Rule) -> Action:
             return self._decide(rule) if rule.id in acting else Action.ALLOW
 
         channel = JsonSource(Redactor(self._engine, decide, short_name))
-        return encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0])
+        return self._across(encode(self.say([*channel.feed(masked.decode()), *channel.end()], lambda: "$")[0]))
+
+    def _across(self, body: bytes) -> bytes:
+        """Mask what is split over strings of a JSON text that follow one another: items, fields, messages.
+
+        What is only flagged and split over the lines of one value was noted there.
+        """
+        noted = {finding.rule for finding in self.findings}
+
+        def find(text: str) -> list[TextSpan]:
+            spans = self._looked_for(find_split(self._engine, text))
+            return [span for span in spans if self._decide(span.rule) in _ACTING or span.rule.id not in noted]
+
+        if not self._decodes or not find(_unescaped(body).decode()):
+            return body
+        nothing = Redactor(self._engine, lambda _: Action.ALLOW, short_name)
+        channel = JsonSource(WholeRedactor(nothing, find, self._decide))
+        return encode(self.say([*channel.feed(body.decode()), *channel.end()], lambda: "$")[0])
+
+    def _found(self, text: str) -> Sequence[Found]:
+        """Return what detectors find in a whole text, and what rules find once it is decoded."""
+        spans: list[Found] = [*find_all(self._detectors, text)]
+        if self._decodes:
+            spans += self._looked_for(find_hidden(self._engine, text))
+        return sorted(spans, key=lambda span: (span.start, -span.end, span.rule.id))
+
+    def _looked_for(self, spans: Sequence[TextSpan]) -> list[TextSpan]:
+        return [span for span in spans if self._decide(span.rule) is not Action.ALLOW]
 
     def _whole(self, text: str, place: str, *, source: bool) -> str:
         inner = self.redactor()
-        if self._detectors:
-            inner = WholeRedactor(inner, self._detectors, self._decide)
+        if self._detectors or self._decodes:
+            inner = WholeRedactor(inner, self._found, self._decide)
         channel = JsonSource(inner) if source else inner
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 
     def _coded(self, texts: Sequence[str]) -> set[int]:
         """Return the indexes of the texts in which a detector finds something; mostly one look at all of them."""
+        if not self._detectors:
+            return set()
         data = encode("\n".join(texts))
         able = [each for each in self._detectors if each.may_find(data)]
         return {index for index, text in enumerate(texts) if any(each.find(text) for each in able)}
+
+    def _hidden(self, texts: Sequence[str]) -> set[int]:
+        """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them."""
+        parts = [encode(text) for text in texts] if self._decodes else []
+        if not parts or hides_nothing(self._engine, BREAK.join(parts)):
+            return set()
+        return {index for index, part in enumerate(parts) if not hides_nothing(self._engine, part)}
 
     def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
         action = self._decide(rule)

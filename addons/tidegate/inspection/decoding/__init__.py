@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tidegate.inspection.decoding.codes import encoded, escaped, labelled, listed, wrapped
+from tidegate.inspection.decoding.codes import encoded, escaped, labelled, listed, run_ends, wrapped
 from tidegate.inspection.decoding.folding import folded, overridden
-from tidegate.inspection.decoding.tricks import ascii85, every_turn, spaced, split, turned
+from tidegate.inspection.decoding.tricks import ascii85, backwards, is_grouped, joint_ends, spaced, split, turned
 from tidegate.inspection.decoding.views import BREAK, Edit, View, substitute, windows
 from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
-from tidegate.inspection.rules import Rule, Severity
+from tidegate.inspection.rules import Severity
+from tidegate.inspection.spotting import Disguise, Spots, is_sure
+from tidegate.inspection.turning import has_opening
 
-__all__ = ["BREAK", "DEPTH", "View", "find", "find_hidden", "find_split", "find_text", "hides_nothing", "views"]
+__all__ = [
+    "BREAK", "DEPTH", "View", "all_views", "find", "find_hidden", "find_split", "find_text", "hides_nothing", "views",
+]  # fmt: skip
 
 DEPTH = 3
 """Times that what was decoded is decoded again."""
@@ -21,37 +25,44 @@ MAX_GROWTH = 6
 MIN_BYTES = 1 << 17
 """Bytes of those views together: ``MAX_GROWTH`` times the text and this much. Beyond, nothing more is undone."""
 _STEPS = (
-    ("bidi", overridden),
-    ("unicode", folded),
-    ("escapes", escaped),
-    ("encoding", encoded),
-    ("lines", wrapped),
-    ("codes", listed),
-    ("labels", labelled),
-    ("ascii85", ascii85),
-    ("spaced", spaced),
+    ("escapes", escaped, Disguise.ESCAPED),
+    ("lines", wrapped, Disguise.WRAPPED),
+    ("codes", listed, Disguise.LISTED),
+    ("labels", labelled, Disguise.LABELLED),
+    ("spaced", spaced, Disguise.SPACED),
 )
 _TRIM = 3  # quotes and a comma around a token
 
 
-def views(data: bytes) -> list[View]:
-    """Return the views of a text in UTF-8: none where nothing is hidden in a way that is known. Never raises."""
-    return _undone(data) + _whole(data)
+def views(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> list[View]:
+    """Return the views of a text in UTF-8: none where nothing is hidden in a way that is known. Never raises.
+
+    ``plain`` is what was found without decoding: words in which something was are not turned.
+    """
+    spots = engine.spots(data)
+    return _undone(engine, data, spots) + _whole(data, spots, plain)
 
 
-def _undone(data: bytes) -> list[View]:
+def all_views(engine: Engine, data: bytes) -> list[View]:
+    """Return the views as if everything had been spotted: what ``views`` leaves out holds nothing, tests say."""
+    spots = Spots(frozenset(Disguise), run_ends(data), joint_ends(data))
+    return _undone(engine, data, spots, every=True) + _whole(data, spots, ())
+
+
+def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -> list[View]:
     """Return the views in which something is decoded, and what comes out decoded again."""
     made: list[View] = []
     seen = {data}
     left = MAX_GROWTH * len(data) + MIN_BYTES
     level: list[tuple[bytes, View | None]] = [(data, None)]
-    for _ in range(DEPTH):
+    for depth in range(DEPTH):
         deeper: list[tuple[bytes, View | None]] = []
         for text, source in level:
-            for name, step in _STEPS:
-                edits = list(step(text))
-                view = substitute(text, edits, name, source) if edits else None
-                if view is None or view.data in seen or len(made) >= MAX_VIEWS or left < len(view.data):
+            if depth:
+                spots = Spots(frozenset(Disguise), run_ends(text)) if every else engine.spots(text)
+            for name, edits in _edits(text, spots):
+                view = substitute(text, edits, name, source)
+                if view.data in seen or len(made) >= MAX_VIEWS or left < len(view.data):
                     continue
                 left -= len(view.data)
                 seen.add(view.data)
@@ -61,41 +72,63 @@ def _undone(data: bytes) -> list[View]:
     return made
 
 
-def _whole(data: bytes) -> list[View]:
+def _edits(text: bytes, spots: Spots) -> list[tuple[str, list[Edit]]]:
+    """Return what every step undoes for which something was spotted, by the step's name, where it undoes anything."""
+    found: list[tuple[str, list[Edit]]] = []
+    if not text.isascii():
+        found += [("bidi", list(overridden(text))), ("unicode", list(folded(text)))]
+    if spots.runs:
+        found.append(("encoding", list(encoded(text, spots.runs))))
+    found.append(("ascii85", list(ascii85(text))))
+    if spots.kinds:
+        found += [(name, list(step(text))) for name, step, kind in _STEPS if kind in spots.kinds]
+    return [each for each in found if each[1]]
+
+
+def _whole(data: bytes, spots: Spots, plain: Iterable[Span]) -> list[View]:
     """Return the views of the text itself that concern all of it; they are not decoded again."""
-    tokens: list[Edit] = list(turned(data))
-    return [*_joined(data), *([windows(tokens, "turned", None)] if tokens else ())]
+    tokens = list(turned(data, spots.kinds)) if spots.kinds else []
+    if Disguise.NUMBER in spots.kinds:
+        tokens += backwards(data)
+    found = [(span.start, span.end) for span in plain if has_opening(span.rule.pattern)] if tokens else ()
+    if found:
+        tokens = [each for each in tokens if not any(each[0] < end and start < each[1] for start, end in found)]
+    return [*_joined(data, spots.joints), *([windows(tokens, "turned", None)] if tokens else ())]
 
 
-def _joined(data: bytes) -> list[View]:
-    joints = list(split(data))
+def _joined(data: bytes, ends: Iterable[int]) -> list[View]:
+    joints = list(split(data, ends))
     return [substitute(data, joints, "split", None, joined=True)] if joints else []
 
 
 def hides_nothing(engine: Engine, data: bytes) -> bool:
     """Say that no rule can match in any view of a text; ``False`` may also mean that one might."""
-    made = _undone(data)
-    if made and engine.candidates(BREAK.join(view.data for view in made)):
-        return False
-    tricks = BREAK.join([*(view.data for view in _joined(data)), every_turn(data)])
-    return not any(_is_sure(engine.rules[index]) for index in engine.candidates(tricks))
+    return not _may_hold(engine, views(engine, data))
 
 
-def _is_sure(rule: Rule) -> bool:
-    """Say whether a rule is asked where text was turned or joined: not one that guesses."""
-    return rule.severity is not Severity.LOW and not any(name.startswith("entropy") for name in rule.validators)
+def _may_hold(engine: Engine, made: list[View]) -> bool:
+    """Ask all views at once whether a rule may match in them."""
+    decoded = [view.data for view in made if view.undone not in _DOUBTED]
+    if decoded and engine.candidates(BREAK.join(decoded)):
+        return True
+    tricks = [view.data for view in made if view.undone in _DOUBTED]
+    return bool(tricks) and any(is_sure(engine.rules[index]) for index in engine.candidates(BREAK.join(tricks)))
 
 
-def find(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> tuple[Span, ...]:
+_DOUBTED = ("split", "turned")
+
+
+def find(engine: Engine, data: bytes, plain: Iterable[Span] = (), made: list[View] | None = None) -> tuple[Span, ...]:
     """Return what rules match in the views of a text, where it stands in the text itself, sorted.
 
-    ``plain`` is what was found without decoding, which is not told again.
+    ``plain`` is what was found without decoding, which is not told again. ``made`` are other views than ``views``.
     """
-    return _found(engine, data, views(data), plain)
+    plain = tuple(plain)
+    return _found(engine, data, views(engine, data, plain) if made is None else made, plain)
 
 
 def _found(engine: Engine, data: bytes, made: list[View], plain: Iterable[Span]) -> tuple[Span, ...]:
-    if not made or not engine.candidates(BREAK.join(view.data for view in made)):
+    if not _may_hold(engine, made):
         return ()
     known: dict[str, list[tuple[int, int]]] = {}
     for span in plain:
@@ -121,12 +154,13 @@ def _same(one: tuple[int, int], other: tuple[int, int]) -> bool:
 def _doubtful(view: View, span: Span, data: bytes) -> bool:
     """Say whether a match in a view of split or turned text is as likely chance, or is no news.
 
-    Rules that guess (severity low, or by entropy) are not asked there. A turned number, or what a rule of severity
-    medium matches, has to be all of the token and more than digits.
+    Rules that guess (severity low, or by entropy) are not asked there, nor where a text was turned those without an
+    opening, but for groups of digits. A turned number, or what a rule of severity medium matches, has to be all of the
+    token and more than digits.
     """
-    if view.undone not in ("split", "turned"):
+    if view.undone not in _DOUBTED:
         return False
-    if not _is_sure(span.rule):
+    if not is_sure(span.rule):
         return True
     if view.undone == "split":
         return False
@@ -134,27 +168,30 @@ def _doubtful(view: View, span: Span, data: bytes) -> bool:
     start, end = view.origin(span.start, span.end)
     if said in data[start:end] or said.isdigit():
         return True
+    if not (has_opening(span.rule.pattern) or is_grouped(data[start:end])):
+        return True
     whole = view.around(span.start) - len(said) <= _TRIM
     return not whole and (span.rule.severity is Severity.MEDIUM or said.upper() == said.lower())
 
 
 def find_text(engine: Engine, text: str) -> tuple[TextSpan, ...]:
     """Return everything found in a text, decoded or not, in characters of it."""
-    found = (*engine.find_text(text), *find_hidden(engine, text))
-    return tuple(sorted(found, key=lambda each: (each.start, -each.end)))
+    data = encode(text)
+    plain = engine.find(data)
+    found = (*plain, *_found(engine, data, views(engine, data, plain), plain))
+    return _in_characters(text, data, sorted(found, key=lambda each: (each.start, -each.end)))
 
 
 def find_hidden(engine: Engine, text: str) -> tuple[TextSpan, ...]:
     """Return what is found in a text only once it is decoded, in characters of the text as it stands, sorted."""
     data = encode(text)
-    made = views(data)
-    return _in_characters(text, data, _found(engine, data, made, engine.find(data)) if made else ())
+    return _in_characters(text, data, find(engine, data, engine.find(data)))
 
 
 def find_split(engine: Engine, text: str) -> tuple[TextSpan, ...]:
     """Return what is found in a JSON text only once strings that follow one another are read as one, in parts."""
     data = encode(text)
-    made = _joined(data)
+    made = _joined(data, engine.spots(data).joints)
     return _in_characters(text, data, _found(engine, data, made, engine.find(data)) if made else ())
 
 

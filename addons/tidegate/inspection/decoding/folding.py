@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 
 from tidegate.inspection.decoding.views import Edit
-from tidegate.inspection.patterns import compile_re2
+from tidegate.inspection.spotting import HINT
 
-_OTHERS = compile_re2(r"[\x80-\xff]+")
+_OTHERS = re.compile(rb"[\x80-\xff]+")  # one class cannot backtrack, and RE2's binding takes four times as long
+# Letters and digits of full width, mathematical, enclosed and tag characters, the selectors that carry bytes.
+_MEANT = re.compile(
+    rb"\xef\xbc[\x90-\x99\xa1-\xba]|\xef\xbd[\x81-\x9a]|\xf0\x9d[\x90-\x9f]|\xf0\x9f[\x84-\x86]|\xf3\xa0[\x80-\x87]"
+    rb"|\xe2[\x91-\x93]"
+)
+_AROUND = 12
+_HINT = re.compile(HINT.encode())
+_MARKS = b" -.,:;!?'\x22_/()"
 # Letters of other scripts that look like ASCII ones (Unicode TS #39).
 _ALIKE = {
     "a": "аαɑ", "b": "ьƄ", "c": "сϲ", "d": "ԁ", "e": "еєҽ", "f": "ƒ", "g": "ɡց", "h": "һհ", "i": "іιıɩ", "j": "јϳ",
@@ -54,18 +64,43 @@ _FLIPS = (b"\xe2\x80\xae", b"\xe2\x80\xac")  # RIGHT-TO-LEFT OVERRIDE, POP DIREC
 
 
 def folded(data: bytes) -> Iterator[Edit]:
-    """Find what reads as other characters. A run that does not read as ASCII stays as it is."""
-    if data.isascii():
-        return
+    """Find what reads as other characters: runs that read as ASCII, and those with letters that only mean ASCII ones.
+
+    Words of other scripts have look-alikes among their letters; they stay as they are.
+    """
     for match in _OTHERS.finditer(data):
         run = match.group()
-        try:
-            text = run.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:  # bytes that an escape spelt
-            continue
-        said = text.translate(_FOLD)
-        if said != text:
-            yield match.start(), match.end(), said.encode("utf-8", "surrogatepass")
+        read = _short(run) if len(run) <= _KEPT else _folded(run)
+        if read is not None:
+            start, end = match.span()
+            if not read or read.strip(_MARKS) or _in_value(data, start, end):
+                yield start, end, read
+
+
+def _in_value(data: bytes, start: int, end: int) -> bool:
+    """Say whether a dash, a space or another mark may stand inside a value: no space beside it, and a hint near."""
+    if data[start - 1 : start].isspace() or data[end : end + 1].isspace():
+        return False
+    return bool(_HINT.search(data[max(start - _AROUND, 0) : start]) or _HINT.search(data[end : end + _AROUND]))
+
+
+def _folded(run: bytes) -> bytes | None:
+    """Return what a run outside ASCII reads as; ``None`` for itself, and for bytes that an escape spelt."""
+    try:
+        text = run.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return None
+    if _MEANT.search(run):
+        return text.translate(_FOLD).encode("utf-8", "surrogatepass")
+    for char in text:  # most words of other scripts end here at their first letter
+        if not _FOLD[ord(char)].isascii():
+            return None
+    return text.translate(_FOLD).encode()
+
+
+_KEPT = 8
+"""Bytes of the runs that are remembered: dashes, quotes and accented letters come again and again. Not of words."""
+_short = lru_cache(maxsize=4096)(_folded)
 
 
 def overridden(data: bytes) -> Iterator[Edit]:

@@ -7,11 +7,12 @@ looked at there. Positions count bytes of UTF-8.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 CONTEXT = 256
 """Bytes kept on either side of what was undone, so that a rule sees the words around a value."""
+_APART = 2 * CONTEXT
 BREAK = b"\n\0\n"
 """Stands between parts that were not neighbours."""
 
@@ -38,9 +39,17 @@ class View:
 
     data: bytes
     undone: str
-    parts: tuple[Part, ...]
     source: View | None
-    joined: bool = False
+    joined: bool
+    _made: Callable[[], list[Part]]
+    _parts: list[Part]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts in their order. They are made when first asked for: in most texts nothing is found."""
+        if not self._parts:
+            self._parts.extend(self._made())
+        return self._parts
 
     def new(self, start: int, end: int) -> bool:
         """Say whether a match could not be seen before: it touches what was undone, or runs over it."""
@@ -83,43 +92,60 @@ class View:
         return self.source.origin(begin, stop) if self.source is not None else (begin, stop)
 
 
-def substitute(data: bytes, edits: Iterable[Edit], undone: str, source: View | None, *, joined: bool = False) -> View:
+def substitute(data: bytes, edits: list[Edit], undone: str, source: View | None, *, joined: bool = False) -> View:
     """Read ``data`` with ``edits`` made, which come in order and do not overlap."""
     out: list[bytes] = []
-    parts: list[Part] = []
-    length = done = 0
+    done = 0
+    for start, end, text in edits:
+        if start - done > _APART:
+            if done:
+                out.append(data[done : done + CONTEXT])
+            out += (BREAK, data[start - CONTEXT : start], text)
+        else:
+            out += (data[done:start], text)
+        done = end
+    out.append(data[done : done + CONTEXT])
+    return View(b"".join(out), undone, source, joined, lambda: _parts(len(data), edits), [])
 
-    def put(text: bytes, start: int, end: int, edited: bool) -> None:
-        nonlocal length
-        parts.append(Part(length, start, end, edited))
-        out.append(text)
-        length += len(text)
+
+def _parts(length: int, edits: list[Edit]) -> list[Part]:
+    """Return the parts of a view that ``substitute`` made of a text of ``length`` bytes."""
+    parts: list[Part] = []
+    at = done = 0
+
+    def put(size: int, start: int, end: int, edited: bool) -> None:
+        nonlocal at
+        parts.append(Part(at, start, end, edited))
+        at += size
 
     for start, end, text in edits:
-        if start - done > 2 * CONTEXT:
+        if start - done > _APART:
             if done:
-                put(data[done : done + CONTEXT], done, done + CONTEXT, False)
-            put(BREAK, start - CONTEXT, start - CONTEXT, False)
+                put(CONTEXT, done, done + CONTEXT, False)
+            put(len(BREAK), start - CONTEXT, start - CONTEXT, False)
             done = start - CONTEXT
         if start > done:
-            put(data[done:start], done, start, False)
-        put(text, start, end, True)
+            put(start - done, done, start, False)
+        put(len(text), start, end, True)
         done = end
-    if done < len(data):
-        put(data[done : done + CONTEXT], done, min(done + CONTEXT, len(data)), False)
-    return View(b"".join(out), undone, tuple(parts), source, joined)
+    if done < length:
+        last = min(done + CONTEXT, length)
+        put(last - done, done, last, False)
+    return parts
 
 
-def windows(pieces: Iterable[Edit], undone: str, source: View | None) -> View:
+def windows(pieces: list[Edit], undone: str, source: View | None) -> View:
     """Make a view of parts that are looked at alone, each as it reads."""
-    out: list[bytes] = []
-    parts: list[Part] = []
-    length = 0
-    for start, end, text in pieces:
-        parts.append(Part(length, start, end, True))
-        out.append(text)
-        length += len(text) + len(BREAK)
-    return View(BREAK.join(out), undone, tuple(parts), source)
+
+    def made() -> list[Part]:
+        parts: list[Part] = []
+        at = 0
+        for start, end, text in pieces:
+            parts.append(Part(at, start, end, True))
+            at += len(text) + len(BREAK)
+        return parts
+
+    return View(BREAK.join([text for _, _, text in pieces]), undone, source, False, made, [])
 
 
 def _at(part: Part) -> int:
