@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from tidegate.dialects import load, messages, streaming
+from tidegate.dialects.addresses import match, model_named
+from tidegate.dialects.asking import asked
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.fields import LeafKind
 from tidegate.dialects.load import parse_dialect
-from tidegate.dialects.spec import Delta, Dialect, asked, is_exempt, is_source, match, model_named, refused, role_of
+from tidegate.dialects.spec import Delta, Dialect, is_exempt, is_source, refused, role_of
 from tidegate.model import Asked, Denial, Reason, Role
 
 ROOT = Path(__file__).resolve().parents[1]

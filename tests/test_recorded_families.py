@@ -20,8 +20,10 @@ from itertools import pairwise
 import pytest
 
 from tests.wire import KEY, RECORDED, always, dialect, engine, messages_of
+from tidegate.dialects.addresses import match, model_named
+from tidegate.dialects.asking import asked
 from tidegate.dialects.body import strict_json
-from tidegate.dialects.spec import Dialect, Endpoint, asked, match, model_named, refused
+from tidegate.dialects.spec import Dialect, Endpoint, refused
 from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_request
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.rules import parse_pack

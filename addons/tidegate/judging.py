@@ -11,7 +11,8 @@ from urllib.parse import unquote_plus
 
 from tidegate import headers
 from tidegate.dialects import body as bodies
-from tidegate.dialects.spec import Endpoint, JsonObject, asked, refused
+from tidegate.dialects.asking import asked
+from tidegate.dialects.spec import Endpoint, JsonObject, refused
 from tidegate.identity import permission
 from tidegate.inspection.bodies import inspect_request
 from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Reason, Route

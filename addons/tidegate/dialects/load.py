@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from tidegate.dialects.addresses import MODEL
 from tidegate.dialects.errors import PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
 from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
 from tidegate.dialects.spec import (
     ALPHABETS,
-    MODEL,
     AnswerField,
     AskedSpec,
     Condition,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie
-from tidegate.model import Asked, Denial, Reason, Role
+from tidegate.model import Denial, Reason, Role
 
 JsonObject = dict[str, object]
 
@@ -329,55 +329,6 @@ class Dialect:
     """(method, path) -> endpoint name, for the paths without a place."""
 
 
-_PLAIN_PART = frozenset(string.ascii_letters + string.digits + "-_.:@~")
-MODEL = "{model}"
-"""The place in a path that names the model."""
-
-
-def match(dialect: Dialect, method: str, path: str) -> Endpoint | None:
-    """Find the endpoint a request names. ``path`` has no query and no connection prefix.
-
-    Escapes match nothing, but for that of a colon in the name of a model, which some clients write.
-    """
-    if (name := dialect.exact.get((method, path))) is not None:
-        return dialect.endpoints[name]
-    parts = path.split("/")
-    for endpoint in dialect.endpoints.values():
-        if method in endpoint.methods and any(_fits(text.split("/"), parts) for text in endpoint.paths):
-            return endpoint
-    return None
-
-
-def model_named(endpoint: Endpoint, path: str) -> str | None:
-    """Return the model that a path of this endpoint names, ``None`` if it names none."""
-    parts = path.split("/")
-    for text in endpoint.paths:
-        pattern = text.split("/")
-        if MODEL in text and _fits(pattern, parts):
-            return next(_model(want, part) for want, part in zip(pattern, parts, strict=True) if MODEL in want)
-    return None
-
-
-def _fits(pattern: list[str], parts: list[str]) -> bool:
-    return len(pattern) == len(parts) and all(
-        want == part or (want == "*" and _is_plain(part)) or (MODEL in want and _model(want, part) is not None)
-        for want, part in zip(pattern, parts, strict=True)
-    )
-
-
-def _is_plain(part: str) -> bool:
-    return part not in ("", ".", "..") and _PLAIN_PART.issuperset(part)
-
-
-def _model(want: str, part: str) -> str | None:
-    """Return what stands at the place of the model; before a colon it holds none, so there is one way to read it."""
-    rest = want.removeprefix(MODEL)
-    if not part.endswith(rest):
-        return None
-    name = part.removesuffix(rest).replace("%3A", ":").replace("%3a", ":")
-    return name if _is_plain(name) and not (rest and ":" in name) else None
-
-
 def role_of(leaf: Leaf[RequestField] | Leaf[AnswerField], body: object) -> Role:
     """Tell who speaks in a leaf: the innermost path that gives a role wins, and of equals the later in the file."""
     named: tuple[RequestField | AnswerField, ...] = (*leaf.around, *leaf.payloads)
@@ -425,78 +376,6 @@ def refused(endpoint: Endpoint, body: object, *, redacting: bool) -> Denial | No
             if condition.meets(found.value):
                 return Denial(Reason.SECOND_COPY, 400, f"The request asks for {condition.path}: {condition.because}.")
     return None
-
-
-def asked(endpoint: Endpoint, body: JsonObject, model: str | None = None) -> Asked | Denial:
-    """Read what a request asks for; ``model`` is named by its path.
-
-    Returns a ``Denial`` with reason ``BODY_MALFORMED`` where a field is of the wrong type or says two different things.
-    """
-    spec = endpoint.asked
-    models = [_short(each, spec.model_prefixes) for each in _values(spec.model, body)]
-    models += [model] if model is not None else []
-    streams = _values(spec.stream, body)
-    outputs = _values(spec.max_output, body)
-    tools: list[str] = []
-    for found in spec.tools.select(body):
-        for payload in found.payloads:
-            names = _tool_names(payload, found.value)
-            if names is None:
-                return _malformed(f"{payload.each} holds a tool without a name or of an unknown form")
-            tools.extend(names)
-    if any(type(model) is not str or not model for model in models):
-        return _malformed("the model is not a text")
-    if len(set(map(str, models))) > 1:
-        return _malformed("it names more than one model")
-    if any(type(stream) is not bool for stream in streams) or len(set(map(str, streams))) > 1:
-        return _malformed("stream is neither true nor false")
-    limits = [value for value in outputs if type(value) is int and (value >= 0 or spec.endless)]
-    if len(limits) != len(outputs):
-        return _malformed("the limit of output tokens is not a whole number")
-    return Asked(
-        model=str(models[0]) if models else None,
-        stream=bool(streams[0] if streams else spec.streams),
-        tools=tuple(dict.fromkeys(tools)),
-        max_output=None if any(limit < 0 for limit in limits) else max(limits, default=None),
-    )
-
-
-def _values(paths: Trie[str], body: object) -> list[object]:
-    return [found.value for found in paths.select(body) if found.value is not None]
-
-
-def _short(model: object, prefixes: tuple[str, ...]) -> object:
-    """Take one of the prefixes off the name of a model."""
-    found = next((each for each in prefixes if isinstance(model, str) and model.startswith(each)), "")
-    return model.removeprefix(found) if isinstance(model, str) else model
-
-
-def _malformed(what: str) -> Denial:
-    return Denial(Reason.BODY_MALFORMED, 400, f"The request body is malformed: {what}.")
-
-
-def _tool_names(spec: ToolNames, tool: object) -> tuple[str, ...] | None:
-    """Name one tool, or ``None`` where it cannot be named."""
-    if not isinstance(tool, dict):
-        return None
-    if spec.keyed is not None:
-        return tuple(_camel(name) for name in tool if name not in spec.keyed)
-    kind_of = tool.get("type", "")
-    if not isinstance(kind_of, str):
-        return None
-    if (at := spec.named.get(kind_of)) is None:
-        name = tool.get("name")
-        return (kind_of, name) if isinstance(name, str) and name else (kind_of,)
-    value: object = tool
-    for part in at:
-        value = value.get(part) if isinstance(value, dict) else None
-    return (value,) if isinstance(value, str) and value else None
-
-
-def _camel(name: str) -> str:
-    """Write a field name as proto-JSON does; it reads both spellings."""
-    first, *rest = name.split("_")
-    return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
 def kind(value: object) -> str:

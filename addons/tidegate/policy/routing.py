@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tidegate.dialects.spec import match, model_named
+from tidegate.dialects.addresses import match, model_named
 from tidegate.model import Connection, Denial, Head, Origin, Reason, Route
 from tidegate.policy.policy import Policy, Routes, Unlisted
 
