@@ -188,6 +188,36 @@ def aws_messages(stream: bytes) -> list[dict]:
     return [event for _, event in messages_of(stream)]
 
 
+def cohere_asks(body: dict) -> Texts:
+    for message in body.get("messages") or ():
+        yield from field(message, "content", "tool_plan")
+        yield from converse_texts(message.get("content"))
+
+
+def cohere_says(body: dict) -> Texts:
+    message = body.get("message") or {}
+    if isinstance(message, dict):
+        yield from field(message, "tool_plan")
+        yield from converse_texts(message.get("content"))
+
+
+def cohere_channels(event: dict) -> Iterator[tuple[object, str]]:
+    message = (event.get("delta") or {}).get("message") or {}
+    content = message.get("content") or {}
+    for name, part in (
+        ("plan", message.get("tool_plan")),
+        ((event.get("index"), "text"), content.get("text")),
+        ((event.get("index"), "thinking"), content.get("thinking")),
+    ):
+        if isinstance(part, str):
+            yield name, part
+
+
+def named_events(stream: bytes) -> list[dict]:
+    lines_ = stream.decode().replace("\r\n", "\n").split("\n")
+    return [json.loads(line[6:]) for line in lines_ if line.startswith("data: {")]
+
+
 CONVERSE = Family("bedrock", converse_asks, converse_says, aws_messages, converse_channels)
 INVOKE = Family("bedrock", invoke_asks, invoke_says, aws_messages, invoke_channels)
 
@@ -203,6 +233,7 @@ FAMILIES = {
     "bedrock.converse": CONVERSE, "bedrock.converse-stream": CONVERSE,
     "bedrock.invoke": INVOKE, "bedrock.invoke-stream": INVOKE,
     "count_tokens bedrock": Family("bedrock", counted_asks, converse_says),
+    "cohere.chat-v2": Family("cohere", cohere_asks, cohere_says, named_events, cohere_channels),
     "ollama.chat": OLLAMA, "ollama.generate": OLLAMA, "ollama.embed": OLLAMA,
 }  # fmt: skip
 
@@ -328,6 +359,7 @@ REFUSED: dict[str, dict[str, int]] = {
     "bedrock.converse-stream": {"asks for $.guardrailConfig.trace": 2},
     "bedrock.invoke": {"uses $.messages[*].content[*].type": 2},
     "count_tokens bedrock": {"uses $.input.invokeModel": 2},
+    "cohere.chat-v2": {"uses $.messages[*].content[*].image_url": 1},
     "gemini.stream": {"uses $.contents..['inlineData','inline_data']": 1},
     "gemini.embed": {"uses $.requests..['inlineData','inline_data','fileData','file_data']": 1},
 }

@@ -295,10 +295,35 @@ def converse(said: Said, cut: Cut = whole) -> list[Event]:
     return [*events, ("metadata", {"usage": {"inputTokens": 3}, "metrics": {"latencyMs": 411}, "p": "a"})]
 
 
+def cohere(said: Said, cut: Cut = whole) -> list[Event]:
+    events: list[dict] = [{"id": "r-1", "type": "message-start", "delta": {"message": {"role": "assistant"}}}]
+
+    def block(index: int, field: str, text: str) -> None:
+        start = {"type": "thinking" if field == "thinking" else "text", field: ""}
+        events.append({"type": "content-start", "index": index, "delta": {"message": {"content": start}}})
+        at = {"type": "content-delta", "index": index}
+        events.extend({**at, "delta": {"message": {"content": {field: part}}}} for part in cut(text))
+        events.append({"type": "content-end", "index": index})
+
+    if said.thinking:
+        block(0, "thinking", said.thinking)
+    if said.text:
+        block(1, "text", said.text)
+    for index, source in enumerate(said.tools):
+        call = {"id": f"f_{index}", "type": "function", "function": {"name": "f", "arguments": ""}}
+        events.append({"type": "tool-call-start", "index": index, "delta": {"message": {"tool_calls": call}}})
+        for part in cut(source):
+            call = {"function": {"arguments": part}}
+            events.append({"type": "tool-call-delta", "index": index, "delta": {"message": {"tool_calls": call}}})
+        events.append({"type": "tool-call-end", "index": index})
+    events.append({"type": "message-end", "delta": {"finish_reason": "COMPLETE"}})
+    return [*((event["type"], event) for event in events), (None, "[DONE]")]
+
+
 FAMILIES: dict[str, Callable[[Said, Cut], list[Event]]] = {
     "chat": chat, "completions": completions, "responses": responses, "messages": messages,
     "ollama": ollama, "generate": generate, "gemini": gemini, "gemini array": gemini,
-    "converse": converse, "invoke": messages,
+    "converse": converse, "invoke": messages, "cohere": cohere,
 }  # fmt: skip
 
 
@@ -404,7 +429,7 @@ FORMS = {
     "chat": Form("openai", "chat"), "completions": Form("openai", "completions"),
     "responses": Form("openai", "responses"), "messages": Form("anthropic", "messages"),
     "ollama": lines("chat"), "generate": lines("generate"),
-    "gemini": Form("gemini", "stream"),
+    "gemini": Form("gemini", "stream"), "cohere": Form("cohere", "chat"),
     "converse": Form(
         "bedrock", "converse_stream", EVENTSTREAM,
         lambda events: [message_piece(name, compact(event)) for name, event in events], messages_of,
@@ -430,7 +455,11 @@ def as_sent(name: str, said: Said) -> Said:
     """Return what a family can say of an answer in deltas: some have no tools, or send their arguments as objects."""
     if name == "completions":
         return Said(said.text)
-    return said if name in ("chat", "responses", "messages", "converse", "invoke") else Said(said.text, said.thinking)
+    return (
+        said
+        if name in ("chat", "responses", "messages", "converse", "invoke", "cohere")
+        else Said(said.text, said.thinking)
+    )
 
 
 def read(name: str, stream: bytes) -> Said:
@@ -450,6 +479,12 @@ def read(name: str, stream: bytes) -> Said:
 
 def _deltas(name: str, event: dict) -> list[tuple[str | int, str]]:
     match name:
+        case "cohere":
+            message = event.get("delta", {}).get("message", {})
+            content = message.get("content", {})
+            call = message.get("tool_calls", {}).get("function", {})
+            tool = [(event["index"], call["arguments"])] if "arguments" in call else []
+            return [("text", content.get("text", "")), ("thinking", content.get("thinking", "")), *tool]
         case "converse":
             delta = event.get("delta", {})
             tool = [(event["contentBlockIndex"], delta["toolUse"]["input"])] if "toolUse" in delta else []
