@@ -77,6 +77,9 @@ FAULTS: dict[str, list[str]] = {
     "not-yaml": [
         "FILE:6: the file: found expected the node content, but found '}'; accepted: YAML",
     ],
+    "on-unknown": [
+        "FILE:12: connections[0].on_unknown: found 'allow'; accepted: block or flag or pass",
+    ],
     "recording": [
         "FILE:23: recording.mode: found 'relaxed'; accepted: strict or best_effort",
         "FILE:23: recording.keep: found 'full'; accepted: redacted or none",

@@ -400,6 +400,31 @@ def test_no_other_order_is_possible(policy: Policy, stage: Stage) -> None:
             assert exchange.stage is stage
 
 
+def test_a_look_changes_nothing_and_is_what_the_event_would_have_found(policy: Policy) -> None:
+    body = steps.BodyArrived(chat("write to bob@example-mail.com"))
+    exchange, other = admitted(policy), admitted(policy)
+    looked = exchange.look(body)
+    assert (exchange.stage, exchange.asked, exchange.prompt_findings) == (Stage.BODY, None, ())
+    assert exchange.receive(looked) == other.receive(body)
+    assert exchange.verdict == other.verdict
+    for each in (exchange, other):
+        each.receive(steps.IntentKept(kept=True))
+        each.receive(steps.AnswerBegan(200, JSON))
+    answer = steps.AnswerWhole(json.dumps({"choices": [{"message": {"content": "ask bob@example-mail.com"}}]}).encode())
+    looked = exchange.look(answer)
+    assert (exchange.stage, exchange.answer_findings) == (Stage.WHOLE, ())
+    assert exchange.receive(looked) == other.receive(answer)
+    assert exchange.answer_findings == other.answer_findings != ()
+
+
+def test_what_was_looked_at_is_no_use_once_the_exchange_is_over(policy: Policy) -> None:
+    exchange = admitted(policy)
+    looked = exchange.look(steps.BodyArrived(chat()))
+    exchange.receive(steps.Stopped(Denial(Reason.CLIENT_GONE, 499, "The client left."), Outcome.ABORTED))
+    with pytest.raises(OutOfOrder):
+        exchange.receive(looked)
+
+
 def test_a_bug_after_the_end_still_denies(policy: Policy) -> None:
     exchange, _ = sent(policy)
     exchange.receive(steps.AnswerBegan(200, JSON))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import random
 import time
@@ -141,6 +142,9 @@ HOSTILE = {
     "percent": "%41", "entities": "&#65;", "backslashes": "\\\\n", "quotes": '"+"', "lines": "a1\nb2\n",
     "base64": "QUJD",
     "spaced": "a ", "dashes": "-----BEGIN ", "zero width": "a\u200b", "nested": "%25", "tokens": "aB3xY9kL2mN4 ",
+    "escaped u": "\\u0041", "escaped percent": "%2541", "encoded words": "aGVsbG8gd29ybGQh ", "numbers": "123 456 789 ",
+    "halves": "A1\n", "mails": "a1@b.co\n", "look-alikes": "АВ ", "full width": "ａｂ ", "no-break": "1\u00a02",
+    "literals": '"A1","B2",', "fields": '"a":"A1","b":"B2"},{',
     "codes": "65, ", "equals": "=41=\n", "overrides": "\u202eab", "braces": '"}, {"a": "',
 }  # fmt: skip
 
@@ -164,3 +168,39 @@ def test_every_value_of_the_shared_rules_is_found_encoded() -> None:
     for value in (KEY, MAIL, CARD):
         text = base64.b64encode(f"say {value} now".encode()).decode()
         assert find_hidden(engine(), text)
+
+
+BOMB = (KEY.encode() + b" a" * 10_000_000, b" a" * 10_000_000 + KEY.encode())
+
+
+def test_what_is_compressed_is_unpacked_within_bounds() -> None:
+    early, late = (base64.b64encode(gzip.compress(text)).decode() for text in (BOMB[0], BOMB[1]))
+    assert find_hidden(ENGINE, early)
+    assert find_hidden(ENGINE, late) == ()
+
+
+def test_a_long_encoded_text_is_decoded_whole() -> None:
+    assert find_hidden(ENGINE, base64.b64encode(b"a b c " * 40_000 + KEY.encode() + b" d").decode())
+
+
+def test_other_disguises_do_not_use_up_the_bounds() -> None:
+    """The first reading of every step is made, whatever else is in the text."""
+    noise = "\n".join(hidden for hidden in CLEAN.values()) + "".join(
+        f"%{at % 90 + 33:x} &#{at % 90 + 33}; " for at in range(9000)
+    )
+    for hidden in HIDDEN.values():
+        assert not hides_nothing(ENGINE, encode(f"{noise} {hidden} {noise}"))
+
+
+def test_many_findings_take_no_longer_each() -> None:
+    def cost(times: int) -> float:
+        text = (base64.b64encode(KEY.encode()).decode() + " " + KEY + " ") * times
+        best = []
+        for _ in range(2):
+            start = time.process_time()
+            find_text(ENGINE, text)
+            best.append(time.process_time() - start)
+        return min(best)
+
+    cost(50)
+    assert cost(2_000) < 3 * 4 * cost(500)

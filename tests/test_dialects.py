@@ -232,6 +232,33 @@ def test_the_small_dialect_loads() -> None:
             "accepted: the name of an endpoint of this file that has no like itself",
             id="like-nobody",
         ),
+        pytest.param(
+            "    deny:",
+            "    media: [{data: [url]}]\n    deny:",
+            "small.yaml:19: endpoints.chat.media[0].path: found nothing; accepted: a JSONPath expression of $, .name, "
+            ".'quoted name', [n], [*], * and ..",
+            id="media-without-a-path",
+        ),
+        pytest.param(
+            "    deny:",
+            "    media: [{path: $.a, kinds: [text]}]\n    deny:",
+            "small.yaml:19: endpoints.chat.media[0].kinds: found [text]; "
+            "accepted: a list of string, number, boolean, object or list",
+            id="media-kind",
+        ),
+        pytest.param(
+            "    deny:",
+            "    media: [{path: $.a, data: url}]\n    deny:",
+            "small.yaml:19: endpoints.chat.media[0].data: found 'url'; "
+            "accepted: a list of field names joined by dots, such as source.data, or . itself",
+            id="media-data",
+        ),
+        pytest.param(
+            "    deny:",
+            "    media: [{path: $.a, when: [image]}]\n    deny:",
+            "small.yaml:19: endpoints.chat.media[0].when: found a list; accepted: a mapping",
+            id="media-when",
+        ),
     ],
 )
 def test_each_fault_is_said_in_one_sentence(old: str, new: str, message: str) -> None:
@@ -646,8 +673,6 @@ def test_asked_refuses(endpoint, body: dict, what: str) -> None:
 
 # what is refused ──────────────────────────────────────────────────────────────
 
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-
 
 @pytest.mark.parametrize(
     ("endpoint", "body", "path"),
@@ -658,31 +683,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}
         (EMBEDDINGS, {"input": [[8134]]}, "$.input[*]"),
         (EMBEDDINGS, {"input": ["text", 5]}, "$.input[*]"),
         (CHAT, {"messages": [{"role": "user", "content": [1, 2]}]}, "$.messages[*].content[*]"),
-        (
-            CHAT,
-            {"messages": [{"content": [{"type": "text", "text": "x"}, IMAGE]}]},
-            "$.messages[*].content[*].image_url",
-        ),
-        (CHAT, {"messages": [{"content": [{"file": {"file_id": "f"}}]}]}, "$.messages[*].content[*].file"),
-        (
-            RESPONSES,
-            {"input": [{"content": [{"image_url": "https://x.test/a.png"}]}]},
-            "$.input[*].content[*].image_url",
-        ),
         (RESPONSES, {"previous_response_id": "resp_1"}, "$.previous_response_id"),
         (RESPONSES, {"conversation": {"id": "conv_1"}}, "$.conversation"),
         (RESPONSES, {"input": [{"type": "item_reference", "id": "msg_1"}]}, "$.input[*].type"),
         (RESPONSES, {"background": True}, "$.background"),
-        (
-            MESSAGES,
-            {"messages": [{"content": [{"type": "image", "source": {"type": "url"}}]}]},
-            "$.messages[*].content[*].type",
-        ),
-        (
-            MESSAGES,
-            {"messages": [{"content": [{"type": "document", "source": {"type": "base64"}}]}]},
-            "$.messages[*].content[*].source.type",
-        ),
         (MESSAGES, {"mcp_servers": [{"url": "https://x.test"}]}, "$.mcp_servers"),
         (ANTHROPIC.endpoints["count_tokens"], {"mcp_servers": [{"url": "https://x.test"}]}, "$.mcp_servers"),
     ],
@@ -971,10 +975,10 @@ def test_corpus_refuses_only_what_cannot_be_read() -> None:
             counts[what.message] += 1
         else:
             counts["passed"] += 1
-    # opaque: 85 media and files, 24 stored at the provider, 10 token ids, 6 in the background, 4 remote servers
+    # opaque: 18 stored at the provider, 10 token ids, 6 in the background, 4 remote servers; media: tests/test_media.py
     assert counts == {
-        "passed": 2373,
-        "body_opaque": 129,
+        "passed": 2464,
+        "body_opaque": 38,
         "second_copy": 1,
         "The request body is malformed: it names more than one model.": 1,
     }

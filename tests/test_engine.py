@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.matching import POOL, engine, indexes, rule, spans, texts
 from tidegate.inspection import scanner
 from tidegate.inspection.cache import DiskCache
+from tidegate.inspection.closure import read
 from tidegate.inspection.engine import RuleError, build, encode
 from tidegate.inspection.rules import Severity
 
@@ -226,10 +227,10 @@ def test_without_hyperscan_the_answers_are_the_same(text: str) -> None:
     data = encode(text)
     known = engine(EVERYTHING)
     for fast, patterns in (
-        (known._words, [each.find for each in known.compiled]),
-        (known._closures, [each.live for each in known.compiled]),
+        (known._words, [read(each.rule.pattern).plain for each in known.compiled]),
+        (known._closures, [each.live.pattern.decode() for each in known.compiled]),
     ):
-        slow = scanner.Re2Scanner([pattern.pattern.decode() for pattern in patterns])
+        slow = scanner.Re2Scanner(patterns)
         assert sorted(fast.hits(data)) == slow.hits(data)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.policy_faults import FAULTS
 from tidegate.inspection.cache import DiskCache
-from tidegate.model import Action, AnswerLimits, Direction, Mode, Origin, Reason
+from tidegate.model import Action, AnswerLimits, Direction, Mode, OnUnknown, Origin, Reason
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Keep, OidcIdentity, Policy, PolicyError, RecordingMode, StaticIdentity, Unlisted
 from tidegate.policy.reader import Reader
@@ -279,6 +279,15 @@ def documented() -> set[str]:
 
 def keys(sections: Mapping[str, tuple[str, ...]]) -> set[str]:
     return {f"{section}.{key}".removeprefix(".") for section, names in sections.items() for key in names}
+
+
+@pytest.mark.parametrize("rule", OnUnknown)
+def test_what_a_connection_does_with_what_cannot_be_inspected(folder: Path, rule: OnUnknown) -> None:
+    assert load(folder / "policy.yaml").connections["openai"].on_unknown is OnUnknown.BLOCK
+    policy = change(folder, ("    serve: {path: /openai}\n", f"    serve: {{path: /openai}}\n    on_unknown: {rule}\n"))
+    assert policy.connections["openai"].on_unknown is rule
+    warning = f"connection openai: on_unknown: {rule}: what cannot be inspected is sent to the model"
+    assert (warning in policy.warnings) is (rule is not OnUnknown.BLOCK)
 
 
 def test_every_key_is_documented() -> None:

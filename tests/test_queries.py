@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from sqlite_utils.utils import sqlite3
 from tidegate.evidence import queries
 from tidegate.evidence.records import ExchangeRecord, RecordingError
 from tidegate.evidence.store import Recorder
-from tidegate.model import Action, Decision, Finding, Outcome, Reason
+from tidegate.model import Action, Decision, Finding, Outcome, Reason, Scanned
+from tidegate.replay import show
 
 HOUR = 3_600_000_000
 
@@ -27,7 +30,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recorder.start()
     common = {"method": "POST", "path": "/openai/v1/chat/completions", "connection": "openai", "endpoint": "chat"}
     for each in (
-        ExchangeRecord("ex_0a", 1 * HOUR, caller="alice", identity="corp", outcome=Outcome.ANSWERED, **common),
+        ExchangeRecord(
+            "ex_0a", 1 * HOUR, caller="alice", identity="corp", outcome=Outcome.ANSWERED,
+            scanned=Scanned.PARTLY, **common,
+        ),
         ExchangeRecord(
             "ex_0b", 2 * HOUR, caller="bob", identity="corp", outcome=Outcome.DENIED, reason=Reason.FINDING, status=403,
             prompt_findings=(finding("secrets.aws"), finding("secrets.aws")),
@@ -150,3 +156,30 @@ def test_since_refuses(text: str) -> None:
     assert str(error.value) == (
         f"--since: found {text!r}; accepted: an age such as 30m, 2h or 3d, or a date such as 2026-11-01"
     )
+
+
+def test_how_much_was_scanned_is_shown(path: Path) -> None:
+    rows = {row["id"]: row["scanned"] for row in queries.list_flows(path)}
+    assert rows == {"ex_0a": "partly scanned", "ex_0b": None, "ex_1c": None, "ex_1d": None}
+    console = Console(width=200, file=io.StringIO())
+    console.print(queries.table(queries.list_flows(path), 200))
+    assert console.file.getvalue().count("partly scanned") == 1  # type: ignore[attr-defined]
+    console.print(show.view(show.details(path, "ex_0a")))
+    assert console.file.getvalue().count("partly scanned") == 2  # type: ignore[attr-defined]
+
+
+def test_an_older_recording_gets_the_column_and_keeps_its_rows(tmp_path: Path) -> None:
+    where = tmp_path / "old.db"
+    recorder = Recorder(where, lambda _: b"")
+    recorder.start()
+    recorder.seal(ExchangeRecord("ex_1", HOUR, "GET", "/"), None)
+    recorder.close()
+    with contextlib.closing(sqlite3.connect(where, isolation_level=None)) as db:
+        db.execute("ALTER TABLE exchange DROP COLUMN scanned")
+        db.execute("DELETE FROM _sqlite_migrations WHERE name = 'recording_2'")
+    assert [queries.table([row], 200).row_count for row in queries.list_flows(where)] == [1], "read only, as it is"
+    again = Recorder(where, lambda _: b"")
+    again.start()
+    again.seal(ExchangeRecord("ex_2", HOUR, "GET", "/", scanned=Scanned.WHOLE), None)
+    again.close()
+    assert [(row["id"], row["scanned"]) for row in queries.list_flows(where)] == [("ex_2", "scanned"), ("ex_1", None)]

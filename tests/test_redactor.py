@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.matching import POOL, VALUE_AHEAD, actions, engine, indexes, masked, pieces, rule, texts
 from tidegate.inspection.engine import Engine, build
+from tidegate.inspection.patterns import Match
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action
 from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Redactor, placeholder, redact, short_name
@@ -229,13 +232,20 @@ def test_work_grows_with_the_text_and_no_faster(text: str, monkeypatch: pytest.M
                 seen += 1 + (hit.end() if hit else stop) - start
                 return hit
 
-        from dataclasses import replace
+        def counting(match: Match) -> Match:
+            def call(data: bytes, start: int, end: int) -> list[tuple[int, int]]:
+                nonlocal seen
+                spans = match(data, start, end)
+                seen += 1 + (end if spans[0][1] < 0 else spans[0][1]) - start
+                return spans
+
+            return call
 
         kept = rules.compiled
         counted = tuple(
             replace(
                 each,
-                find=Counting(each.find),
+                find=replace(each.find, opening=counting(each.find.opening), exact=counting(each.find.exact)),
                 end=each.end and replace(each.end, find=Counting(each.end.find)),
             )
             for each in kept

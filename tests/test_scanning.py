@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from tests.documents import PNG, archive, docx, locked_pdf, pdf
+from tests.documents import run as run_of
 from tidegate import cli, scanning
 from tidegate.inspection.engine import build
 from tidegate.inspection.findings import inspect_text
@@ -174,6 +177,47 @@ def test_a_file_that_is_too_large_is_an_error_and_the_rest_is_scanned(tmp_path: 
     assert done.exit_code == 2
     assert "a.txt: found more than 30 bytes" in done.stderr
     assert "b.txt:1:1" in done.stdout
+
+
+# ── documents ───────────────────────────────────────────────────────────────
+
+
+def test_a_document_is_opened_and_its_part_named(tmp_path: Path, pack: Path) -> None:
+    (tmp_path / "report.docx").write_bytes(docx(run_of(TOKEN[:8]) + run_of(TOKEN[8:])))
+    (tmp_path / "all.zip").write_bytes(archive({"notes/a.txt": f"one\nx {TOKEN}"}))
+    done = run("scan", "--pack", pack, tmp_path)
+    assert done.exit_code == 1
+    assert "report.docx (word/document.xml):1:1" in done.stdout
+    assert "all.zip (notes/a.txt):2:3" in done.stdout
+    assert TOKEN not in done.output
+    assert "findings in 2 of 2 files" in done.stderr
+
+
+def test_a_document_on_standard_input_is_opened(pack: Path) -> None:
+    done = run("scan", "--pack", pack, "-", stdin=pdf(TOKEN))
+    assert done.exit_code == 1
+    assert "standard input (page 1):1:1" in done.stdout
+
+
+def test_what_of_a_document_cannot_be_read_is_said(tmp_path: Path, pack: Path) -> None:
+    (tmp_path / "a.docx").write_bytes(docx(run_of(TOKEN), word_a__png=PNG))
+    (tmp_path / "b.pdf").write_bytes(locked_pdf("x"))
+    (tmp_path / "c.png").write_bytes(PNG)
+    done = run("scan", "--pack", pack, tmp_path)
+    assert done.exit_code == 1
+    assert "a.docx: partly scanned: it is or holds a picture" in done.stderr
+    assert "b.pdf: not scanned: it is or holds data that is encrypted" in done.stderr
+    assert "c.png: skipped, a binary file" in done.stderr
+    assert "1 findings in 1 of 1 file; 2 files skipped" in done.stderr
+
+
+def test_a_data_url_is_opened_in_rows_and_texts(pack: Path) -> None:
+    url = f"data:application/zip;base64,{base64.b64encode(archive({'a.txt': TOKEN})).decode()}"
+    text = f"größe {url}, {url} and so on"
+    done = run("scan", "--pack", pack, "--jsonl", stdin=json.dumps({"id": 1, "text": text}))
+    found = json.loads(done.stdout)["findings"]
+    assert [text[each["start"] : each["end"]] for each in found] == [url, url]
+    assert {each["rule"] for each in found} == {"house.acme-token"}
 
 
 # ── rows ────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from mitmproxy import websocket
 from mitmproxy.test import tflow
 from wsproto.frame_protocol import Opcode
 
+from tidegate.extracting import Extractor
 from tidegate.model import AnswerLimits
 from tidegate.policy.policy import Keep
 from tidegate.socket_gate import LiveSocket
@@ -30,7 +31,7 @@ def exchange(keep: Keep, limits: AnswerLimits) -> Any:
 @pytest.mark.parametrize(("keep", "most"), [(Keep.REDACTED, 1000), (Keep.NONE, 0)])
 def test_what_a_flow_remembers_is_bounded(keep: Keep, most: int) -> None:
     async def run() -> None:
-        live = LiveSocket(exchange(keep, AnswerLimits(bytes=400)), 1000, lambda *_: None)
+        live = LiveSocket(exchange(keep, AnswerLimits(bytes=400)), 1000, lambda *_: None, Extractor())
         flow = tflow.twebsocketflow()
         assert flow.websocket is not None
         flow.websocket.messages.clear()

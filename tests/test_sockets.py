@@ -13,12 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.documents import PNG, archive
 from tests.test_split_invariance import expected, said
 from tests.wire import CARD, KEY, MAIL, Said, answer, engine, events_of, every, read, responses, run, sse
 from tidegate.crossing import Crossing
 from tidegate.dialects.load import parse_dialect
+from tidegate.inspection.attachments import extract
 from tidegate.inspection.cache import DiskCache
-from tidegate.model import Action, Caller, Denial, Direction, Grant, Head, Outcome, Reason
+from tidegate.model import Action, Caller, Denial, Direction, Grant, Head, OnUnknown, Outcome, Reason, Scanned
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy
 from tidegate.sockets import GOING_AWAY, MESSAGES, POLICY, WAITING, Socket, accepted, fits, opening, wanted
@@ -27,6 +29,7 @@ from tidegate.steps import (
     BodyArrived,
     CallerKnown,
     ClientSaid,
+    Extract,
     Form,
     HeadArrived,
     IntentKept,
@@ -320,6 +323,34 @@ def test_a_refused_message_is_answered_and_the_socket_stays(policy: Policy, mess
     assert KEY.encode() not in step.down[0]
     assert socket.client(asks()).up
     assert socket.denial is not None
+
+
+def test_a_document_in_a_message_is_read_first(policy: Policy) -> None:
+    """The message comes a second time, with what was read; only then is anything counted."""
+    socket = open_socket(policy)
+    data = base64.b64encode(archive({"a.txt": KEY})).decode()
+    message = asks(input=[{"role": "user", "content": [{"type": "input_file", "file_data": data}]}])
+    step = socket.client(message)
+    assert isinstance(step, Extract)
+    assert (socket.decisions, socket.prompt_findings, socket.busy) == ([], [], False)
+    answered = socket.client(replace(message, extracted=tuple(map(extract, step.attachments))))
+    assert isinstance(answered, Relay)
+    assert errors(answered) == ["finding"]
+    place = "message 1: $.input[0].content[0].file_data (zip: a.txt)"
+    assert {each.where for each in socket.prompt_findings} == {place}
+
+
+@pytest.mark.parametrize(("rule", "up"), [(OnUnknown.BLOCK, False), (OnUnknown.FLAG, True), (OnUnknown.PASS, True)])
+def test_a_picture_in_a_message_follows_the_connection(policy: Policy, rule: OnUnknown, *, up: bool) -> None:
+    prefixes = tuple((path, replace(each, on_unknown=rule)) for path, each in policy.routes.prefixes)
+    socket = open_socket(replace(policy, routes=replace(policy.routes, prefixes=prefixes)))
+    url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    message = asks(input=[{"role": "user", "content": [{"type": "input_image", "image_url": url}]}])
+    step = socket.client(message)
+    assert isinstance(step, Relay)
+    assert [json.loads(each) for each in step.up] == ([json.loads(message.data)] if up else [])
+    assert socket.scanned is Scanned.PARTLY
+    assert (socket.decisions[0].stage, socket.decisions[0].result) == ("media", rule if up else "deny")
 
 
 def test_a_model_that_is_not_granted_is_refused(policy: Policy) -> None:

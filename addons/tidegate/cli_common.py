@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,7 @@ def load_engine(packs: Sequence[str], policy_path: Path | None, *, failed: int =
     from tidegate.inspection.engine import build
     from tidegate.policy.loading import load, load_packs
 
+    logging.getLogger("pypdf").addHandler(logging.NullHandler())  # its warnings may quote a document
     cache = DiskCache()
     own = [Path(each) for each in packs if _is_path(each)]
     names = {each for each in packs if not _is_path(each)}

@@ -16,6 +16,7 @@ from rich.text import Text
 from tidegate.cli_common import load_engine, packs_option, rules_option
 
 if TYPE_CHECKING:
+    from tidegate.inspection.attachments import Extraction
     from tidegate.inspection.engine import Engine
     from tidegate.inspection.rules import Severity
     from tidegate.scanning import Located
@@ -80,38 +81,58 @@ def _progress(total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
 
 def _scan_files(engine: Engine, paths: Sequence[str], at_least: Severity) -> int:
     """Scan everything and show one table. What cannot be read is said at once and does not end the scan."""
-    from tidegate.inspection.findings import inspect_text
-    from tidegate.scanning import ScanError, as_text, files, is_severe, locate, read_file
+    from tidegate.extracting import extract_apart
+    from tidegate.scanning import ScanError, files, read_file, texts
 
     named = list(dict.fromkeys(path for each in paths for path in ([Path("-")] if each == "-" else files([each]))))
     found: list[tuple[str, Located]] = []
-    failed = skipped = 0
+    failed = skipped = hit = 0
     with _progress(len(named), "files") as advance:
         for path in named:
             stdin = path == Path("-")
             try:
-                text = as_text(sys.stdin.buffer.read()) if stdin else read_file(path)
+                read = texts(sys.stdin.buffer.read() if stdin else read_file(path), extract_apart)
             except ScanError as error:
                 _say(str(error))
                 failed += 1
                 continue
-            if text is None:
-                _say(f"{path}: skipped, a binary file")
-                skipped += 1
-            elif findings := inspect_text(engine, text):
-                name = "standard input" if stdin else str(path)
-                located = locate(text, findings)  # milder findings are masked all the same
-                found += [(name, each) for each in located if is_severe(each.finding, at_least)]
+            if read.unread:
+                _say(f"{path}: {_unread(read)}")
+                skipped += not read.texts
+            name = "standard input" if stdin else str(path)
+            here = _in_file(engine, name, read, at_least)
+            found += here
+            hit += bool(here)
             advance(1)
     if found:
         terminal = Console()
         (terminal if terminal.is_terminal else Console(width=200)).print(_table(found))
     scanned = len(named) - failed - skipped
-    summary = f"{len(found)} findings in {len({name for name, _ in found})} of {_files(scanned)}"
+    summary = f"{len(found)} findings in {hit} of {_files(scanned)}"
     _say(
         summary + (f"; {_files(skipped)} skipped" if skipped else "") + (f"; {_files(failed)} failed" if failed else "")
     )
     return FAILED if failed else FOUND if found else 0
+
+
+def _in_file(engine: Engine, name: str, read: Extraction, at_least: Severity) -> list[tuple[str, Located]]:
+    """Return the findings of one file with their places: those of a document name the part of it."""
+    from tidegate.inspection.findings import inspect_text
+    from tidegate.scanning import is_severe, locate
+
+    found: list[tuple[str, Located]] = []
+    for text in read.texts:
+        place = name if read.kind == "text" else f"{name} ({text.name or read.kind})"
+        findings = inspect_text(engine, text.text)
+        located = locate(text.text, findings) if findings else ()  # milder findings are masked all the same
+        found += [(place, each) for each in located if is_severe(each.finding, at_least)]
+    return found
+
+
+def _unread(read: Extraction) -> str:
+    if read.kind == "binary":
+        return "skipped, a binary file"
+    return f"{'partly' if read.texts else 'not'} scanned: it is or holds {'; '.join(read.unread)}"
 
 
 def _files(count: int) -> str:

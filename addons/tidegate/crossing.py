@@ -25,9 +25,10 @@ from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
-from tidegate.inspection.bodies import MALFORMED, inspect_answer
+from tidegate.inspection import media
+from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.ner.spec import Ner, Unread
-from tidegate.judging import NAMES, Judged, again, beside, inspect, judge, parse, too_large, worst
+from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
     Asked,
@@ -42,6 +43,7 @@ from tidegate.model import (
     Outcome,
     Reason,
     Route,
+    Scanned,
     Verdict,
 )
 from tidegate.policy.policy import Policy
@@ -58,6 +60,7 @@ from tidegate.steps import (
     ClientSaid,
     Emit,
     Event,
+    Extract,
     Forward,
     HeadArrived,
     Identify,
@@ -109,6 +112,7 @@ class Crossing:
         self.answer_findings: tuple[Finding, ...] = ()
         self.streamed = False
         self.passing = False
+        self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
         self._stream: StreamedAnswer | None = None
         self._encodings: list[str] = []
@@ -128,6 +132,19 @@ class Crossing:
             raise OutOfOrder(f"{type(event).__name__} at {self.stage.name}")
         return step(self, event)
 
+    def look(self, event: BodyArrived | ModelSaid | AnswerWhole) -> BodyArrived | ModelSaid | AnswerWhole:
+        """Inspect what an event brings, without taking it; return the event that carries what was found.
+
+        Changes nothing here, so a thread may do it while the exchange goes on, or ends.
+        """
+        if isinstance(event, BodyArrived):
+            judged = self._judge(event, self.policy)
+            looked = judged if isinstance(judged, Unopened) else again(self.policy, judged, event.masked)
+            return replace(event, looked=looked)
+        if isinstance(event, ModelSaid):
+            return replace(event, looked=self._with_told(event))
+        return replace(event, looked=self._masked(event.data))
+
     # request ─────────────────────────────────────────────────────────────────
 
     def _head(self, event: HeadArrived) -> Step:
@@ -142,6 +159,7 @@ class Crossing:
             if upgrade:
                 return self._refuse("route", sockets.NO_SWITCH)
             self._decide("route", "pass")
+            self.scanned = Scanned.NOTHING
             self.stage = Stage.PASSING
             self.passing = True
             return Forward()
@@ -176,7 +194,10 @@ class Crossing:
         return ReadBody(grant.request_bytes)
 
     def _body(self, event: BodyArrived) -> Step:
-        judged = again(self.policy, self._judge(event.data, self.policy), event.masked)
+        judged = event.looked or self.look(event).looked
+        if isinstance(judged, Unopened):
+            return Extract(judged.attachments)
+        assert isinstance(judged, Judged)
         if self.policy.ner is not None and judged.denial is None:
             return self._ask(self.policy.ner, event, judged)
         return self._judged(judged)
@@ -198,21 +219,34 @@ class Crossing:
     def _model_said(self, event: ModelSaid) -> Step:
         assert self.policy.ner is not None
         assert self._unread is not None
-        (body, judged, texts), self._unread = self._unread, None
+        looked = event.looked or self._with_told(event)
+        (_, judged, texts), self._unread = self._unread, None
         unread = event.unread
-        if unread is None and event.spans:
-            policy, told = asking.with_told(self.policy, event.spans)
-            judged = again(self.policy, self._judge(body.data, policy), body.masked)
-            unread = Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
+        if looked is not None:
+            assert isinstance(looked, tuple)
+            judged, unread = looked
         if unread is not None:
             return self._without_model(self.policy.ner, judged, unread)
         self._decide("ner", worst(asking.own(judged.findings)), f"texts read: {len(texts)}")
         return self._judged(judged)
 
+    def _with_told(self, event: ModelSaid) -> tuple[Judged, Unread | None] | None:
+        """Judge the body once more with what the model found in it; ``None`` where there is nothing to add."""
+        assert self._unread is not None
+        body = self._unread[0]
+        if event.unread is not None or not event.spans:
+            return None
+        policy, told = asking.with_told(self.policy, event.spans)
+        once_more = self._judge(body, policy)
+        assert isinstance(once_more, Judged)
+        judged = again(self.policy, once_more, body.masked)
+        return judged, Unread.MISSED if judged.denial is None and any(each.missed for each in told) else None
+
     def _without_model(self, ner: Ner, judged: Judged, unread: Unread) -> Step:
         """Decide on a request that the model did not read, as the policy says."""
         result, findings, denial = asking.verdict(ner, self.policy.mode, unread)
         if denial is not None:
+            self._scan(judged)
             self.asked, self.prompt_findings = judged.asked or self.asked, judged.findings
             return self._refuse("ner", denial, detail=unread)
         self._decide("ner", result, unread)
@@ -220,6 +254,7 @@ class Crossing:
 
     def _judged(self, judged: Judged) -> Step:
         self.asked = judged.asked or self.asked
+        self._scan(judged)
         self.prompt_findings, self.masked_body = judged.findings, judged.body
         if judged.denial is not None:
             return self._refuse(judged.stage, judged.denial)
@@ -230,8 +265,18 @@ class Crossing:
         self.stage = Stage.INTENT
         return KeepIntent()
 
-    def _judge(self, data: bytes, policy: Policy) -> Judged:
+    def _scan(self, judged: Judged) -> None:
+        """Note how much of the request was scanned, and what the connection says of the rest."""
+        if judged.media is None:
+            self.scanned = Scanned.WHOLE if judged.stage == "inspect" else None
+            return
+        self.scanned = media.scanned(judged.media)
+        if judged.denial is None and judged.media.unread:
+            self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media))
+
+    def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened:
         """Decode and read a body, then judge it with the rest of its request."""
+        data = event.data
         assert self.grant is not None
         assert self.head is not None
         grant, head, endpoint = self.grant, self.head, self._endpoint()
@@ -245,7 +290,7 @@ class Crossing:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(policy, endpoint, grant, value, len(plain), extra=extra)
+            return judge(policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
@@ -369,8 +414,11 @@ class Crossing:
         assert self.socket is not None
         return self._relayed(self.socket.rest())
 
-    def _relayed(self, step: Relay) -> Step:
+    def _relayed(self, step: Relay | Extract) -> Step:
         assert self.socket is not None
+        if isinstance(step, Extract):
+            return step
+        self.scanned = self.socket.scanned
         self.asked = self.socket.asked or self.asked
         if step.close is not None:
             self.denial = self.socket.denial
@@ -379,35 +427,32 @@ class Crossing:
         return step
 
     def _whole(self, event: AnswerWhole) -> Step:
-        assert self.route is not None
-        assert self.status is not None
-        limit = self.route.connection.answer.bytes
-        plain = bodies.decode(event.data, self._encodings, limit)
-        if isinstance(plain, Denial):
-            return self._refuse("answer", replace(plain, reason=Reason.ANSWER_MALFORMED, status=502))
-        found = inspect_answer(
-            self._endpoint(), self.policy.engine, self.policy.decide(Direction.RESPONSE), plain, status=self.status
-        )
-        if found is MALFORMED and self._endpoint().stream is not None:
-            return self._unannounced(plain)
+        found = event.looked or self.look(event).looked
         if isinstance(found, Denial):
             return self._refuse("answer", found)
+        assert isinstance(found, Inspected)
         self.answer_findings += found.findings
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
 
-    def _unannounced(self, plain: bytes) -> Step:
+    def _masked(self, data: bytes) -> Inspected | Denial:
+        """Decode the whole body of an answer and mask it."""
+        assert self.route is not None
+        assert self.status is not None
+        plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
+        if isinstance(plain, Denial):
+            return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
+        decide = self.policy.decide(Direction.RESPONSE)
+        found = inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
+        return self._unannounced(plain) if found is MALFORMED and self._endpoint().stream is not None else found
+
+    def _unannounced(self, plain: bytes) -> Inspected | Denial:
         """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
         assert self.status is not None
         stream = self._streamed(JSON, self.status)
         body = stream.feed(plain) + stream.end()
-        self.answer_findings += stream.findings
-        if stream.denial is not None:
-            return self._refuse("answer", stream.denial)
-        self._decide("answer", worst(stream.findings))
-        self._close(Outcome.ANSWERED)
-        return Emit(body, last=True)
+        return stream.denial or Inspected(body, stream.findings)
 
     # endings ─────────────────────────────────────────────────────────────────
 

@@ -181,6 +181,7 @@ class Exchange:
             request_bytes=self.request_bytes,
             response_bytes=self.response_bytes,
             streamed=crossing.streamed,
+            scanned=crossing.scanned,
             replay_of=self.replay_of,
             prompt_findings=crossing.prompt_findings,
             answer_findings=crossing.answer_findings,
@@ -233,6 +234,7 @@ class Exchange:
                 "request_bytes": record.request_bytes,
                 "response_bytes": record.response_bytes,
                 "streamed": record.streamed,
+                "scanned": record.scanned,
                 "duration_ms": round((record.duration_us or 0) / 1000, 2),
             }
         )

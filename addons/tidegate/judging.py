@@ -14,7 +14,10 @@ from tidegate.dialects import body as bodies
 from tidegate.dialects.asking import asked
 from tidegate.dialects.spec import Endpoint, JsonObject, refused
 from tidegate.identity import permission
+from tidegate.inspection import media
+from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.bodies import inspect_request
+from tidegate.inspection.media import Opened
 from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Reason, Route
 from tidegate.policy.policy import Policy
 
@@ -32,6 +35,14 @@ class Judged:
     asked: Asked | None = None
     body: bytes = field(default=b"", repr=False)
     findings: tuple[Finding, ...] = ()
+    media: Opened | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """A body cannot be judged before these attachments were read, which may take long."""
+
+    attachments: tuple[bytes, ...] = field(repr=False)
 
 
 def parse(plain: bytes) -> JsonObject | Denial:
@@ -44,20 +55,22 @@ def parse(plain: bytes) -> JsonObject | Denial:
     return value
 
 
-def judge(
+def judge(  # noqa: PLR0913 - each is another part of what is judged
     policy: Policy,
     endpoint: Endpoint,
     grant: Grant,
     value: JsonObject,
-    size: int,
+    plain: bytes,
     *,
     extra: Mapping[str, str] | None = None,
     known: str = "",
-) -> Judged:
-    """Judge a parsed body of ``size`` bytes. ``value`` is changed in place.
+    extracted: tuple[Extraction, ...] | None = None,
+) -> Judged | Unopened:
+    """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, unless it is ``Unopened``.
 
-    ``extra`` holds texts outside the body by the place their findings are reported at. ``known`` names a field of the
-    root that the dialect's conditions do not speak of this time; it is inspected like any other.
+    ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for. ``extra``
+    holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
+    the dialect's conditions do not speak of this time; it is inspected like any other.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
     denial = refused(endpoint, judged, redacting=policy.redacts_answers)
@@ -69,9 +82,22 @@ def judge(
     permitted = permission.permit(grant, what)
     if isinstance(permitted, Denial):
         return Judged(grant, "permission", permitted, what)
-    if size > permitted.request_bytes:
+    if len(plain) > permitted.request_bytes:
         return Judged(permitted, "body", too_large(permitted.request_bytes), what)
-    return inspect(policy, endpoint, permitted, what, value, extra)
+    parts = media.parts(endpoint, value)
+    parts += media.beside(parts, value, plain)
+    if not parts:
+        return inspect(policy, endpoint, permitted, what, value, extra)
+    slow = media.slow(parts)
+    if slow and extracted is None:
+        return Unopened(slow)
+    opened = media.opened(parts, extracted or (), policy.engine)
+    seen = replace(inspect(policy, endpoint, permitted, what, value, extra, opened), media=opened)
+    denial = seen.denial or media.unmaskable(opened.texts, seen.findings)
+    if denial is not None:
+        return replace(seen, denial=denial)
+    denial = media.unscanned(opened, permitted.route.connection.on_unknown)
+    return seen if denial is None else replace(seen, denial=denial, stage="media")
 
 
 def inspect(
@@ -81,9 +107,17 @@ def inspect(
     what: Asked,
     value: JsonObject | None,
     extra: Mapping[str, str] | None,
+    opened: Opened = Opened(),  # noqa: B008 - frozen, and empty
 ) -> Judged:
-    """Look at every text of a permitted request: all of its body and what stands beside it."""
-    found = inspect_request(endpoint, policy.engine, policy.decide(Direction.PROMPT), value, extra=extra)
+    """Look at every text of a permitted request: all of its body, what stands beside it and in its attachments."""
+    found = inspect_request(
+        endpoint,
+        policy.engine,
+        policy.decide(Direction.PROMPT),
+        value,
+        extra={**(extra or {}), **opened.texts},
+        opaque=opened.opaque,
+    )
     if isinstance(found, Denial):
         return Judged(grant, "inspect", found, what)
     return Judged(grant, "inspect", blocked(found.findings), what, found.body, found.findings)

@@ -33,6 +33,22 @@ class Mode(enum.StrEnum):
     OBSERVE = "observe"
 
 
+class OnUnknown(enum.StrEnum):
+    """What a connection does with what cannot be inspected: pictures, stored files, data that no reader opens."""
+
+    BLOCK = "block"
+    FLAG = "flag"
+    PASS = "pass"
+
+
+class Scanned(enum.StrEnum):
+    """How much of what a client sent the rules have seen."""
+
+    WHOLE = "scanned"
+    PARTLY = "partly scanned"
+    NOTHING = "not scanned"
+
+
 class Role(enum.StrEnum):
     """Who speaks in a field of a body. A string that no path names has the role ``OTHER``."""
 
@@ -230,6 +246,7 @@ class Connection:
     credential: CredentialRef | None
     request_bytes: int
     answer: AnswerLimits
+    on_unknown: OnUnknown = OnUnknown.BLOCK
 
 
 @dataclass(frozen=True, slots=True)

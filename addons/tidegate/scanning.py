@@ -9,10 +9,13 @@ import json
 import os
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate.inspection.attachments import Extraction, Text
+from tidegate.inspection.attachments.found import UNKNOWN
+from tidegate.inspection.attachments.kinds import UNREADABLE, Kind, kinds
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.findings import TextFinding, inspect_text
 from tidegate.inspection.rules import Severity
@@ -25,6 +28,8 @@ SNIFFED = 8000
 EXCERPT = 60
 """Characters of a line that are shown around a finding."""
 _LEVELS = list(Severity)
+_DOCUMENTS = frozenset((Kind.PDF, Kind.RTF, Kind.ZIP, Kind.TAR, Kind.GZIP, Kind.BZIP2, Kind.XZ, Kind.SQLITE, Kind.MAIL))
+"""What is read as a document; notebooks, HTML and XML have lines, and are read as the texts they are."""
 
 
 class ScanError(Exception):
@@ -68,8 +73,8 @@ def _below(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def read_file(path: Path) -> str | None:
-    """Return the text of a file; ``None`` for a binary one. Raises ``ScanError`` where it cannot be read."""
+def read_file(path: Path) -> bytes:
+    """Return what a file holds. Raises ``ScanError`` where it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
@@ -77,7 +82,20 @@ def read_file(path: Path) -> str | None:
         raise ScanError(f"{path}: cannot be read ({error.strerror})") from None
     if len(data) > MAX_FILE:
         raise ScanError(f"{path}: found more than {MAX_FILE} bytes; accepted: files up to {MAX_FILE // 2**20} MiB")
-    return as_text(data)
+    return data
+
+
+def texts(data: bytes, extract: Callable[[bytes], Extraction]) -> Extraction:
+    """Return the texts of a file. One that is a text has one, without a name; of documents ``extract`` reads them.
+
+    Binary files that are no documents have none: what runs of letters they hold is mostly noise.
+    """
+    if _DOCUMENTS.isdisjoint(found := kinds(data)):
+        text = as_text(data)
+        if text is not None:
+            return Extraction("text", (Text("", text),))
+        return Extraction("binary", (), (UNREADABLE.get(found[0], UNKNOWN),))
+    return extract(data)
 
 
 def as_text(data: bytes) -> str | None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from mitmproxy import http
 
 from tidegate import endings
 from tidegate.exchange import Exchange
+from tidegate.extracting import Extractor
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Denial, Outcome, Reason
 from tidegate.policy.policy import Keep
 from tidegate.socket_relay import Said
 from tidegate.sockets import POLICY
-from tidegate.steps import ClientSaid, Form, Relay, SocketRested, Stage, Step, Stopped, UpstreamSaid
+from tidegate.steps import ClientSaid, Extract, Form, Relay, SocketRested, Stage, Step, Stopped, UpstreamSaid
 from tidegate.streams.framing import MAX_FRAME
 
 AGAIN = 0.05
@@ -32,11 +34,12 @@ Cut = Callable[[Exchange, bytes, int], None]
 class LiveSocket:
     """One open WebSocket. Made when its ``101`` is released."""
 
-    def __init__(self, exchange: Exchange, thread_bytes: int, cut: Cut) -> None:
+    def __init__(self, exchange: Exchange, thread_bytes: int, cut: Cut, extractor: Extractor) -> None:
         self._exchange = exchange
         self._crossing = exchange.crossing
         self._thread_bytes = thread_bytes
         self._cut = cut
+        self._extractor = extractor
         self._opened = self._last = time.monotonic()
         self._turns = 0
         self._meter: AnswerMeter | None = None
@@ -107,7 +110,10 @@ class LiveSocket:
         asked = ClientSaid(said.form, said.data, time.time())
         if len(said.data) > self._thread_bytes and said.form is Form.TEXT:
             return self._in_thread(said, asked)
-        said.released = self._after(self._crossing.receive(asked))
+        step = self._crossing.receive(asked)
+        if isinstance(step, Extract):
+            return self._in_thread(said, asked, step)
+        said.released = self._after(step)
         return None
 
     def stop(self, denial: Denial, outcome: Outcome = Outcome.DENIED) -> None:
@@ -117,13 +123,19 @@ class LiveSocket:
 
     # parts ───────────────────────────────────────────────────────────────────
 
-    async def _in_thread(self, said: Said, event: ClientSaid) -> None:
+    async def _in_thread(self, said: Said, event: ClientSaid, step: Extract | None = None) -> None:
         self._judging = True
         try:
-            step = await asyncio.to_thread(self._crossing.receive, event)
+            if step is None:
+                first = await asyncio.to_thread(self._crossing.receive, event)
+            else:
+                first = step
+            if isinstance(first, Extract):
+                event = replace(event, extracted=await self._extractor.extract(first.attachments))
+                first = await asyncio.to_thread(self._crossing.receive, event)
         finally:
             self._judging = False
-        said.released = self._after(step)
+        said.released = self._after(first)
 
     def _after(self, step: Step) -> Relay:
         """Note what a step began and ended, and count what leaves."""

@@ -18,10 +18,11 @@ from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.errors import render_message
 from tidegate.dialects.spec import Dialect, Endpoint, JsonObject
 from tidegate.endings import CLIENT_GONE, UPSTREAM_FAILED
-from tidegate.judging import judge, parse, too_large, worst
-from tidegate.model import Asked, Decision, Denial, Direction, Finding, Grant, Head, Outcome, Reason
+from tidegate.inspection import media
+from tidegate.judging import Judged, Unopened, judge, parse, too_large, worst
+from tidegate.model import Asked, Decision, Denial, Direction, Finding, Grant, Head, Outcome, Reason, Scanned
 from tidegate.policy.policy import Policy
-from tidegate.steps import ClientSaid, Form, Relay, UpstreamSaid
+from tidegate.steps import ClientSaid, Extract, Form, Relay, UpstreamSaid
 from tidegate.streams.channels import MALFORMED, EventRedactor, Outgoing
 from tidegate.streams.framing import MAX_FRAME
 
@@ -118,6 +119,7 @@ class Socket:
         assert endpoint.stream is not None
         self.busy = False
         self.turns = 0
+        self.scanned = Scanned.WHOLE
         self.asked: Asked | None = None
         self.denial: Denial | None = None
         self.outcome: Outcome | None = None
@@ -146,15 +148,18 @@ class Socket:
         """Characters held back now, in all channels."""
         return self._events.held
 
-    def client(self, said: ClientSaid) -> Relay:
-        """Take what a client did."""
+    def client(self, said: ClientSaid) -> Relay | Extract:
+        """Take what a client did; ``Extract`` where its attachments must be read first, and nothing has changed."""
         if said.form is Form.END:
             return self._over(CLIENT_GONE if self.busy else None, Outcome.ABORTED)
         self._heard += 1
         value = self._read(said)
         if isinstance(value, Denial):
             return self.stop(value)
-        item = self._judge(value, len(said.data))
+        item = self._judge(value, said)
+        if isinstance(item, Extract):
+            self._heard -= 1  # it comes again, with what was read
+            return item
         self._waiting.append(item)
         if not self.busy:
             return Relay(*self._turn([]))
@@ -217,13 +222,18 @@ class Socket:
             return Denial(Reason.PROTOCOL, 400, f"A message on this WebSocket must be of the type {known}.")
         return value
 
-    def _judge(self, value: JsonObject, size: int) -> bytes | Denial:
+    def _judge(self, value: JsonObject, said: ClientSaid) -> bytes | Denial | Extract:
         earlier = self._socket.continues or ""
         named = value.get(earlier)
         own = isinstance(named, str) and named in self._own
         known = earlier if own else ""
-        judged = judge(self._policy, self._endpoint, self._grant, value, size, known=known)
+        judged = judge(
+            self._policy, self._endpoint, self._grant, value, said.data, known=known, extracted=said.extracted
+        )
+        if isinstance(judged, Unopened):
+            return Extract(judged.attachments)
         place = f"message {self._heard}"
+        self._scan(judged, place)
         room = max(0, FINDINGS - len(self.prompt_findings))
         self.prompt_findings += [replace(each, where=f"{place}: {each.where}") for each in judged.findings[:room]]
         if judged.denial is not None:
@@ -233,6 +243,15 @@ class Socket:
         self.asked = judged.asked
         self.decisions.append(Decision(judged.stage, worst(judged.findings), None, place))
         return judged.body
+
+    def _scan(self, judged: Judged, place: str) -> None:
+        """Note how much was scanned: of the whole socket, so the least of any message."""
+        if judged.media is None or not judged.media.unread:
+            return
+        self.scanned = media.scanned(judged.media)
+        if judged.denial is None:
+            rule = self._grant.route.connection.on_unknown
+            self.decisions.append(Decision("media", rule, None, f"{place}: {media.told(judged.media)}"))
 
     def _turn(self, down: list[bytes]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """Answer the refused messages that are next, and let the next other one go up."""

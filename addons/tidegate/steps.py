@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome
 
@@ -53,21 +54,27 @@ class BodyArrived:
     """The whole body of a request, as it was on the wire.
 
     ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
+    ``extracted``: what ``Extract`` asked for, when the same body comes again with it. ``looked``: what
+    ``Crossing.look`` made of it already.
     """
 
     data: bytes = field(repr=False)
     masked: tuple[Finding, ...] = ()
+    extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
+    looked: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSaid:
     """What the model of ``AskModel`` found, by text; texts without a finding may be left out.
 
-    ``unread`` says why the texts were not all read; then there are no findings.
+    ``unread`` says why the texts were not all read; then there are no findings. ``looked``: what ``Crossing.look`` made
+    of it already.
     """
 
     spans: Mapping[str, tuple[NerSpan, ...]] = field(default_factory=dict, repr=False)
     unread: Unread | None = None
+    looked: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +108,10 @@ class AnswerEnded:
 
 @dataclass(frozen=True, slots=True)
 class AnswerWhole:
-    """The whole body of an answer, as it was on the wire."""
+    """The whole body of an answer, as it was on the wire. ``looked``: what ``Crossing.look`` made of it already."""
 
     data: bytes = field(repr=False)
+    looked: object = field(default=None, repr=False)
 
 
 class Form(enum.Enum):
@@ -122,6 +130,7 @@ class ClientSaid:
     form: Form
     data: bytes = field(repr=False)
     now: float
+    extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +193,16 @@ class ReadBody:
 @dataclass(frozen=True, slots=True)
 class Forward:
     """An unlisted host under ``unlisted: pass``: let the exchange through untouched and uninspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """Read these attachments, away from the loop; come back with the same event and what was read of each.
+
+    Nothing has changed yet, so that whoever asked may be told to stop in the meantime.
+    """
+
+    attachments: tuple[bytes, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +283,7 @@ Step = (
     Identify
     | ReadBody
     | Forward
+    | Extract
     | AskModel
     | KeepIntent
     | Send

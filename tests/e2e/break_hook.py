@@ -58,6 +58,8 @@ PLACES = (
     "tidegate.socket_gate:LiveSocket.take",
     "tidegate.socket_gate:LiveSocket.heard",
     "tidegate.socket_gate:LiveSocket.kept",
+    "tidegate.crossing:Crossing._judge",
+    "tidegate.crossing:Crossing._masked",
     "tidegate.sockets:Socket.client",
     "tidegate.sockets:Socket.upstream",
     "tidegate.limits.answer:AnswerMeter.began",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import os
 import ssl
 import subprocess
 import time
@@ -24,6 +26,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
+from tests.documents import archive
 from tests.e2e.harness import BIN, CREDENTIAL, Process, free_port, mitm, policy, raw, tidegate_run, token
 from tests.e2e.peers import authority
 from tests.e2e.socket_peer import SocketUpstream, answer
@@ -215,6 +218,29 @@ def test_nothing_of_a_blocked_prompt_goes_up(rig: Rig) -> None:
     assert [each["input"] for each in rig.upstream.messages] == ["then this"]
     row = rig.row(socket)
     assert (row["outcome"], row["reason"]) == ("denied", "finding")
+
+
+def test_a_document_in_a_message_is_read_and_the_socket_stays(rig: Rig) -> None:
+    """Small and large: the one is first looked at in the loop, the other in a thread."""
+
+    def given(text: str, filling: int) -> list[dict[str, object]]:
+        data = base64.b64encode(archive({"a.txt": text, "b.txt": os.urandom(filling).hex()})).decode()
+        return [{"role": "user", "content": [{"type": "input_file", "file_data": data}]}]
+
+    with rig.open() as socket:
+        for filling in (10, 300_000):
+            ask(socket, input=given(f"use {KEY}", filling))
+            (error,) = hear(socket)
+            assert (error["status"], error["error"]["code"]) == (403, "finding")
+            assert "content[0].file_data (zip: a.txt)" in error["error"]["message"]
+            assert rig.upstream.data == b""
+        ask(socket, input=[{"role": "user", "content": [{"image_url": "https://x.test/a.png"}]}])
+        assert hear(socket)[0]["error"]["code"] == "body_opaque"
+        for filling in (10, 300_000):
+            ask(socket, input=given("hello", filling))
+            assert text_of(hear(socket)) == "hello"
+    assert len(rig.upstream.messages) == 2
+    assert rig.row(socket)["scanned"] == "partly scanned"
 
 
 def test_a_prompt_is_masked_on_its_way(rig: Rig) -> None:

@@ -21,6 +21,7 @@ from tidegate.dialects.spec import (
     Endpoint,
     ErrorShape,
     Exempt,
+    Media,
     RequestField,
     RoleFrom,
     Shape,
@@ -35,12 +36,13 @@ ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints"
 SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
-    "like", "methods", "paths", "body", "asked", "request", "deny", "refuse", "answer", "stream", "socket",
+    "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
 )  # fmt: skip
 ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
+MEDIA_KEYS = ("path", "data", "kinds", "when", "unless")
 CONDITION_KEYS = ("path", "because", "kinds", "values", "unless")
 KINDS = ("string", "number", "boolean", "object", "list")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -150,6 +152,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         stream=spoken,
         deny=_trie(reader, entry.get("deny"), lambda node: _condition(reader, node)),
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
+        media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
         socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
     )
 
@@ -226,16 +229,35 @@ def _answer_field(reader: Reader, node: Node) -> tuple[Node, AnswerField] | None
     return entry["path"], AnswerField(str(entry["path"].value), role, role_from, source, exempt, drop)
 
 
-def _condition(reader: Reader, node: Node) -> tuple[Node, Condition] | None:
-    entry = reader.section(node, CONDITION_KEYS, _required(because=True))
+def _media(reader: Reader, node: Node) -> tuple[Node, Media] | None:
+    entry = reader.section(node, MEDIA_KEYS, {"path": EXPRESSION})
+    kinds = _kinds(reader, entry)
+    ways = words(reader, entry.get("data"), "a list of field names joined by dots, such as source.data, or . itself")
+    when, unless = (
+        {name: tuple(map(plain, reader.items(child))) for name, child in reader.entries(entry.get(key)).items()}
+        for key in ("when", "unless")
+    )
+    if "path" not in entry:
+        return None
+    data = tuple(tuple(filter(None, each.split("."))) for each in ways)
+    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless)
+
+
+def _kinds(reader: Reader, entry: Mapping[str, Node]) -> frozenset[str]:
     kinds = words(reader, entry.get("kinds"), f"a list of {_either(KINDS)}")
     if not set(kinds) <= set(KINDS):
         reader.fault(entry["kinds"], f"a list of {_either(KINDS)}", _list(kinds))
+    return frozenset(kinds)
+
+
+def _condition(reader: Reader, node: Node) -> tuple[Node, Condition] | None:
+    entry = reader.section(node, CONDITION_KEYS, _required(because=True))
+    kinds = _kinds(reader, entry)
     values, unless = (tuple(map(plain, reader.items(entry.get(key)))) for key in ("values", "unless"))
     because = _because(reader, entry)
     if "path" not in entry:
         return None
-    return entry["path"], Condition(str(entry["path"].value), because, frozenset(kinds), values, unless)
+    return entry["path"], Condition(str(entry["path"].value), because, kinds, values, unless)
 
 
 def _role(reader: Reader, node: Node | None) -> Role | None:

@@ -139,6 +139,34 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class Media:
+    """A path whose values carry what is no text: pictures, files, speech, or a reference to something stored.
+
+    ``data`` leads to the fields, from the value, that hold a data: URL or base64; the empty way is the value itself.
+    Without any the value is a reference. ``kinds`` narrows it to JSON types, ``when`` to objects of which a field has
+    one of these values, ``unless`` leaves such objects out.
+    """
+
+    path: str
+    data: tuple[tuple[str, ...], ...] = ()
+    kinds: frozenset[str] = frozenset()
+    when: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    unless: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+
+    def concerns(self, value: object) -> bool:
+        """Say whether a value of this path is media; ``null`` never is."""
+        if value is None or (self.kinds and kind(value) not in self.kinds):
+            return False
+        return all(_has(value, *each) for each in self.when.items()) and not any(
+            _has(value, *each) for each in self.unless.items()
+        )
+
+
+def _has(value: object, name: str, values: tuple[object, ...]) -> bool:
+    return isinstance(value, dict) and any(_same(value.get(name), each) for each in values)
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A path in a stream event whose string continues a channel.
 
@@ -316,6 +344,7 @@ class Endpoint:
     deny: Trie[Condition]
     refuse: Trie[Condition]
     socket: SocketSpec | None = None
+    media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlite_utils import Database, Migrations
 
-from tidegate.model import Decision, Direction, Finding, Outcome, Reason
+from tidegate.model import Decision, Direction, Finding, Outcome, Reason, Scanned
 
 APPLICATION_ID = 0x74696465
 """``tide``: what ``file`` and other tools read from the head of the SQLite file."""
@@ -32,6 +32,7 @@ class ExchangeRecord:
     ``path`` is the client's path without its query (``bare_path``). ``outcome`` is ``None`` while the exchange is open.
     ``first_byte_us`` and ``duration_us`` count from the start, and come from a monotonic clock. ``request_bytes`` is
     what the client sent, ``response_bytes`` what it was given. ``replay_of`` is the exchange this one repeats.
+    ``scanned``: how much of what the client sent the rules have seen; ``None`` where it was refused before that.
     """
 
     id: str
@@ -54,6 +55,7 @@ class ExchangeRecord:
     request_bytes: int = 0
     response_bytes: int = 0
     streamed: bool = False
+    scanned: Scanned | None = None
     replay_of: str | None = None
     prompt_findings: tuple[Finding, ...] = ()
     answer_findings: tuple[Finding, ...] = ()
@@ -63,9 +65,12 @@ class ExchangeRecord:
 COLUMNS = (
     "id", "started_us", "ended_us", "first_byte_us", "duration_us", "identity", "caller", "connection", "endpoint",
     "model", "method", "path", "outcome", "reason", "status", "mode", "policy_sha", "request_bytes", "response_bytes",
-    "streamed", "findings", "replay_of",
+    "streamed", "findings", "replay_of", "scanned",
 )  # fmt: skip
 """The columns of table ``exchange``, in order. ``findings`` counts the rows of table ``finding``."""
+
+_FIRST = COLUMNS[:22]
+"""Those of the first format."""
 
 _SETTLED = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
 
@@ -92,7 +97,7 @@ def recording_1(db: Database) -> None:
     integers |= {"streamed", "findings"}
     needed = {"id", "started_us", "method", "path", "mode", "policy_sha", "streamed", "findings"}
     columns = [
-        f"{name} {'INTEGER' if name in integers else 'TEXT'}{' NOT NULL' if name in needed else ''}" for name in COLUMNS
+        f"{name} {'INTEGER' if name in integers else 'TEXT'}{' NOT NULL' if name in needed else ''}" for name in _FIRST
     ]
     db.execute(f"CREATE TABLE exchange ({', '.join(columns)}, PRIMARY KEY (id)) STRICT, WITHOUT ROWID")
     db.execute(
@@ -112,6 +117,12 @@ def recording_1(db: Database) -> None:
     db.table("event").create(event, not_null=set(event), strict=True)
 
 
+@migrations()
+def recording_2(db: Database) -> None:
+    """Say of an exchange how much of what the client sent was scanned; of older ones nobody knows."""
+    db.execute("ALTER TABLE exchange ADD COLUMN scanned TEXT")
+
+
 def bare_path(path: str) -> str:
     """Return a path without its query, whose values may be anything; at most 512 characters (routing takes 2,048)."""
     return path.partition("?")[0][:512]
@@ -126,7 +137,7 @@ def exchange_row(record: ExchangeRecord) -> tuple[object, ...]:
         _text(record.identity), _text(record.caller), record.connection, record.endpoint, _text(record.model),
         _text(record.method), _text(path),
         record.outcome, record.reason, record.status, record.mode, record.policy_sha, record.request_bytes,
-        record.response_bytes, int(record.streamed), findings, record.replay_of,
+        record.response_bytes, int(record.streamed), findings, record.replay_of, record.scanned,
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ BATCH = 256
 """Rows of one transaction: beyond it a row gets no cheaper, and the first in line waits longer."""
 
 ROWS = 64
-"""Rows of one statement: 64 rows of 22 values are far below the 32,766 parameters that SQLite takes."""
+"""Rows of one statement: 64 rows of 23 values are far below the 32,766 parameters that SQLite takes."""
 
 LINGER = 0.05
 """Seconds a seal waits for company. Nobody waits for it; 50 records in a commit cost three quarters of 20, each."""

@@ -40,18 +40,25 @@ def inspect_request(
     value: object,
     *,
     extra: Mapping[str, str] | None = None,
+    opaque: Sequence[Pointer] = (),
 ) -> Inspected | Denial:
     """Inspect a parsed request body, ``None`` for a request without one; ``value`` is changed in place.
 
     ``extra`` holds texts outside the body (path, header fields) by the place their findings are reported at: they are
-    inspected but not rewritten. The body returned is the value written anew, so what was inspected is what is sent.
+    inspected but not rewritten. ``opaque`` points at texts that are nothing but data, which others have read
+    (``inspection.media``): no rule looks at their letters. The body returned is the value written anew, so what was
+    inspected is what is sent.
     Denies ``BODY_MALFORMED`` where a body could not be masked without breaking it.
     """
     texts = Texts(engine, decide)
+    exempt: list[Place] = [(pointer, _at(value, pointer)) for pointer in opaque]
+    for pointer, _ in exempt:
+        _put(value, pointer, "")
     body = dump(value) if value is not None else b""
     if texts.are_clean(body, (extra or {}).values()):
-        return Inspected(body, ())
-    exempt: list[Place] = []
+        for pointer, data in exempt:
+            _put(value, pointer, data)
+        return Inspected(dump(value) if exempt else body, ())
     leaves: list[Leaf[RequestField]] = []
     for leaf in endpoint.request.walk(value):
         if _may_exempt(leaf) and is_exempt(leaf):
@@ -121,7 +128,9 @@ def _look[T: (RequestField, AnswerField)](
     source = {index for index, leaf in enumerate(leaves) if leaf.payloads and is_source(leaf)}
     hidden = any("\\" in leaves[index].text for index in source)
     edited: list[Leaf[T]] = []
-    if hidden or not texts.may_be_skipped(original, extra.values()):
+    # Nothing was taken out and nothing is to be opened: the look at all of it has said already that something is there.
+    told = not exempt and b"\\\\" not in original
+    if hidden or told or not texts.may_be_skipped(original, extra.values()):
         seen: Counter[tuple[str, str]] = Counter()
         edited = _by_field(texts, leaves, source, extra, seen)
         body = texts.check_spanning(original, dump(value) if edited else original, seen)

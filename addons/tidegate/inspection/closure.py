@@ -47,12 +47,14 @@ class Pattern:
     """A pattern over bytes in one spelling for every engine, and its closure (both RE2 and Hyperscan syntax).
 
     ``named`` keeps the group ``value``, ``plain`` has no groups, and every match contains a match of ``loose``.
+    ``opening`` matches, with upper bounds left out, wherever a match starts, and perhaps elsewhere.
     ``shortest`` and ``longest`` count bytes.
     """
 
     named: str
     plain: str
     loose: str
+    opening: str
     closure: str
     shortest: int
     longest: int
@@ -79,6 +81,7 @@ class Repeat:
     low: int
     high: int
     of: Node
+    endless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,8 @@ def read(pattern: str) -> Pattern:
     if prefixes is None:
         raise PatternError("it can never match")
     plain, loose, closure = (_render(each, named=False) for each in (node, _loosen(node), prefixes))
-    return Pattern(_render(node, named=True), plain, loose, closure, shortest, longest)
+    opening = _render(_unbounded(node), named=False)
+    return Pattern(_render(node, named=True), plain, loose, opening, closure, shortest, longest)
 
 
 def begin(pattern: str, enough: int) -> Node:
@@ -324,6 +328,25 @@ def _begin(node: Node, enough: int) -> Node:
     return node
 
 
+# ------------------------------------------------------------------------------------------------- openings
+
+
+def _unbounded(node: Node) -> Node:
+    """Return ``node`` with the upper bounds of its repeats left out.
+
+    An automaton counts a bounded repeat in states of its own, one for each set of lengths it may have by then, and
+    makes hundreds of them for every new value it meets; without the bound there is next to nothing to count.
+    """
+    match node:
+        case Repeat(low, high, inside):
+            return Repeat(low, high, _unbounded(inside), endless=high not in (low, 1))
+        case Sequence(nodes, value):
+            return Sequence(tuple(map(_unbounded, nodes)), value)
+        case Either(nodes):
+            return Either(tuple(map(_unbounded, nodes)))
+    return node
+
+
 # ------------------------------------------------------------------------------------------------- prefixes
 
 
@@ -370,8 +393,9 @@ def _render(node: Node, *, named: bool) -> str:
             return _class(members)
         case Edge(text):
             return text
-        case Repeat(low, high, inside):
-            return _times(_atom(inside, named=named), low, high)
+        case Repeat(low, high, inside, endless):
+            atom = _atom(inside, named=named)
+            return _endless(atom, low) if endless else _times(atom, low, high)
         case Sequence(nodes, value):
             inside_text = "".join(
                 f"(?:{_render(each, named=named)})" if isinstance(each, Either) else _render(each, named=named)
@@ -399,6 +423,13 @@ def _times(text: str, low: int, high: int) -> str:
     if (low, high) == (0, 1):
         return f"{text}?"
     return f"{text}{{{low}}}" if low == high else f"{text}{{{low},{high}}}"
+
+
+def _endless(text: str, low: int) -> str:
+    """Write a repeat without an upper bound; reluctant, since nothing is asked of it but where it starts."""
+    if low > _MAX_REPEAT:
+        return _times(text, _MAX_REPEAT, _MAX_REPEAT) + _endless(text, low - _MAX_REPEAT)
+    return text + {0: "*?", 1: "+?"}.get(low, f"{{{low},}}?")
 
 
 def _class(members: frozenset[int]) -> str:

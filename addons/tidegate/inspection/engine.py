@@ -13,18 +13,24 @@ from typing import Any
 import re2
 
 from tidegate.inspection.closure import Pattern, PatternError, read
+from tidegate.inspection.history import History
 from tidegate.inspection.patterns import compile_re2
 from tidegate.inspection.proprietary.detector import Detector
 from tidegate.inspection.rules import Rule, Severity
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
+from tidegate.inspection.spans import WARM, Spans, compile_spans
 from tidegate.inspection.spotting import Spots, Spotting
 from tidegate.inspection.validators import VALIDATORS
 from tidegate.inspection.walk import Walk
 
 __all__ = ["Compiled", "CompiledCache", "Engine", "Marker", "RuleError", "Span", "TextSpan", "build", "count", "encode"]
 
-# Texts for the first run of each automaton, which RE2 builds when it first meets a byte: not during a stream then.
-_WARM = (b" The quick brown fox (42) jumps, over: 'lazy' dogs-/_=+@.\n", bytes(range(256)))
+BLOCK = 16384
+"""Bytes that one scan takes in where it is asked where rules may match: a hit sends RE2 over these, not over all."""
+_TOO_LARGE = "RE2 refuses its pattern or its closure (too large)"
+
+type Ranges = tuple[tuple[int, int], ...]
+"""Parts of a text, from and to, in order and apart from each other."""
 
 
 class RuleError(ValueError):
@@ -65,14 +71,13 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A rule ready to search. ``rank`` orders rules that match the same; ``value``: a group is the part to redact."""
+    """A rule ready to search. ``rank`` orders rules that match the same."""
 
     rule: Rule
     rank: int
-    find: Any
+    find: Spans
     live: Any
     longest: int
-    value: bool
     checks: tuple[Callable[[bytes], bool], ...]
     end: Marker | None
     allow: Any = None
@@ -80,15 +85,15 @@ class Compiled:
     not_after: Any = None
     known: Callable[[bytes], bool] | None = None  # a known false positive is passed over whole
 
-    def accepts(self, span: bytes, left: bytes) -> bool:
-        """Ask the rule's conditions on ``left``, the text before the match, its allow-list and its validators."""
+    def follows(self, left: bytes) -> bool:
+        """Ask the rule's conditions on ``left``, the text before the match."""
         if self.not_after is not None and self.not_after.search(left) is not None:
             return False
-        if self.after is not None and self.after.search(left) is None:
-            return False
-        if not all(check(span) for check in self.checks):
-            return False
-        return self.allow is None or self.allow.fullmatch(span) is None
+        return self.after is None or self.after.search(left) is not None
+
+    def accepts(self, span: bytes) -> bool:
+        """Ask the rule's validators and its allow-list about the span alone."""
+        return all(check(span) for check in self.checks) and (self.allow is None or self.allow.fullmatch(span) is None)
 
 
 class Engine:
@@ -101,6 +106,7 @@ class Engine:
         self.rules = tuple(each.rule for each in compiled)
         self.shortest, self.reach = widths
         self.detectors: tuple[Detector, ...] = ()
+        self.history: History | None = None
         self._words, self._closures, self._spotting = scanners
         self._all = frozenset(range(len(self.compiled)))
         self._regions = frozenset(index for index in self._all if self.compiled[index].end is not None)
@@ -110,8 +116,12 @@ class Engine:
         checks: Mapping[str, Callable[[bytes], bool]],
         known: Mapping[str, Callable[[bytes], bool]],
         detectors: Sequence[Detector],
+        history: History | None = None,
     ) -> Engine:
-        """Return this engine with more: a last check per rule id, known false positives per rule id, detectors."""
+        """Return this engine with more: a last check per rule id, known false positives per rule id, detectors.
+
+        A ``history`` is this engine's alone, and begins empty.
+        """
         compiled = [
             replace(
                 each,
@@ -122,6 +132,7 @@ class Engine:
         ]
         engine = Engine(compiled, (self.shortest, self.reach), (self._words, self._closures, self._spotting))
         engine.detectors = tuple(detectors)
+        engine.history = history
         return engine
 
     def beside(self, detectors: Sequence[Detector]) -> Engine:
@@ -134,6 +145,44 @@ class Engine:
         """Return the indexes of the rules that may match in ``data``: none that does is missing."""
         return tuple(self._words.hits(data))
 
+    def places(self, data: bytes) -> dict[int, Ranges]:
+        """Return the parts of ``data`` in which a rule may match, by its index: every match of it lies in one of them.
+
+        Blocks overlap by the longest match and what ``\\b`` sees on either side of it.
+        """
+        size = len(data)
+        if size <= BLOCK:
+            return dict.fromkeys(self._words.hits(data), ((0, size),))
+        found: dict[int, list[tuple[int, int]]] = {}
+        for start in range(0, size, BLOCK):
+            stop = min(start + BLOCK + self.reach + 2, size)
+            for index in self._words.hits(data[start:stop]):
+                ranges = found.setdefault(index, [])
+                begin = ranges.pop()[0] if ranges and ranges[-1][1] >= start else start
+                ranges.append((begin, stop))
+        return {index: tuple(ranges) for index, ranges in found.items()}
+
+    def refuses(self, data: bytes, in_one: Callable[[bytes], bool]) -> bool:
+        """Say that nothing is found in ``data``, nor in any value of it looked at alone.
+
+        So it is where rules refuse every match for what it is (validators, allow-list) and not for what stands before
+        it, and where each lies in one value as ``in_one`` says of it: there the same match is all there is, too.
+        """
+        for index, ranges in self.places(data).items():
+            compiled = self.compiled[index]
+            refused: set[bytes] = set()
+            position = 0
+            for begin, stop in ranges:
+                position = max(position, begin)
+                while hit := compiled.find.search(data, position, stop):
+                    start, end, first, last = hit
+                    span = data[first:last]
+                    if not in_one(data[start:end]) or (span not in refused and compiled.accepts(span)):
+                        return False
+                    refused.add(span)
+                    position = start + 1
+        return True
+
     def live(self, data: bytes) -> tuple[int, ...]:
         """Return the indexes of the rules of which some match may start in ``data`` and go on after it."""
         return tuple(self._closures.hits(data))
@@ -144,15 +193,17 @@ class Engine:
 
     def find(self, data: bytes) -> tuple[Span, ...]:
         """Return the matches of all rules in a whole text, by start, longest first, most severe first, then rule id."""
-        return self._spans(data, None)
+        matches = Walk(self, self._all, self._regions).feed(data, final=True)
+        if not matches:
+            return ()
+        spans = [(each.start, -each.cover, self.compiled[each.index].rank, each.index) for each in matches]
+        return tuple(Span(self.rules[index], start, -end) for start, end, _, index in sorted(spans))
 
     def fires(self, rule: str, data: bytes) -> bool:
         """Tell whether the rule with this id, looked for alone, finds something in ``data``."""
         index = next(index for index, each in enumerate(self.rules) if each.id == rule)
-        if index not in self.candidates(data):
-            return False
         alone = frozenset({index})
-        return bool(Walk(self, alone, self._regions & alone, (index,)).feed(data, final=True))
+        return bool(Walk(self, alone, self._regions & alone).feed(data, final=True))
 
     def find_text(self, text: str) -> tuple[TextSpan, ...]:
         """Return the matches of all rules in characters of ``text``."""
@@ -161,16 +212,10 @@ class Engine:
     def find_many(self, texts: Sequence[str]) -> dict[int, tuple[TextSpan, ...]]:
         """Search many texts with one scan for all; the result holds the texts that have matches, by index."""
         parts = [encode(text) for text in texts]
-        hit = self.candidates(b"\0".join(parts))
-        if not hit:
+        if not self._words.hits(b"\0".join(parts)):
             return {}
-        found = ((index, self._spans(part, hit)) for index, part in enumerate(parts))
+        found = ((index, self.find(part)) for index, part in enumerate(parts))
         return {index: _in_characters(texts[index], spans) for index, spans in found if spans}
-
-    def _spans(self, data: bytes, known: tuple[int, ...] | None) -> tuple[Span, ...]:
-        matches = Walk(self, self._all, self._regions, known).feed(data, final=True)
-        spans = [(each.start, -each.cover, self.compiled[each.index].rank, each.index) for each in matches]
-        return tuple(Span(self.rules[index], start, -end) for start, end, _, index in sorted(spans))
 
 
 def build(rules: Sequence[Rule], cache: CompiledCache | None) -> Engine:
@@ -223,13 +268,16 @@ def _compile(rule: Rule, pattern: Pattern, rank: int) -> Compiled:
         marker = _read(rule, rule.end)
         end = Marker(_re2(rule, marker.plain), _re2(rule, _live(marker)), marker.longest)
     value = pattern.named != pattern.plain and end is None
+    try:
+        find = compile_spans(pattern, value=value)
+    except re2.error:
+        raise RuleError(rule.id, _TOO_LARGE) from None
     return Compiled(
         rule=rule,
         rank=rank,
-        find=_re2(rule, pattern.named if value else pattern.plain),
+        find=find,
         live=_re2(rule, _live(pattern)),
         longest=pattern.longest,
-        value=value,
         checks=tuple(VALIDATORS[name] for name in rule.validators),
         end=end,
         allow=_any(rule, rule.allow),
@@ -250,8 +298,8 @@ def _re2(rule: Rule, pattern: str) -> Any:
     try:
         compiled = compile_re2(pattern)
     except re2.error:
-        raise RuleError(rule.id, "RE2 refuses its pattern or its closure (too large)") from None
-    for text in _WARM:
+        raise RuleError(rule.id, _TOO_LARGE) from None
+    for text in WARM:
         compiled.search(text)
     return compiled
 

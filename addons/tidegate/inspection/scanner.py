@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import re2
 
-from tidegate.inspection.patterns import compile_re2
+from tidegate.inspection.patterns import compile_re2, matcher
 
 try:
     import hyperscan as _hyperscan
@@ -96,19 +96,28 @@ class Re2Scanner:
     """The same answers where Hyperscan is missing, one RE2 search per pattern."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self._compiled = [compile_re2(pattern) for pattern in patterns]
+        self._compiled = [matcher(pattern, longest=False) for pattern in patterns]
 
     def hits(self, data: bytes) -> list[int]:
         """Return the indexes of the patterns that match somewhere in ``data``, each once, in any order."""
-        return [index for index, each in enumerate(self._compiled) if each.search(data) is not None]
+        size = len(data)
+        return [index for index, each in enumerate(self._compiled) if each(data, 0, size)[0][0] >= 0]
 
 
-class Re2Spotter(Re2Scanner):
-    """The same answers where Hyperscan is missing, for a pattern whose matches end at the same places apart or not."""
+class Re2Spotter:
+    """The same where Hyperscan is missing, for a pattern of which matches share one byte; the longest of each start."""
+
+    def __init__(self, pattern: str) -> None:
+        self._compiled = compile_re2(pattern)
 
     def ends(self, data: bytes) -> list[int]:
         """Return every position in ``data`` at which a match ends, ascending."""
-        return [match.end() for match in self._compiled[0].finditer(data)]
+        found: list[int] = []
+        match = self._compiled.search(data)
+        while match is not None:
+            found.append(match.end())
+            match = self._compiled.search(data, found[-1] - 1)
+        return found
 
 
 def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
@@ -125,7 +134,7 @@ def scanner(patterns: Sequence[str], cache: CompiledCache | None) -> Scanner:
 def spotter(pattern: str, cache: CompiledCache | None) -> Spotter:
     """Compile one pattern of which all ends are asked, or load it; as ``scanner``."""
     if hyperscan is None:
-        return Re2Spotter([pattern])
+        return Re2Spotter(pattern)
     return HyperscanSpotter(_database([pattern], cache, every=True))
 
 

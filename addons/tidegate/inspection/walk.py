@@ -12,6 +12,7 @@ the whole, of some match (``closure.py``). No later byte can change what starts 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,10 +20,13 @@ from typing import TYPE_CHECKING
 from tidegate.inspection.rules import LEFT_CONTEXT
 
 if TYPE_CHECKING:
-    from tidegate.inspection.engine import Compiled, Engine
+    from tidegate.inspection.engine import Compiled, Engine, Ranges
 
 # Bytes kept of what has left: \b looks at one, a rule's conditions at LEFT_CONTEXT, the rest is for whole characters.
 CONTEXT = LEFT_CONTEXT + 16
+
+JUDGED = 1024
+"""Spans remembered with a rule's answer about them: a long log repeats its addresses and numbers, a stream its ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,8 @@ class Walk:
     by earlier feeds reach, and ``buffer`` holds the text from ``base`` on.
     """
 
-    def __init__(
-        self, engine: Engine, active: AbstractSet[int], regions: AbstractSet[int], known: tuple[int, ...] | None = None
-    ) -> None:
-        """Start before the first byte. ``known`` are the rules that may match at all, when the caller knows."""
+    def __init__(self, engine: Engine, active: AbstractSet[int], regions: AbstractSet[int]) -> None:
+        """Start before the first byte."""
         self.buffer = b""
         self.base = 0
         self.limit = 0
@@ -69,9 +71,10 @@ class Walk:
         self._engine = engine
         self._active = active
         self._regions = regions
-        self._known = known
-        self._candidates = known
+        self._places: Mapping[int, Ranges] | None = None
+        self._scanned = 0
         self._resume: dict[int, int] = {}
+        self._judged: dict[tuple[int, bytes], bool] = {}
         self._floor = 0
         self._region: _Region | None = None
 
@@ -87,7 +90,7 @@ class Walk:
             self.buffer = self.buffer[drop:]
             self.base += drop
         self.buffer += data
-        self._candidates = self._known
+        self._places = None
         found: list[Match] = []
         if self._region is not None:
             closed = self._swallow(self._region, final)
@@ -141,33 +144,47 @@ class Walk:
         position = max(self.limit, self._floor)
         if limit <= position or self.end - position < self._engine.shortest:
             return []
-        if self._candidates is None:
+        if self._places is None:
             left = max(position - 1 - self.base, 0)
-            self._candidates = self._engine.candidates(self.buffer[left:])
-        heads = (self._next(index, limit) for index in self._candidates if index in self._active)
+            self._places = self._engine.places(self.buffer[left:])
+            self._scanned = self.base + left
+        heads = (self._next(index, limit) for index in self._places if index in self._active)
         heap = [head for head in heads if head is not None]
         heapq.heapify(heap)
         return heap
 
     def _next(self, index: int, limit: int) -> _Head | None:
         """Return the next match of a rule that its conditions accept and that starts before ``limit``."""
-        compiled = self._engine.compiled[index]
-        position = max(self.limit, self._floor, self._resume.get(index, 0))
-        while hit := compiled.find.search(self.buffer, position - self.base):
-            start, end = hit.span()
-            if start + self.base >= limit:
-                return None
-            first, last = hit.span(1) if compiled.value else (start, end)
-            if first == last:  # the group took no part in the match
-                first, last = start, end
-            if compiled.accepts(self.buffer[first:last], self.buffer[max(start - LEFT_CONTEXT, 0) : start]):
-                if compiled.known is not None and compiled.known(self.buffer[first:last]):
-                    position = self._resume[index] = end + self.base
-                    continue
-                base = self.base
-                return start + base, -end - base, compiled.rank, index, first + base, last + base
-            position = self._resume[index] = start + self.base + 1
+        compiled, buffer, base = self._engine.compiled[index], self.buffer, self.base
+        assert self._places is not None
+        position = max(self.limit, self._floor, self._resume.get(index, 0)) - base
+        shift = self._scanned - base
+        for begin, stop in self._places[index]:
+            position = max(position, begin + shift)
+            while hit := compiled.find.search(buffer, position, stop + shift):
+                start, end, first, last = hit
+                if start + base >= limit:
+                    return None
+                position = start + 1
+                left = buffer[max(start - LEFT_CONTEXT, 0) : start]
+                if compiled.follows(left) and self._accepts(index, buffer[first:last]):
+                    if compiled.known is None or not compiled.known(buffer[first:last]):
+                        return start + base, -end - base, compiled.rank, index, first + base, last + base
+                    position = end
+                self._resume[index] = position + base
         return None
+
+    def _accepts(self, index: int, span: bytes) -> bool:
+        """Ask a rule about a span, once for each different one: numbers and names come again and again in a text."""
+        compiled = self._engine.compiled[index]
+        if not compiled.checks and compiled.allow is None:
+            return True
+        answer = self._judged.get((index, span))
+        if answer is None:
+            if len(self._judged) >= JUDGED:
+                self._judged.clear()
+            answer = self._judged[index, span] = compiled.accepts(span)
+        return answer
 
     def _swallow(self, region: _Region, final: bool) -> bool:
         """Move on inside a region; tell whether it is closed."""

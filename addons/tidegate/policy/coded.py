@@ -1,10 +1,12 @@
 """Opens what a policy names of a company's own data: indexes, canaries, known false positives, and their keys.
 
-A shell: it reads files and the clock. Every fault of every file goes to the caller's list; no value is in any message.
+A shell: it reads files, the clock and randomness. Every fault of every file goes to the caller's list, and no value is
+in any message.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from tidegate.identity.credential import CredentialError, resolve
 from tidegate.inspection.engine import Engine
+from tidegate.inspection.history import History
 from tidegate.inspection.proprietary import canary, known
 from tidegate.inspection.proprietary.detector import Detector, coded_rule
 from tidegate.inspection.proprietary.documents import DEFAULT_THRESHOLD, DocumentMatch
@@ -44,8 +47,9 @@ class Coded:
         return tuple(each.rule for each in self.detectors)
 
     def extend(self, engine: Engine) -> Engine:
-        """Return the engine with all of this."""
-        return engine.extended(self.checks, known.passes(self.known, time.time), self.detectors)
+        """Return the engine with all of this, and with a history under a key of its own."""
+        history = History(secrets.token_bytes(32))
+        return engine.extended(self.checks, known.passes(self.known, time.time), self.detectors, history)
 
     def check_rules(self, rules: Sequence[Rule], files: Sequence[AllowFileDoc], folder: Path) -> None:
         """Refuse known false positives of rules that do not exist or that a stream cannot wait for."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tidegate.identity.permission import matches
-from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Mode
+from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Mode, OnUnknown
 from tidegate.policy.policy import Permissions, Place, Unlisted
 from tidegate.policy.reader import Reader
 from tidegate.policy.schema import AllowDoc, DenyDoc, Document
@@ -80,6 +80,7 @@ def _connections(reader: Reader, document: Document, parts: Parts) -> dict[str, 
             credential=each.credential,
             request_bytes=request_bytes,
             answer=answer,
+            on_unknown=each.on_unknown,
         )
     return found
 
@@ -287,6 +288,11 @@ def _warnings(document: Document, rules: Sequence[Rule]) -> tuple[str, ...]:
         found.append("identity: none: every client is let in as one anonymous caller")
     if document.unlisted is Unlisted.PASS:
         found.append("unlisted: pass: hosts that no connection names are not inspected")
+    found.extend(
+        f"connection {each.name}: on_unknown: {each.on_unknown}: what cannot be inspected is sent to the model"
+        for each in document.connections
+        if each.on_unknown is not OnUnknown.BLOCK
+    )
     observed = sorted(rule.id for rule in rules if rule.observe)
     if observed and document.mode is Mode.ENFORCE:
         found.append(f"these rules only observe: {', '.join(observed)}")

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from tidegate.identity import reference
-from tidegate.model import AnswerLimits, CredentialRef, Origin
+from tidegate.model import AnswerLimits, CredentialRef, OnUnknown, Origin
 from tidegate.policy.identities import LOOPBACK
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "connections[]": ("name", "dialect", "upstream", "serve", "credential", "limits"),
+    "connections[]": ("name", "dialect", "upstream", "serve", "credential", "limits", "on_unknown"),
     "connections[].serve": ("path",),
     "connections[].credential": ("header", "value"),
     "connections[].limits": ("request", "response", "socket"),
@@ -62,6 +62,7 @@ class ConnectionDoc:
     prefix: str | None
     credential: CredentialRef | None
     limits: LimitsDoc
+    on_unknown: OnUnknown = OnUnknown.BLOCK
 
 
 def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
@@ -86,6 +87,7 @@ def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
         prefix=_prefix(reader, section["serve"]) if "serve" in section else None,
         credential=credential,
         limits=read_limits(reader, section.get("limits")),
+        on_unknown=reader.choice(section.get("on_unknown"), OnUnknown, OnUnknown.BLOCK),
     )
 
 

@@ -89,6 +89,7 @@ def _head(found: Row) -> Table:
         ("model", found["model"] or ""),
         ("request", f"{found['method']} {found['path']}, {found['request_bytes']} bytes"),
         ("answer", f"{found['response_bytes']} bytes{', streamed' if found['streamed'] else ''}"),
+        ("scanned", found.get("scanned") or ""),
         ("policy", f"{found['mode']}, sha256 {found['policy_sha'][:12]}"),
         ("replay of", found["replay_of"] or ""),
     ):

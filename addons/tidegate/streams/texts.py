@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import functools
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -20,16 +22,23 @@ MAX_CLEAN = 1024
 CLEAN_LENGTH = 128
 """Characters of a text worth remembering: the longest names and ids have fewer than a hundred."""
 
+LONG = 8192
+"""Bytes from which on a JSON text is looked up in the history: two of its parts. Below, a search is as fast."""
+
 MAX_FLAGGED = 1000
 """Findings that are only flagged, per body or stream; those that act are never left out. More would tell no more."""
 
 _ACTING = (Action.REDACT, Action.BLOCK)
 
+_MARKS = b",:{}[]"
+_OUTSIDE = b"0123456789+-.eEtruefalsn" + _MARKS
+"""What JSON has between its strings: numbers, three words, and marks."""
+
 
 class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
-    __slots__ = ("_decide", "_decodes", "_detectors", "_engine", "_flagged", "clean", "denial", "findings")
+    __slots__ = ("_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "clean", "denial", "findings")
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
         """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
@@ -41,6 +50,7 @@ class Texts:
         coded = () if streamed else engine.detectors
         self._detectors = tuple(each for each in coded if decide(each.rule) is not Action.ALLOW)
         self._flagged = 0
+        self._doubted: bytes | None = None
         self._decide = decide
 
     def redactor(self) -> Redactor:
@@ -74,21 +84,54 @@ class Texts:
         What hides a value in them is undone before rules look (``inspection.decoding``), unless they are streamed.
         ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
         """
-        changed: dict[int, str] = {}
-        found = self._engine.find_many(texts) if texts else {}
-        coded = self._coded(texts) | self._hidden(texts)
+        names = self._names(texts, source)
+        indexes = [index for index in range(len(texts)) if not self._knows(names.get(index))]
+        new = [texts[index] for index in indexes]
+        found = self._engine.find_many(new) if new else {}
+        coded = self._coded(new) | self._hidden(new, found)
         if not found and not source and not coded:
             self._remember(texts)
-            return changed
         if seen is not None:
-            seen.update((span.rule.id, texts[i][span.start : span.end]) for i, spans in found.items() for span in spans)
-        for index, text in enumerate(texts):
+            seen.update((span.rule.id, new[i][span.start : span.end]) for i, spans in found.items() for span in spans)
+        changed: dict[int, str] = {}
+        for at, (index, text) in enumerate(zip(indexes, new, strict=True)):
+            before = self._told()
+            said = text
             escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
-            if escaped or index in found or index in coded:
+            if escaped or at in found or at in coded:
                 said = self._whole(text, place(index), source=index in source)
-                if said != text:
-                    changed[index] = said
+            if said != text:
+                changed[index] = said
+            elif index in names and at not in found and before == self._told():
+                self._keep(names[index])
         return changed
+
+    def _names(self, texts: Sequence[str], source: Collection[int]) -> dict[int, bytes]:
+        """Name texts that are worth it, for the history: what a conversation holds is sent again at every turn."""
+        history = self._engine.history
+        if history is None or not self._decodes:
+            return {}
+        plain, inner = self._under("text"), self._under("source")
+        return {
+            index: history.name(encode(text), inner if index in source else plain)
+            for index, text in enumerate(texts)
+            if len(text) > CLEAN_LENGTH
+        }
+
+    def _knows(self, name: bytes | None) -> bool:
+        history = self._engine.history
+        return name is not None and history is not None and history.knows(name)
+
+    def _keep(self, name: bytes) -> None:
+        if self._engine.history is not None:
+            self._engine.history.keep(name)
+
+    def _under(self, what: str) -> bytes:
+        """Name a question to the history: what is asked, and who is asked about it beside the rules."""
+        return _question(what, self._decodes, tuple([each.rule.id for each in self._detectors]))
+
+    def _told(self) -> tuple[int, int]:
+        return len(self.findings), self._flagged
 
     def check_source(self, text: str, place: str) -> str:
         """Look at a whole text that is JSON source; return it as it may leave."""
@@ -101,19 +144,50 @@ class Texts:
         as it is, between quotes or colons, which are no part of a word, so a rule that matches a value matches there
         too. ``False`` may also mean that this cannot tell: where a text holds a backslash it may be JSON source itself.
         """
-        return b"\\\\" not in body and self.may_be_skipped(body, extra)
+        return self._is_empty(body, extra, self._is_plain)
 
     def may_be_skipped(self, body: bytes, extra: Iterable[str]) -> bool:
         """Say that no rule matches in a JSON text or other texts, decoded or not.
 
         As ``are_clean``, but JSON source is not opened.
         """
+        return self._is_empty(body, extra, self._is_silent)
+
+    def _is_empty(self, body: bytes, extra: Iterable[str], look: Callable[[bytes], bool]) -> bool:
+        """Ask ``look`` of a JSON text, of the parts that were not seen before if it is long; then of other texts."""
+        history = self._engine.history
+        if history is None or len(body) < LONG:
+            empty = look(body)
+        else:
+            empty = history.is_clean(body, self._engine.reach, look, self._under(look.__name__))
+        return empty and self._is_silent_beside(BREAK.join(map(encode, extra)))
+
+    def _is_silent_beside(self, data: bytes) -> bool:
+        """Ask about a path and header fields; a client sends the same ones with every request."""
+        history = self._engine.history
+        name = history.name(data, self._under("beside")) if history is not None and data else b""
+        if not data or self._knows(name or None):
+            return True
+        silent = self._tells_nothing(data, _in_one_text)
+        if silent and name:
+            self._keep(name)
+        return silent
+
+    def _is_plain(self, body: bytes) -> bool:
+        return b"\\\\" not in body and self._is_silent(body)
+
+    def _is_silent(self, body: bytes) -> bool:
         if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
             return False
-        data = BREAK.join([_unescaped(body), *map(encode, extra)])
-        if self._engine.candidates(data) or any(each.may_find(data) for each in self._detectors):
+        return self._tells_nothing(_unescaped(body), _in_one_value)
+
+    def _tells_nothing(self, data: bytes, in_one: Callable[[bytes], bool]) -> bool:
+        if data and self._doubted == data:  # asked before, when it was whole
             return False
-        return not self._decodes or hides_nothing(self._engine, data)
+        empty = self._engine.refuses(data, in_one) and not any(each.may_find(data) for each in self._detectors)
+        empty = empty and (not self._decodes or hides_nothing(self._engine, data))
+        self._doubted = None if empty else data
+        return empty
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -183,12 +257,23 @@ class Texts:
         able = [each for each in self._detectors if each.may_find(data)]
         return {index for index, text in enumerate(texts) if any(each.find(text) for each in able)}
 
-    def _hidden(self, texts: Sequence[str]) -> set[int]:
-        """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them."""
-        parts = [encode(text) for text in texts] if self._decodes else []
-        if not parts or hides_nothing(self._engine, BREAK.join(parts)):
-            return set()
-        return {index for index, part in enumerate(parts) if not hides_nothing(self._engine, part)}
+    def _hidden(self, texts: Sequence[str], known: Collection[int]) -> set[int]:
+        """Return the indexes of the texts that may hold something once decoded; mostly one look at all of them.
+
+        Those ``known`` to hold something as they are written are decoded in any case.
+        """
+        found: set[int] = set()
+        asked = [(index, encode(text)) for index, text in enumerate(texts) if index not in known]
+        waiting = [asked] if self._decodes and asked else []
+        while waiting:  # where there is something, each half is asked by itself
+            some = waiting.pop()
+            if hides_nothing(self._engine, BREAK.join([part for _, part in some])):
+                continue
+            if len(some) == 1:
+                found.add(some[0][0])
+            else:
+                waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+        return found
 
     def _note(self, rule: Rule, place: str, start: int, end: int) -> None:
         action = self._decide(rule)
@@ -209,6 +294,11 @@ class Texts:
             self.clean.update(text for text in texts if len(text) <= CLEAN_LENGTH)
 
 
+@functools.lru_cache(maxsize=256)
+def _question(what: str, decodes: bool, detectors: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b(f"{what} {decodes} {detectors}".encode(), digest_size=16).digest()
+
+
 def _unescaped(body: bytes) -> bytes:
     """Undo the escapes that ``dialects.body.dump`` writes, all but those of rare control characters."""
     if b"\\u" not in body:
@@ -218,3 +308,18 @@ def _unescaped(body: bytes) -> bytes:
 
 def _plain(part: bytes) -> bytes:
     return b"\\u".join(codecs.escape_decode(each)[0] for each in part.split(b"\\u"))
+
+
+def _in_one_text(span: bytes) -> bool:
+    """Say that a part of texts joined by ``BREAK`` lies in one of them."""
+    return BREAK[:1] not in span
+
+
+def _in_one_value(span: bytes) -> bool:
+    """Say that a part of an unescaped JSON text lies in one string or one number: it reaches over no quote, no mark.
+
+    Without a quote it is all inside a string or all outside, where there is nothing but what ``_OUTSIDE`` names.
+    """
+    if b'"' in span:
+        return False
+    return bool(span.translate(None, _OUTSIDE)) or len(span.translate(None, _MARKS)) == len(span)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 from tidegate.inspection.decoding.codes import encoded, escaped, labelled, listed, run_ends, wrapped
 from tidegate.inspection.decoding.folding import folded, overridden
@@ -20,10 +22,10 @@ __all__ = [
 DEPTH = 3
 """Times that what was decoded is decoded again."""
 MAX_VIEWS = 24
-"""Views of one text in which something is decoded."""
+"""Views of one text in which something is decoded. Those of the text itself are always made, at most nine."""
 MAX_GROWTH = 6
 MIN_BYTES = 1 << 17
-"""Bytes of those views together: ``MAX_GROWTH`` times the text and this much. Beyond, nothing more is undone."""
+"""Bytes of views that decode again: ``MAX_GROWTH`` times the text and this much. Beyond, nothing more is undone."""
 _STEPS = (
     ("escapes", escaped, Disguise.ESCAPED),
     ("lines", wrapped, Disguise.WRAPPED),
@@ -34,10 +36,10 @@ _STEPS = (
 _TRIM = 3  # quotes and a comma around a token
 
 
-def views(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> list[View]:
+def views(engine: Engine, data: bytes, plain: Callable[[], Sequence[Span]] = tuple) -> list[View]:
     """Return the views of a text in UTF-8: none where nothing is hidden in a way that is known. Never raises.
 
-    ``plain`` is what was found without decoding: words in which something was are not turned.
+    ``plain`` gives what was found without decoding, by start: words in which something was are not turned.
     """
     spots = engine.spots(data)
     return _undone(engine, data, spots) + _whole(data, spots, plain)
@@ -46,7 +48,7 @@ def views(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> list[View]
 def all_views(engine: Engine, data: bytes) -> list[View]:
     """Return the views as if everything had been spotted: what ``views`` leaves out holds nothing, tests say."""
     spots = Spots(frozenset(Disguise), run_ends(data), joint_ends(data))
-    return _undone(engine, data, spots, every=True) + _whole(data, spots, ())
+    return _undone(engine, data, spots, every=True) + _whole(data, spots, tuple)
 
 
 def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -> list[View]:
@@ -62,9 +64,9 @@ def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -
                 spots = Spots(frozenset(Disguise), run_ends(text)) if every else engine.spots(text)
             for name, edits in _edits(text, spots):
                 view = substitute(text, edits, name, source)
-                if view.data in seen or len(made) >= MAX_VIEWS or left < len(view.data):
+                if view.data in seen or (depth and (len(made) >= MAX_VIEWS or left < len(view.data))):
                     continue
-                left -= len(view.data)
+                left -= len(view.data) if depth else 0
                 seen.add(view.data)
                 made.append(view)
                 deeper.append((view.data, view))
@@ -85,15 +87,20 @@ def _edits(text: bytes, spots: Spots) -> list[tuple[str, list[Edit]]]:
     return [each for each in found if each[1]]
 
 
-def _whole(data: bytes, spots: Spots, plain: Iterable[Span]) -> list[View]:
+def _whole(data: bytes, spots: Spots, plain: Callable[[], Sequence[Span]]) -> list[View]:
     """Return the views of the text itself that concern all of it; they are not decoded again."""
     tokens = list(turned(data, spots.kinds)) if spots.kinds else []
     if Disguise.NUMBER in spots.kinds:
         tokens += backwards(data)
-    found = [(span.start, span.end) for span in plain if has_opening(span.rule.pattern)] if tokens else ()
-    if found:
-        tokens = [each for each in tokens if not any(each[0] < end and start < each[1] for start, end in found)]
+    if tokens and (found := [(span.start, span.end) for span in plain() if has_opening(span.rule.pattern)]):
+        tokens = [each for each in tokens if not _overlaps(found, each[0], each[1])]
     return [*_joined(data, spots.joints), *([windows(tokens, "turned", None)] if tokens else ())]
+
+
+def _overlaps(spans: list[tuple[int, int]], start: int, end: int) -> bool:
+    """Say whether the last of the spans that begin before ``end`` reaches over ``start``."""
+    index = bisect_left(spans, (end, 0))
+    return index > 0 and spans[index - 1][1] > start
 
 
 def _joined(data: bytes, ends: Iterable[int]) -> list[View]:
@@ -118,20 +125,22 @@ def _may_hold(engine: Engine, made: list[View]) -> bool:
 _DOUBTED = ("split", "turned")
 
 
-def find(engine: Engine, data: bytes, plain: Iterable[Span] = (), made: list[View] | None = None) -> tuple[Span, ...]:
+def find(
+    engine: Engine, data: bytes, plain: Iterable[Span] | None = None, made: list[View] | None = None
+) -> tuple[Span, ...]:
     """Return what rules match in the views of a text, where it stands in the text itself, sorted.
 
-    ``plain`` is what was found without decoding, which is not told again. ``made`` are other views than ``views``.
+    What is found without decoding is not told again: ``plain`` if it is known. ``made`` are other views than ``views``.
     """
-    plain = tuple(plain)
-    return _found(engine, data, views(engine, data, plain) if made is None else made, plain)
+    once = cache(lambda: tuple(engine.find(data) if plain is None else plain))
+    return _found(engine, data, views(engine, data, once) if made is None else made, once)
 
 
-def _found(engine: Engine, data: bytes, made: list[View], plain: Iterable[Span]) -> tuple[Span, ...]:
-    if not _may_hold(engine, made):
+def _found(engine: Engine, data: bytes, made: list[View], plain: Callable[[], Sequence[Span]]) -> tuple[Span, ...]:
+    if not made or not _may_hold(engine, made):
         return ()
     known: dict[str, list[tuple[int, int]]] = {}
-    for span in plain:
+    for span in plain():
         known.setdefault(span.rule.id, []).append((span.start, span.end))
     found: list[Span] = []
     for view in made:
@@ -140,15 +149,23 @@ def _found(engine: Engine, data: bytes, made: list[View], plain: Iterable[Span])
                 continue
             pieces = view.pieces(span.start, span.end)
             told = known.setdefault(span.rule.id, [])
-            if not any(_same(piece, other) for piece in pieces for other in told):
-                told += pieces
+            if not any(_is_told(told, piece) for piece in pieces):
+                for piece in pieces:
+                    insort(told, piece)
                 found += [Span(span.rule, start, end) for start, end in pieces]
     return tuple(sorted(found, key=lambda each: (each.start, -each.end, each.rule.id)))
 
 
-def _same(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Say whether one of two spans is all of the other: what one rule finds there in two ways is one finding."""
-    return (one[0] <= other[0] and other[1] <= one[1]) or (other[0] <= one[0] and one[1] <= other[1])
+def _is_told(told: list[tuple[int, int]], piece: tuple[int, int]) -> bool:
+    """Say whether one of the spans holds the piece or is inside it: what one rule finds there twice is one finding.
+
+    None of the spans holds another, so their starts and ends rise together and only the nearest two can.
+    """
+    index = bisect_right(told, piece)
+    before, after = told[index - 1 : index], told[index : index + 1]
+    return any(other[1] >= piece[1] or other[0] == piece[0] for other in before) or any(
+        other[1] <= piece[1] for other in after
+    )
 
 
 def _doubtful(view: View, span: Span, data: bytes) -> bool:
@@ -178,24 +195,29 @@ def find_text(engine: Engine, text: str) -> tuple[TextSpan, ...]:
     """Return everything found in a text, decoded or not, in characters of it."""
     data = encode(text)
     plain = engine.find(data)
-    found = (*plain, *_found(engine, data, views(engine, data, plain), plain))
+    found = (*plain, *find(engine, data, plain))
     return _in_characters(text, data, sorted(found, key=lambda each: (each.start, -each.end)))
 
 
 def find_hidden(engine: Engine, text: str) -> tuple[TextSpan, ...]:
     """Return what is found in a text only once it is decoded, in characters of the text as it stands, sorted."""
     data = encode(text)
-    return _in_characters(text, data, find(engine, data, engine.find(data)))
+    return _in_characters(text, data, find(engine, data))
 
 
 def find_split(engine: Engine, text: str) -> tuple[TextSpan, ...]:
     """Return what is found in a JSON text only once strings that follow one another are read as one, in parts."""
     data = encode(text)
-    made = _joined(data, engine.spots(data).joints)
-    return _in_characters(text, data, _found(engine, data, made, engine.find(data)) if made else ())
+    return _in_characters(text, data, find(engine, data, made=_joined(data, engine.spots(data).joints)))
 
 
 def _in_characters(text: str, data: bytes, spans: Iterable[Span]) -> tuple[TextSpan, ...]:
+    """Turn byte positions into character positions; ``spans`` are sorted by their starts."""
     if len(data) == len(text):
         return tuple(TextSpan(span.rule, span.start, span.end) for span in spans)
-    return tuple(TextSpan(span.rule, count(data[: span.start]), count(data[: span.end])) for span in spans)
+    found, done, seen = [], 0, 0
+    for span in spans:
+        seen += count(data[done : span.start])
+        done = span.start
+        found.append(TextSpan(span.rule, seen, seen + count(data[done : span.end])))
+    return tuple(found)

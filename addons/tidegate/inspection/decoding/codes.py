@@ -13,8 +13,8 @@ from unicodedata import category
 from tidegate.inspection.decoding.views import BREAK, Edit
 from tidegate.inspection.patterns import compile_re2
 
-MAX_DECODED = 1 << 16
-"""Bytes of one decoded run, compressed ones included, that are looked at."""
+MAX_UNPACKED = 1 << 16
+"""Bytes that one compressed run is unpacked to. What is not compressed cannot grow, and is decoded whole."""
 _PROBE = 12
 """Characters decoded to see whether a run says text at all: nine bytes of chance are text once in 7,000 times."""
 _READABLE = 0.7  # of the characters of a text outside ASCII
@@ -57,10 +57,11 @@ def escaped(data: bytes) -> Iterator[Edit]:
     if not any(mark in data for mark in _MARKS):
         return
     for match in _ESCAPES.finditer(data):
-        run = match.group()
+        start, end = match.span()  # each question to a match of RE2's binding costs as much as the match
+        run = data[start:end]
         said = _COMMON.get(run) or _unescaped(run)
         if said is not None and said != run:
-            yield match.start(), match.end(), said
+            yield start, end, said
 
 
 def _unescaped(run: bytes) -> bytes | None:
@@ -138,8 +139,6 @@ def _between_slashes(start: int, run: bytes) -> Iterator[Edit]:
 
 def _said(run: bytes) -> bytes | None:
     """Return the text a run says; ``None`` when it says none."""
-    if len(run) >= 2 * MAX_DECODED:
-        run = run[: 2 * MAX_DECODED]
     if not run.translate(None, _HEX):
         digits = run[: len(run) & ~1].decode()
         return _text(bytes.fromhex(digits)) or (_base64(run) if len(run) < 64 else None)
@@ -188,7 +187,7 @@ def _base64(run: bytes) -> bytes | None:
         return None
     if len(body) % 4 == 1:
         body = body[:-1]
-    data = binascii.a2b_base64(body + b"=" * (-len(body) % 4))[:MAX_DECODED]
+    data = binascii.a2b_base64(body + b"=" * (-len(body) % 4))
     said = _text(_unpacked(data)) if packed else _text(data)
     if said is None:
         return None
@@ -219,7 +218,7 @@ def _utf8(data: bytes) -> bool:
 def _unpacked(data: bytes) -> bytes:
     """Inflate gzip or zlib data, as far as it is looked at; what is broken gives nothing."""
     try:
-        return zlib.decompressobj(47).decompress(data, MAX_DECODED)
+        return zlib.decompressobj(47).decompress(data, MAX_UNPACKED)
     except zlib.error:
         return b""
 

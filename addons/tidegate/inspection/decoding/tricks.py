@@ -129,7 +129,7 @@ def turned(data: bytes, kinds: AbstractSet[Disguise]) -> Iterator[Edit]:
     for match in _TOKENS.finditer(data):
         start, end = match.span()
         if _SHORTEST <= end - start <= _MAX_TOKEN:
-            yield from _turned(start, match.group(), turns)
+            yield from _turned(start, data[start:end], turns)
     if _BEGIN in data:
         for match in _BLOCKS.finditer(data):
             if match.end() - match.start() <= _MAX_BLOCK:
@@ -152,9 +152,10 @@ def backwards(data: bytes) -> Iterator[Edit]:
             continue
         left = max(start - _AROUND, done)
         for match in _NUMBERS.finditer(data[left : end + _AROUND]):
-            first, last = match.start() + left, match.end() + left
+            first, last = match.span()
+            first, last = first + left, last + left
             if first <= start and end <= last and last - first >= _SHORTEST:
-                yield first, last, match.group()[::-1]
+                yield first, last, data[first:last][::-1]
                 done = last
 
 
