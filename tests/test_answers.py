@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.wire import CARD, FAMILIES, KEY, MAIL, Said, answer, events_of, every, read, run, sse
+from tests.wire import (
+    CARD,
+    FAMILIES,
+    FORMS,
+    KEY,
+    MAIL,
+    Said,
+    always,
+    answer,
+    dialect,
+    endpoint,
+    engine,
+    events_of,
+    every,
+    pieces,
+    read,
+    run,
+    sse,
+    stream_of,
+)
 from tidegate.model import Action, Denial, Reason
-from tidegate.streams import sse as framing
+from tidegate.streams.answers import AnswerHead, StreamedAnswer
 from tidegate.streams.channels import HeldCaps
+from tidegate.streams.sse import Sse
 
 STOPPED = Denial(Reason.ANSWER_IDLE, 504, "The upstream was silent for too long.")
 
@@ -108,7 +131,7 @@ def test_what_cannot_be_read_ends_the_answer(name: str, bad: bytes) -> None:
 
 def test_an_event_too_large_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = answer("chat")
-    gate._parser = framing.SseParser(100)
+    gate._framing = Sse(100)
     out = gate.feed(delta("a! ")) + gate.feed(b"data: " + b"x" * 200)
     assert gate.denial is not None
     assert gate.denial.reason is Reason.ANSWER_TOO_LARGE
@@ -118,17 +141,17 @@ def test_an_event_too_large_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_a_blocked_finding_cuts_the_answer(name: str, size: int) -> None:
-    stream = sse(FAMILIES[name](Said(f"The key is {KEY}, and so on"), every(size)))
+    stream = stream_of(name, Said(f"The key is {KEY}, and so on"), every(size))
     gate = answer(name, Action.BLOCK)
     out = run(gate, stream, range(0, len(stream), 11))
     assert gate.denial is not None
     assert gate.denial.reason is Reason.ANSWER_FINDING
-    *before, (_, error) = events_of(out)
+    *before, (_, error) = FORMS[name].events(out)
     assert b"[DONE]" not in out
     assert not any(isinstance(e, dict) and e.get("type") in ("message_stop", "response.completed") for _, e in before)
     assert "Blocked by policy" in json.dumps(error)
-    assert "sk-A" not in out.decode()
-    assert "The key is ".startswith(read(name, sse(before)).text)
+    assert b"sk-A" not in out
+    assert "The key is ".startswith(read(name, b"".join(pieces(name, before))).text)
     assert gate.feed(stream) == gate.end() == b""
 
 
@@ -155,3 +178,34 @@ def test_findings_name_channel_and_span() -> None:
     run(gate, delta(f"ab {KEY[:6]}") + delta(f"{KEY[6:]}. "))
     (finding,) = gate.findings
     assert (finding.where, finding.start, finding.end) == ("stream:$.choices[0].delta.content", 3, 3 + len(KEY))
+
+
+LABELS = ["application/x-ndjson", "application/vnd.amazon.eventstream", "application/json", "text/plain", ""]
+
+
+def whole_answer(name: str, label: str, status: int, body: bytes, cuts: Sequence[int]) -> tuple[bytes, StreamedAnswer]:
+    shape = dialect(FORMS[name].dialect).error
+    gate = StreamedAnswer(endpoint(name), shape, engine(), always(Action.REDACT), "ex-1", AnswerHead(label, status))
+    return run(gate, body, cuts), gate
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("name", ["chat", "ollama", "gemini", "converse"])
+@given(cuts=st.lists(st.integers(0, 60), max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_one_json_value_in_a_streams_place_is_inspected_as_a_whole(name: str, label: str, cuts: list[int]) -> None:
+    body = f'{{\n "error": "the key is {KEY}"\n}}'.encode()
+    out, gate = whole_answer(name, label, 200, body, [min(cut, len(body)) for cut in cuts])
+    assert out == b'{"error":"the key is [REDACTED:key]"}'
+    assert [finding.where for finding in gate.findings] == ["$.error"]
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("name", ["chat", "ollama", "gemini", "converse"])
+def test_an_error_may_be_a_plain_text(name: str, label: str) -> None:
+    body = f"upstream says no to {KEY}".encode()
+    out, gate = whole_answer(name, label, 502, body, range(0, len(body), 3))
+    assert (out, gate.denial) == (b"upstream says no to [REDACTED:key]", None)
+    _, gate = whole_answer(name, label, 200, body, ())
+    assert gate.denial is not None
+    assert gate.denial.reason is Reason.ANSWER_MALFORMED

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tidegate import steps
 from tidegate.crossing import Crossing
@@ -234,6 +235,86 @@ def test_a_stream_is_masked_while_it_runs(policy: Policy) -> None:
     assert said(out + last.data) == "pay [REDACTED:card-visa] now"
     assert exchange.outcome is Outcome.ANSWERED
     assert [f.rule for f in exchange.answer_findings] == ["pii.card-visa"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/google/v1beta/models/good-1:streamGenerateContent", {}, None),
+        ("/google/v1beta/models/bad-1:generateContent", {}, Reason.MODEL_DENIED),
+        ("/google/v1beta/models/good-1:generateContent", {"model": "models/bad-1"}, Reason.BODY_MALFORMED),
+        ("/aws/model/good-1%3A0/converse-stream", {}, None),
+        ("/aws/model/bad-1%3A0/converse", {}, Reason.MODEL_DENIED),
+    ],
+)
+def test_a_model_in_the_path_needs_permission(
+    tmp_path: Path, path: str, body: dict[str, object], reason: Reason | None
+) -> None:
+    for folder in ("packs", "dialects"):
+        (tmp_path / folder).symlink_to(RULES.parent / folder)
+    connections = [
+        {"name": name, "dialect": dialect, "upstream": f"https://{name}.example.com", "serve": {"path": f"/{name}"}}
+        for name, dialect in (("google", "gemini"), ("aws", "bedrock"))
+    ]
+    document = yaml.safe_load(RULES.read_text()) | {
+        "connections": connections,
+        "roles": {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["good-*"]}]}},
+        "bindings": [{"groups": ["local:dev"], "roles": ["dev"]}],
+    }
+    written = tmp_path / "policy.yaml"
+    written.write_text(yaml.safe_dump(document))
+    exchange = Crossing(load(written, engine_cache=DiskCache()), "ex_1")
+    exchange.receive(steps.HeadArrived(head(path), ALICE))
+    step = exchange.receive(steps.BodyArrived(json.dumps(body).encode()))
+    assert (refused(step).reason if isinstance(step, steps.Refuse) else None) is reason
+    if reason is None:
+        assert exchange.asked is not None
+        assert exchange.asked.model in ("good-1", "good-1:0")
+        assert exchange.asked.stream
+
+
+LABELLED = {
+    "a stream called JSON": ("application/json", True),
+    "a stream called JSON that nobody asked for": ("application/json", False),
+    "a stream called text": ("text/plain", True),
+    "a stream without a type": ("", True),
+}
+
+
+@pytest.mark.parametrize(("label", "asked"), LABELLED.values(), ids=LABELLED.keys())
+def test_a_stream_is_told_by_its_bytes(policy: Policy, label: str, *, asked: bool) -> None:
+    exchange, _ = sent(policy, chat(stream=asked))
+    step = exchange.receive(steps.AnswerBegan(200, (("content-type", label),) if label else ()))
+    assert isinstance(step, steps.Stream if asked else steps.Buffer)
+    step = exchange.whole(events_of(f"pay {CARD} now"))
+    assert isinstance(step, steps.Emit)
+    assert said(step.data) == "pay [REDACTED:card-visa] now"
+    assert [(f.rule, f.where[:9]) for f in exchange.answer_findings] == [("pii.card-visa", "stream:$.")]
+    assert (exchange.outcome, exchange.status) == (Outcome.ANSWERED, 200)
+
+
+@pytest.mark.parametrize("label", ["text/event-stream", "application/json", "text/plain"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_json_in_a_streams_place_is_inspected_as_a_whole(policy: Policy, label: str, status: int) -> None:
+    exchange, _ = sent(policy, chat(stream=True))
+    exchange.receive(steps.AnswerBegan(status, (("content-type", label),)))
+    body = f' {{"error": {{"message": "\\u0020card {CARD} is odd"}} }}'.encode()
+    step = exchange.whole(body)
+    assert isinstance(step, steps.Emit)
+    assert json.loads(step.data) == {"error": {"message": " card [REDACTED:card-visa] is odd"}}
+    assert [f.where for f in exchange.answer_findings] == ["$.error.message"]
+
+
+def test_what_is_no_stream_and_no_json_is_refused(policy: Policy) -> None:
+    exchange, _ = sent(policy, chat(stream=True))
+    exchange.receive(steps.AnswerBegan(200, (("content-type", "application/octet-stream"),)))
+    step = exchange.receive(steps.AnswerChunk(f"the card is {CARD}\n\n".encode()))
+    assert isinstance(step, steps.Emit)
+    assert step.last
+    assert CARD not in step.data.decode()
+    assert b'"code":"answer_malformed"' in step.data
+    assert exchange.denial is not None
+    assert exchange.denial.reason is Reason.ANSWER_MALFORMED
 
 
 ANSWERS = {

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from tidegate.dialects import load, messages, streaming
+from tidegate.dialects.addresses import match, model_named
+from tidegate.dialects.asking import asked
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.fields import LeafKind
 from tidegate.dialects.load import parse_dialect
-from tidegate.dialects.spec import Delta, Dialect, asked, is_exempt, is_source, match, refused, role_of
+from tidegate.dialects.spec import Delta, Dialect, is_exempt, is_source, refused, role_of
 from tidegate.model import Asked, Denial, Reason, Role
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +35,8 @@ def shipped(name: str) -> Dialect:
     return dialect
 
 
-OPENAI, ANTHROPIC = shipped("openai"), shipped("anthropic")
+OPENAI, ANTHROPIC, OLLAMA = shipped("openai"), shipped("anthropic"), shipped("ollama")
+GEMINI, BEDROCK = shipped("gemini"), shipped("bedrock")
 SIGNATURE = base64.b64encode(random.Random(1).randbytes(240)).decode()
 
 # loading ──────────────────────────────────────────────────────────────────────
@@ -284,6 +287,38 @@ def test_what_is_no_dialect_is_a_fault(text: str) -> None:
     assert faults_of(text)
 
 
+FRAMING_KEY = (
+    "small.yaml:24: endpoints.chat.stream.framing: found {}; accepted: a list of sse, ndjson, array, eventstream"
+)
+
+
+@pytest.mark.parametrize("found", ["[sse, morse]", "[]", "[json]"])
+def test_a_framing_that_there_is_not(found: str) -> None:
+    text = SMALL.replace("stream:\n", f"stream:\n      framing: {found}\n")
+    assert FRAMING_KEY.format("an empty list" if found == "[]" else found) in faults_of(text)
+
+
+def test_values_belong_to_a_path() -> None:
+    text = SMALL.replace("{path: $.stop, key: [index]}", "{when: [end], values: [true]}")
+    assert faults_of(text) == [
+        "small.yaml:25: endpoints.chat.stream.flush[0].values: found values without a path; accepted: values of a path"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "stream", "output"),
+    [
+        ({"model": "m"}, True, None),
+        ({"model": "m", "stream": True}, True, None),
+        ({"model": "m", "stream": False, "options": {"num_predict": 5}}, False, 5),
+        ({"model": "m", "stream": None, "options": {"num_predict": -1}}, True, None),
+        ({"model": "m", "options": {"num_predict": -2}}, True, None),
+    ],
+)
+def test_ollama_streams_unless_told_otherwise(body: dict, *, stream: bool, output: int | None) -> None:
+    assert asked(OLLAMA.endpoints["chat"], body) == Asked("m", stream, (), output)
+
+
 def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "dialects.md").read_text(encoding="utf-8")
     tables = {
@@ -337,6 +372,210 @@ def test_every_key_is_documented() -> None:
 def test_match(dialect: Dialect, method: str, path: str, name: str | None) -> None:
     found = match(dialect, method, path)
     assert (None if found is None else found.name) == name
+
+
+VERTEX = "/v1beta1/projects/p/locations/us-east5/publishers/google/models"
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "model"),
+    [
+        ("/v1beta/models/gemini-2.5-flash:generateContent", "generate", "gemini-2.5-flash"),
+        ("/v1beta/models/gemini-2.5-flash:streamGenerateContent", "stream", "gemini-2.5-flash"),
+        (f"{VERTEX}/gemini-2.5-pro:streamGenerateContent", "stream", "gemini-2.5-pro"),
+        ("/v1beta1/publishers/google/models/gemini-2.5-pro:countTokens", "count_tokens", "gemini-2.5-pro"),
+        ("/v1beta/models/m@001:batchEmbedContents", "embeddings", "m@001"),
+        ("/v1beta/models/:generateContent", None, None),
+        ("/v1beta/models/..:generateContent", None, None),
+        ("/v1beta/models/a:b:generateContent", None, None),
+        ("/v1beta/models/a%3Ab:generateContent", None, None),
+        ("/v1beta/models/a%3AgenerateContent", None, None),
+        ("/v1beta/models/a%2Fb:generateContent", None, None),
+        ("/v1beta/models/a%20b:generateContent", None, None),
+        ("/v1beta/models/a:generateContent/x", None, None),
+        ("/v1beta/models/a:predict", None, None),
+        ("/v1beta/tunedModels/a:generateContent", None, None),
+        ("/v1beta/cachedContents", None, None),
+        ("/upload/v1beta/files", None, None),
+    ],
+)
+def test_a_path_may_name_the_model(path: str, name: str | None, model: str | None) -> None:
+    found = match(GEMINI, "POST", path)
+    assert (found and found.name) == name
+    assert found is None or model_named(found, path) == model
+
+
+HAIKU = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "model"),
+    [
+        (f"/model/{HAIKU}/converse", "converse", HAIKU),
+        (f"/model/{HAIKU.replace(':', '%3A')}/converse-stream", "converse_stream", HAIKU),
+        (f"/model/{HAIKU.replace(':', '%3a')}/invoke", "invoke", HAIKU),
+        (f"/model/{HAIKU}/invoke-with-response-stream", "invoke_stream", HAIKU),
+        ("/model/m/count-tokens", "count_tokens", "m"),
+        ("/model/a%2Fb/converse", None, None),
+        ("/model/a%3Ab%20/converse", None, None),
+        ("/model//converse", None, None),
+        ("/model/m/async-invoke", None, None),
+        ("/guardrail/g/version/1/apply", None, None),
+    ],
+)
+def test_a_bedrock_path_names_its_model(path: str, name: str | None, model: str | None) -> None:
+    found = match(BEDROCK, "POST", path)
+    assert (found and found.name) == name
+    assert found is None or model_named(found, path) == model
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "tools", "output"),
+    [
+        ("converse", {"toolConfig": {"tools": [{"toolSpec": {"name": "f"}}, {"cachePoint": {}}]}}, ("f",), None),
+        ("converse_stream", {"toolConfig": {"tools": [{"systemTool": {"name": "ground"}}]}}, ("ground",), None),
+        ("converse", {"toolConfig": {"tools": [{"newKind": {}}]}}, ("newKind",), None),
+        ("converse", {"toolConfig": {"tools": [{"toolSpec": {}}]}}, None, None),
+        (
+            "converse",
+            {"inferenceConfig": {"maxTokens": 5}, "additionalModelRequestFields": {"max_tokens": 900}},
+            (),
+            900,
+        ),
+        ("converse", {"additionalModelRequestFields": {"tools": [{"type": "b_1", "name": "b"}]}}, ("b_1", "b"), None),
+        ("invoke", {"tools": [{"name": "f"}], "max_tokens": 7}, ("f",), 7),
+        ("invoke_stream", {"textGenerationConfig": {"maxTokenCount": 8}}, (), 8),
+        ("invoke", {"model": "other"}, None, None),
+    ],
+)  # fmt: skip
+def test_what_bedrock_is_asked(endpoint: str, body: dict, tools: tuple[str, ...] | None, output: int | None) -> None:
+    found = asked(BEDROCK.endpoints[endpoint], body, "m")
+    expected = Asked("m", "stream" in endpoint, tools, output) if tools is not None else None
+    assert (found if isinstance(found, Asked) else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("converse", {"messages": [{"content": [{"image": {"source": {"bytes": "AA"}}}]}]}),
+        ("converse", {"messages": [{"content": [{"document": {"source": {"bytes": "AA"}}}]}]}),
+        ("converse_stream", {"messages": [{"content": [{"toolResult": {"content": [{"video": {}}]}}]}]}),
+        ("converse", {"additionalModelRequestFields": {"messages": []}}),
+        ("invoke", {"messages": [{"content": [{"type": "image", "source": {"type": "base64"}}]}]}),
+        ("invoke", {"messages": [{"content": [{"image": {"source": {"bytes": "AA"}}}]}]}),
+        ("invoke_stream", {"inputImage": "AA"}),
+        ("invoke", {"imageVariationParams": {"images": ["AA"]}}),
+        ("invoke", {"prompt": [[1, 2]]}),
+        ("count_tokens", {"input": {"invokeModel": {"body": "AA"}}}),
+    ],
+)
+def test_bedrock_media_are_refused(endpoint: str, body: dict) -> None:
+    denial = refused(BEDROCK.endpoints[endpoint], body, redacting=False)
+    assert denial is not None
+    assert denial.reason is Reason.BODY_OPAQUE
+
+
+@pytest.mark.parametrize("path", ["/v1/{model}/{model}", "/v1/x{model}", "/v1/{model}{x}", "/v1/{modell}"])
+def test_a_place_for_the_model_that_cannot_be(path: str) -> None:
+    text = SMALL.replace("paths: [/v1/chat, /d/*/chat]", f'paths: ["{path}"]')
+    accepted = "a list with a path such as /v1/models/*, without a query"
+    assert faults_of(text) == [f"small.yaml:11: endpoints.chat.paths: found [{path}]; accepted: {accepted}"]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, "m"),
+        ({"model": "models/m"}, "m"),
+        ({"model": "m"}, "m"),
+        ({"model": "models/other"}, None),
+        ({"model": "tunedModels/m"}, None),
+    ],
+)
+def test_a_body_may_not_name_another_model_than_its_path(body: dict, expected: str | None) -> None:
+    found = asked(GEMINI.endpoints["generate"], body, "m")
+    assert (found.model if isinstance(found, Asked) else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("tools", "names"),
+    [
+        ([{"functionDeclarations": [{"name": "f"}, {"name": "g"}]}], ("f", "g")),
+        ([{"function_declarations": [{"name": "f"}], "google_search": {}}], ("googleSearch", "f")),
+        ([{"urlContext": {}}, {"code_execution": {}}], ("urlContext", "codeExecution")),
+        ([{"functionDeclarations": [{}]}], None),
+        ([{"functionDeclarations": {"name": "f"}}], None),
+        ({"functionDeclarations": [{"name": "f"}]}, None),
+    ],
+)
+def test_tools_of_gemini_are_named_by_their_fields(tools: object, names: tuple[str, ...] | None) -> None:
+    found = asked(GEMINI.endpoints["stream"], {"tools": tools}, "m")
+    assert (found.tools if isinstance(found, Asked) else None) == names
+    assert names is None or (isinstance(found, Asked) and found.stream)
+
+
+MEDIA = {"inlineData": {"mimeType": "image/png", "data": "iVBORw0KGgo"}}
+FILE = {"file_data": {"file_uri": "https://x.test/a"}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"contents": [{"parts": [{"text": "x"}, MEDIA]}]},
+        {"contents": {"parts": FILE}},
+        {"contents": [{"parts": [{"functionResponse": {"parts": [{"inline_data": {"data": "AA"}}]}}]}]},
+        {"system_instruction": {"parts": [MEDIA]}},
+        {"systemInstruction": {"parts": [FILE]}},
+        {"cached_content": "cachedContents/1"},
+        {"tools": [{"file_search": {"file_search_store_names": ["x"]}}]},
+        {"tools": [{"mcpServers": [{"name": "x"}]}]},
+        {"tool_config": {"functionCallingConfig": {"stream_function_call_arguments": True}}},
+    ],
+)
+def test_gemini_media_and_stored_text_are_refused(body: dict) -> None:
+    denial = refused(GEMINI.endpoints["stream"], body, redacting=False)
+    assert denial is not None
+    assert denial.reason is Reason.BODY_OPAQUE
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"responseLogprobs": True},
+        {"response_logprobs": True},
+        {"logprobs": 3},
+        {"responseModalities": ["TEXT", "AUDIO"]},
+        {"response_modalities": ["IMAGE"]},
+        {"response_modalities": "AUDIO"},
+        {"response_modalities": [3]},
+    ],
+)
+def test_gemini_second_copies_are_refused(config: dict) -> None:
+    body = {"generation_config": config}
+    assert refused(GEMINI.endpoints["generate"], body, redacting=False) is None
+    denial = refused(GEMINI.endpoints["generate"], body, redacting=True)
+    assert denial is not None
+    assert denial.reason is Reason.SECOND_COPY
+
+
+def test_gemini_roles_in_both_spellings() -> None:
+    body = {
+        "system_instruction": {"parts": [{"text": "be brief"}]},
+        "contents": [
+            {"parts": [{"text": "a question"}]},
+            {"role": "model", "parts": [{"text": "an answer", "thought_signature": SIGNATURE}]},
+            {"role": "user", "parts": [{"function_response": {"response": {"x": "a result"}}}]},
+        ],
+        "tools": [{"function_declarations": [{"description": "does it"}]}],
+        "unheard_of": "elsewhere",
+    }
+    endpoint = GEMINI.endpoints["generate"]
+    found = roles(endpoint, body)
+    assert {text: role.value for text, role in found.items() if " " in text or text == "elsewhere"} == {
+        "be brief": "system", "a question": "user", "an answer": "assistant", "a result": "tool_result",
+        "does it": "tool_definition", "elsewhere": "other",
+    }  # fmt: skip
+    assert [leaf.text for leaf in endpoint.request.walk(body) if is_exempt(leaf)] == [SIGNATURE]
 
 
 # what is asked ────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ from tidegate.dialects.errors import GENERIC, render, render_event
 from tidegate.dialects.load import parse_dialect
 from tidegate.dialects.spec import ErrorShape
 from tidegate.model import Denial, Reason
+from tidegate.streams.sse import Sse
 
 RULES = Path(__file__).resolve().parents[1] / "rules" / "dialects"
 DENIED = Denial(Reason.FINDING, 403, "The prompt holds an AWS access key.")
@@ -41,7 +42,8 @@ def refusal(form: ErrorShape, denial: Denial) -> Answer:
 
 
 def stream(form: ErrorShape, before: bytes) -> Answer:
-    return 200, {"content-type": "text/event-stream"}, before + render_event(form, DENIED, "req_7F3")
+    last = Sse().refusal(render_event(form, DENIED, "req_7F3"), form.event_name)
+    return 200, {"content-type": "text/event-stream"}, before + last
 
 
 def openai_client(answer: Answer, tries: list[int]) -> openai.OpenAI:
@@ -159,4 +161,4 @@ def test_templates_fill_every_place_and_keep_types() -> None:
         "request-id": "r",
         "x-should-retry": "false",
     }
-    assert render_event(form, denial, "r") == b'data: "say \\"no\\" ${id}\\n"\n\n'
+    assert render_event(form, denial, "r") == b'"say \\"no\\" ${id}\\n"'

@@ -13,6 +13,7 @@ from tidegate import headers
         "authorization", "x-api-key", "api-key", "x-goog-api-key", "proxy-authorization", "cookie", "x-forwarded-user",
         "x-forwarded-for", "x-tidegate-anything", "forwarded", "via", "te", "trailer", "upgrade",
         "http2-settings", "expect",
+        "x-http-method-override", "x-amz-security-token", "x-amz-date", "x-amz-content-sha256",
         "accept-encoding", "content-encoding", "transfer-encoding", "content-length", "connection", "keep-alive",
     ],
 )  # fmt: skip

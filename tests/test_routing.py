@@ -27,6 +27,8 @@ CONNECTIONS = (
     connection("local", "openai", SHARED, "/local"),
     connection("claude", "anthropic", SHARED, "/claude"),
     connection("deep", "anthropic", SHARED, None, "/deep"),
+    connection("google", "gemini", Origin("https", "gemini.example.com", 443), "/google"),
+    connection("aws", "bedrock", Origin("https", "aws.example.com", 443), "/aws"),
 )
 
 
@@ -203,3 +205,18 @@ def test_what_is_routed_is_plain(policy: Policy, path: str) -> None:
         assert not set(plain) & set("%;#\\ \x00")
         assert "//" not in plain
         assert not {".", ".."} & set(plain.split("/"))
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "upstream"),
+    [
+        ("/google/v1beta/models/g-2:generateContent", "g-2", "/v1beta/models/g-2:generateContent"),
+        ("/google/v1/models/g-2:streamGenerateContent?alt=sse", "g-2", "/v1/models/g-2:streamGenerateContent?alt=sse"),
+        ("/aws/model/us.a-v1%3A0/converse", "us.a-v1:0", "/model/us.a-v1%3A0/converse"),
+        ("/openai/v1/chat/completions", None, "/v1/chat/completions"),
+    ],
+)
+def test_a_path_may_name_the_model(policy: Policy, path: str, model: str | None, upstream: str) -> None:
+    found = go(policy, path)
+    assert isinstance(found, Route)
+    assert (found.model, found.path) == (model, upstream)

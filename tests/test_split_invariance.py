@@ -24,11 +24,13 @@ from tests.wire import (
     Said,
     always,
     answer,
+    as_sent,
     engine,
     every,
+    pieces,
     read,
     run,
-    sse,
+    stream_of,
 )
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.engine import Engine, build
@@ -36,7 +38,7 @@ from tidegate.inspection.rules import Rule, parse_pack
 from tidegate.model import Action
 from tidegate.streams.redactor import Redactor, redact, short_name
 from tidegate.streams.source import JsonSource
-from tidegate.streams.sse import SseParser
+from tidegate.streams.sse import Sse
 
 FRAGMENTS = [
     KEY, MAIL, CARD, PEM, "sk-", "AbCd1234", "-----BEGIN KEY-----", "-----END KEY-----", "jane.doe", "@", ".co",
@@ -59,16 +61,12 @@ def expected(answer: Said, rules: Engine) -> Said:
     return Said(text(answer.text), text(answer.thinking), tuple(map(source, answer.tools)))
 
 
-def as_sent(name: str, answer: Said) -> Said:
-    return Said(answer.text) if name == "completions" else answer
-
-
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.parametrize("name", FAMILIES)
 @given(answer_=said, size=st.integers(1, 12), draw=st.data())
 def test_any_cut_reads_like_the_whole(name: str, answer_: Said, size: int, draw: st.DataObject) -> None:
     whole = as_sent(name, answer_)
-    stream = sse(FAMILIES[name](whole, every(size)))
+    stream = stream_of(name, whole, every(size))
     cuts = draw.draw(st.lists(st.integers(0, len(stream)), max_size=10))
     gate = answer(name)
     out = run(gate, stream, cuts)
@@ -83,7 +81,7 @@ def test_any_cut_reads_like_the_whole(name: str, answer_: Said, size: int, draw:
 @pytest.mark.parametrize("name", FAMILIES)
 @given(answer_=said, size=st.integers(1, 12), draw=st.data())
 def test_the_cut_of_the_bytes_changes_no_byte(name: str, answer_: Said, size: int, draw: st.DataObject) -> None:
-    stream = sse(FAMILIES[name](as_sent(name, answer_), every(size)))
+    stream = stream_of(name, as_sent(name, answer_), every(size))
     cuts = draw.draw(st.lists(st.integers(0, len(stream)), max_size=10))
     assert run(answer(name), stream, cuts) == run(answer(name), stream)
 
@@ -95,8 +93,8 @@ def test_what_is_held_is_bounded_and_nothing_leaves_that_is_masked_later(name: s
     whole = as_sent(name, answer_)
     final = expected(whole, engine())
     gate, out = answer(name), b""
-    for event in FAMILIES[name](whole, every(size)):
-        out += gate.feed(sse([event]))
+    for piece in pieces(name, FAMILIES[name](whole, every(size))):
+        out += gate.feed(piece)
         now = read(name, out)
         assert final.text.startswith(now.text)
         assert final.thinking.startswith(now.thinking)
@@ -123,7 +121,7 @@ def test_examples_of_every_shipped_rule(name: str) -> None:
     for rule in (each for each in rules if each.score is None):  # hints take no part in streams
         text = " ".join(f"see {example} end" for example in rule.match)
         whole = as_sent(name, Said(text, tools=(json.dumps({"a": text}),)))
-        stream = sse(FAMILIES[name](whole, every(chance.choice([3, 12, 40]))))
+        stream = stream_of(name, whole, every(chance.choice([3, 12, 40])))
         gate = answer(name, rules=all_rules)
         out = run(gate, stream, [chance.randrange(len(stream)) for _ in range(5)])
         final = expected(whole, all_rules)
@@ -200,7 +198,7 @@ def _channels(stream: bytes, *, source: bool = False) -> dict[str, str]:
 
 
 def _parts(stream: bytes) -> Iterator[tuple[str, str]]:
-    parser = SseParser()
+    parser = Sse()
     for event in [*parser.feed(stream), *parser.end()]:
         if event.data and event.data != "[DONE]":
             for where, part in _said(json.loads(event.data)):

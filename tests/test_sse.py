@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.streams.sse import SseEvent, SseFault, SseParser, rewrite, write
+from tidegate.streams.framing import Frame, FrameFault
+from tidegate.streams.sse import Sse, rewrite, write
 
 GRAMMAR = {
     "lf": (b"data: a\n\ndata: b\n\n", [(None, "a"), (None, "b")]),
@@ -33,13 +34,13 @@ GRAMMAR = {
 }
 
 
-def read(pieces: list[bytes], limit: int = 1000) -> tuple[list[SseEvent], SseParser]:
-    parser = SseParser(limit)
+def read(pieces: list[bytes], limit: int = 1000) -> tuple[list[Frame], Sse]:
+    parser = Sse(limit)
     events = [event for piece in pieces for event in parser.feed(piece)]
     return events + parser.end(), parser
 
 
-def spoken(events: list[SseEvent]) -> list[tuple[str | None, str | None, tuple[str, ...]]]:
+def spoken(events: list[Frame]) -> list[tuple[str | None, str | None, tuple[str, ...]]]:
     return [(e.name, e.data, e.others) for e in events if e.data is not None or e.others]
 
 
@@ -72,7 +73,7 @@ def test_any_cut_reads_alike(parts: list[bytes], draw: st.DataObject) -> None:
 
 
 def test_an_event_leaves_with_its_empty_line() -> None:
-    parser = SseParser()
+    parser = Sse()
     assert [e.data for e in parser.feed(b"data: a\r\n\r")] == ["a"]
     assert [e.data for e in parser.feed(b"\ndata: b\r\r")] == ["b"]
 
@@ -86,24 +87,24 @@ def test_what_comes_last_may_be_incomplete() -> None:
 @pytest.mark.parametrize(
     ("stream", "fault", "before"),
     [
-        (b"data: a\n\ndata: \xff\n\ndata: b\n\n", SseFault.NOT_UTF8, ["a"]),
-        (b"data: a\n\ndata: \xed\xa0\x80\n\ndata: b\n\n", SseFault.NOT_UTF8, ["a"]),
-        (b"data: a\n\ndata: " + b"b" * 60 + b"\n\ndata: c\n\n", SseFault.TOO_LARGE, ["a"]),
-        (b"data: a\n\n" + b": b\n" * 30 + b"\n", SseFault.TOO_LARGE, ["a"]),
-        (b"data: a\n\ndata: \xe2\x80", SseFault.NOT_UTF8, ["a"]),
+        (b"data: a\n\ndata: \xff\n\ndata: b\n\n", FrameFault.UNREADABLE, ["a"]),
+        (b"data: a\n\ndata: \xed\xa0\x80\n\ndata: b\n\n", FrameFault.UNREADABLE, ["a"]),
+        (b"data: a\n\ndata: " + b"b" * 60 + b"\n\ndata: c\n\n", FrameFault.TOO_LARGE, ["a"]),
+        (b"data: a\n\n" + b": b\n" * 30 + b"\n", FrameFault.TOO_LARGE, ["a"]),
+        (b"data: a\n\ndata: \xe2\x80", FrameFault.UNREADABLE, ["a"]),
     ],
     ids=["not UTF-8", "a surrogate", "a long line", "many lines", "cut inside a character"],
 )
-def test_after_a_fault_nothing_comes(stream: bytes, fault: SseFault, before: list[str], cut: int) -> None:
+def test_after_a_fault_nothing_comes(stream: bytes, fault: FrameFault, before: list[str], cut: int) -> None:
     events, parser = read([stream[i : i + cut] for i in range(0, len(stream), cut)], limit=50)
     assert (parser.fault, [e.data for e in events]) == (fault, before)
     assert parser.feed(b"data: d\n\n") == []
 
 
 def test_a_long_event_is_refused_before_it_ends() -> None:
-    parser = SseParser(limit=50)
+    parser = Sse(limit=50)
     parser.feed(b"x" * 51)
-    assert parser.fault is SseFault.TOO_LARGE
+    assert parser.fault is FrameFault.TOO_LARGE
 
 
 @pytest.mark.parametrize(
@@ -138,5 +139,5 @@ def test_a_new_event_ends_its_lines_like_its_neighbour(name: str | None, like: b
 
 
 def test_text_of_an_event_is_not_in_its_repr() -> None:
-    (event,) = SseParser().feed(b": sesame\ndata: sesame\n\n")
+    (event,) = Sse().feed(b": sesame\ndata: sesame\n\n")
     assert "sesame" not in repr(event)

@@ -1,12 +1,15 @@
 """What the stream tests share: a few rules, the shipped dialects, and both ends of a made-up wire.
 
-``chat``, ``completions``, ``responses`` and ``messages`` are the upstream: an answer becomes events, its texts cut as
-told. ``read`` is a client: it knows the standard and the channels, and nothing of the code under test.
+``FAMILIES`` are the upstreams: an answer becomes events, its texts cut as told; ``pieces`` writes them in their frames.
+``read`` is a client: it knows the standard and the channels, and nothing of the code under test.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +21,7 @@ from tidegate.dialects.spec import Dialect, Endpoint
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.rules import Rule, parse_pack
 from tidegate.model import Action
-from tidegate.streams.answers import SseAnswer
+from tidegate.streams.answers import AnswerHead, StreamedAnswer
 from tidegate.streams.channels import HeldCaps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,12 +59,13 @@ def dialect(name: str) -> Dialect:
     return found
 
 
-def endpoint(name: str) -> Endpoint:
-    return dialect("anthropic" if name == "messages" else "openai").endpoints[name]
-
-
 def always(action: Action) -> Callable[[Rule], Action]:
     return lambda _: action
+
+
+def endpoint(name: str) -> Endpoint:
+    form = FORMS[name]
+    return dialect(form.dialect).endpoints[form.endpoint]
 
 
 def answer(
@@ -69,13 +73,13 @@ def answer(
     decide: Action | Callable[[Rule], Action] = Action.REDACT,
     rules: Engine | None = None,
     caps: HeldCaps | None = None,
-) -> SseAnswer:
-    family = dialect("anthropic" if name == "messages" else "openai")
+) -> StreamedAnswer:
     chosen = always(decide) if isinstance(decide, Action) else decide
-    return SseAnswer(endpoint(name), family.error, rules or engine(), chosen, "ex-1", caps)
+    shape, head = dialect(FORMS[name].dialect).error, AnswerHead(FORMS[name].label)
+    return StreamedAnswer(endpoint(name), shape, rules or engine(), chosen, "ex-1", head, caps)
 
 
-def run(gate: SseAnswer, stream: bytes, cuts: Sequence[int] = ()) -> bytes:
+def run(gate: StreamedAnswer, stream: bytes, cuts: Sequence[int] = ()) -> bytes:
     """Feed a stream cut at these positions; return all that came out."""
     at = [0, *sorted(cuts), len(stream)]
     return b"".join(gate.feed(stream[a:b]) for a, b in pairwise(at)) + gate.end()
@@ -231,8 +235,95 @@ def messages(said: Said, cut: Cut = whole) -> list[Event]:
     return [(event["type"], event) for event in events]
 
 
+def ollama(said: Said, cut: Cut = whole) -> list[Event]:
+    def line(done: bool = False, **message: str) -> Event:
+        base = {"model": "m", "created_at": "2025-08-20T13:47:56.683511Z", "message": {"role": "assistant", **message}}
+        return None, {**base, "done": done}
+
+    events = [line(content="", thinking=part) for part in cut(said.thinking)]
+    events += [line(content=part) for part in cut(said.text)]
+    _, last = line(done=True, content="")
+    return [*events, (None, {**last, "done_reason": "stop", "total_duration": 572052292})]
+
+
+def generate(said: Said, cut: Cut = whole) -> list[Event]:
+    def line(done: bool = False, **texts: str) -> Event:
+        return None, {"model": "m", "created_at": "2025-08-20T13:47:56.683511Z", **texts, "done": done}
+
+    events = [line(response="", thinking=part) for part in cut(said.thinking)]
+    events += [line(response=part) for part in cut(said.text)]
+    _, last = line(done=True, response="")
+    return [*events, (None, {**last, "done_reason": "stop", "context": [105, 2364, 107]})]
+
+
+def gemini(said: Said, cut: Cut = whole) -> list[Event]:
+    """Two answers at once: the second is the first again, and its index is not 0, which is left out where it is."""
+
+    def chunk(parts: list[dict], index: int = 0, **more: object) -> Event:
+        candidate = {"content": {"parts": parts, "role": "model"}, **({"index": index} if index else {}), **more}
+        return None, {"candidates": [candidate], "modelVersion": "m", "responseId": "r-1"}
+
+    events: list[Event] = []
+    for thought in cut(said.thinking):
+        events += [chunk([{"text": thought, "thought": True}], index) for index in (0, 1)]
+    for text in cut(said.text):
+        half = len(text) // 2
+        events += [chunk([{"text": text[:half]}, {"text": text[half:]}], index) for index in (0, 1)]
+    sign = {"text": "", "thoughtSignature": "c2lnbmF0dXJl" * 8}
+    _, last = chunk([sign], finishReason="STOP")
+    return [*events, chunk([], 1, finishReason="STOP"), (None, {**last, "usageMetadata": {"totalTokenCount": 4}})]
+
+
+def converse(said: Said, cut: Cut = whole) -> list[Event]:
+    events: list[Event] = [("messageStart", {"role": "assistant", "p": "abcd"})]
+
+    def add(index: int, deltas: list[dict]) -> None:
+        at = {"contentBlockIndex": index, "p": "abcdefgh"}
+        events.extend(("contentBlockDelta", {**at, "delta": delta}) for delta in deltas)
+        events.append(("contentBlockStop", {"contentBlockIndex": index, "p": "ab"}))
+
+    if said.thinking:
+        sign = {"reasoningContent": {"signature": "c2lnbmF0dXJl" * 8}}
+        add(0, [*({"reasoningContent": {"text": part}} for part in cut(said.thinking)), sign])
+    if said.text:
+        add(1, [{"text": part} for part in cut(said.text)])
+    for index, source in enumerate(said.tools, 2):
+        start = {"toolUse": {"name": "f", "toolUseId": f"tooluse_{index}"}}
+        events.append(("contentBlockStart", {"contentBlockIndex": index, "start": start, "p": "ab"}))
+        add(index, [{"toolUse": {"input": part}} for part in cut(source)])
+    events.append(("messageStop", {"stopReason": "end_turn", "p": "abcdefghijk"}))
+    return [*events, ("metadata", {"usage": {"inputTokens": 3}, "metrics": {"latencyMs": 411}, "p": "a"})]
+
+
+def cohere(said: Said, cut: Cut = whole) -> list[Event]:
+    events: list[dict] = [{"id": "r-1", "type": "message-start", "delta": {"message": {"role": "assistant"}}}]
+
+    def block(index: int, field: str, text: str) -> None:
+        start = {"type": "thinking" if field == "thinking" else "text", field: ""}
+        events.append({"type": "content-start", "index": index, "delta": {"message": {"content": start}}})
+        at = {"type": "content-delta", "index": index}
+        events.extend({**at, "delta": {"message": {"content": {field: part}}}} for part in cut(text))
+        events.append({"type": "content-end", "index": index})
+
+    if said.thinking:
+        block(0, "thinking", said.thinking)
+    if said.text:
+        block(1, "text", said.text)
+    for index, source in enumerate(said.tools):
+        call = {"id": f"f_{index}", "type": "function", "function": {"name": "f", "arguments": ""}}
+        events.append({"type": "tool-call-start", "index": index, "delta": {"message": {"tool_calls": call}}})
+        for part in cut(source):
+            call = {"function": {"arguments": part}}
+            events.append({"type": "tool-call-delta", "index": index, "delta": {"message": {"tool_calls": call}}})
+        events.append({"type": "tool-call-end", "index": index})
+    events.append({"type": "message-end", "delta": {"finish_reason": "COMPLETE"}})
+    return [*((event["type"], event) for event in events), (None, "[DONE]")]
+
+
 FAMILIES: dict[str, Callable[[Said, Cut], list[Event]]] = {
     "chat": chat, "completions": completions, "responses": responses, "messages": messages,
+    "ollama": ollama, "generate": generate, "gemini": gemini, "gemini array": gemini,
+    "converse": converse, "invoke": messages, "cohere": cohere,
 }  # fmt: skip
 
 
@@ -251,11 +342,131 @@ def events_of(stream: bytes) -> list[Event]:
     return events
 
 
+def lines_of(stream: bytes) -> list[Event]:
+    assert stream.endswith(b"\n") or not stream
+    return [(None, json.loads(line)) for line in stream.split(b"\n")[:-1]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a family is spoken: whose endpoint it is, and its events as bytes, one piece for each."""
+
+    dialect: str
+    endpoint: str
+    label: str = "text/event-stream"
+    pieces: Callable[[Sequence[Event]], list[bytes]] = lambda events: [sse([each]) for each in events]
+    events: Callable[[bytes], list[Event]] = events_of
+
+
+def json_line(event: Event) -> bytes:
+    return json.dumps(event[1], separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def lines(endpoint: str) -> Form:
+    return Form("ollama", endpoint, "application/x-ndjson", lambda events: list(map(json_line, events)), lines_of)
+
+
+def array_pieces(events: Sequence[Event]) -> list[bytes]:
+    written = [json.dumps(event, indent=1, ensure_ascii=False).encode() for _, event in events]
+    start = [(b"\n,\r\n" if number else b"[") + each for number, each in enumerate(written)]
+    return [*start, b"\n]\n" if written else b"[]"]
+
+
+def array_of(stream: bytes) -> list[Event]:
+    """Read an array as far as it has come."""
+    text, found = stream.decode().strip(), []
+    assert text[:1] in ("", "[")
+    text = text[1:].lstrip()
+    while text and text != "]":
+        event, end = json.JSONDecoder().raw_decode(text)
+        found.append((None, event))
+        text = text[end:].lstrip()
+        assert text[:1] in ("", ",", "]")
+        text = text.removeprefix(",").lstrip()
+    return found
+
+
+EVENTSTREAM = "application/vnd.amazon.eventstream"
+
+
+def message_piece(kind: str | None, payload: bytes, **more: str) -> bytes:
+    """Write one message of an event stream."""
+    head = b""
+    fields = {"content-type": "application/json", "message-type": "event", **more}
+    fields = fields if kind is None else {"event-type": kind, **fields}
+    for name, value in fields.items():
+        head += bytes([len(name) + 1]) + b":" + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+    start = struct.pack(">II", len(head) + len(payload) + 16, len(head))
+    message = start + struct.pack(">I", zlib.crc32(start)) + head + payload
+    return message + struct.pack(">I", zlib.crc32(message))
+
+
+def compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def chunk_piece(event: object) -> bytes:
+    """Write one message that holds an event of a model's own API."""
+    return message_piece("chunk", compact({"bytes": base64.b64encode(compact(event)).decode(), "p": "abcdefgh"}))
+
+
+def messages_of(stream: bytes) -> list[Event]:
+    """Read an event stream as the AWS SDK does, which checks both checksums; an exception is an event of its name."""
+    from botocore.eventstream import EventStreamBuffer
+
+    buffer = EventStreamBuffer()
+    buffer.add_data(stream)
+    found: list[Event] = []
+    for message in buffer:
+        kind = message.headers.get(":event-type") or message.headers.get(":exception-type")
+        value = json.loads(message.payload)
+        found.append((kind, json.loads(base64.b64decode(value["bytes"])) if "bytes" in value else value))
+    assert not buffer._data, "the last message must be whole"
+    return found
+
+
+FORMS = {
+    "chat": Form("openai", "chat"), "completions": Form("openai", "completions"),
+    "responses": Form("openai", "responses"), "messages": Form("anthropic", "messages"),
+    "ollama": lines("chat"), "generate": lines("generate"),
+    "gemini": Form("gemini", "stream"), "cohere": Form("cohere", "chat"),
+    "converse": Form(
+        "bedrock", "converse_stream", EVENTSTREAM,
+        lambda events: [message_piece(name, compact(event)) for name, event in events], messages_of,
+    ),
+    "invoke": Form(
+        "bedrock", "invoke_stream", EVENTSTREAM, lambda events: [chunk_piece(event) for _, event in events], messages_of
+    ),
+    "gemini array": Form("gemini", "stream", "application/json", array_pieces, array_of),
+}  # fmt: skip
+
+
+def pieces(name: str, events: Sequence[Event]) -> list[bytes]:
+    """Write events as this family sends them."""
+    return FORMS[name].pieces(events)
+
+
+def stream_of(name: str, said: Said, cut: Cut = whole) -> bytes:
+    """Write a whole answer as this family sends it."""
+    return b"".join(pieces(name, FAMILIES[name](said, cut)))
+
+
+def as_sent(name: str, said: Said) -> Said:
+    """Return what a family can say of an answer in deltas: some have no tools, or send their arguments as objects."""
+    if name == "completions":
+        return Said(said.text)
+    return (
+        said
+        if name in ("chat", "responses", "messages", "converse", "invoke", "cohere")
+        else Said(said.text, said.thinking)
+    )
+
+
 def read(name: str, stream: bytes) -> Said:
     """Read an answer as a client does: the deltas of each channel, joined."""
     texts: dict[str, str] = {}
     tools: dict[int, str] = {}
-    for _, event in events_of(stream):
+    for _, event in FORMS[name].events(stream):
         if not isinstance(event, dict):
             continue
         for channel, part in _deltas(name, event):
@@ -268,6 +479,26 @@ def read(name: str, stream: bytes) -> Said:
 
 def _deltas(name: str, event: dict) -> list[tuple[str | int, str]]:
     match name:
+        case "cohere":
+            message = event.get("delta", {}).get("message", {})
+            content = message.get("content", {})
+            call = message.get("tool_calls", {}).get("function", {})
+            tool = [(event["index"], call["arguments"])] if "arguments" in call else []
+            return [("text", content.get("text", "")), ("thinking", content.get("thinking", "")), *tool]
+        case "converse":
+            delta = event.get("delta", {})
+            tool = [(event["contentBlockIndex"], delta["toolUse"]["input"])] if "toolUse" in delta else []
+            thinking = delta.get("reasoningContent", {}).get("text", "")
+            return [("text", delta.get("text", "")), ("thinking", thinking), *tool]
+        case "gemini" | "gemini array":
+            candidates = [each for each in event.get("candidates", ()) if each.get("index") == 1]
+            parts = [part for each in candidates for part in each["content"]["parts"]]
+            return [("thinking" if part.get("thought") else "text", part["text"]) for part in parts]
+        case "ollama":
+            message = event.get("message", {})
+            return [("text", message.get("content", "")), ("thinking", message.get("thinking", ""))]
+        case "generate":
+            return [("text", event.get("response", "")), ("thinking", event.get("thinking", ""))]
         case "completions":
             return [("text", choice["text"]) for choice in event["choices"]]
         case "chat":

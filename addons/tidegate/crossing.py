@@ -26,7 +26,7 @@ from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
-from tidegate.inspection.bodies import Inspected, inspect_answer
+from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.ner.spec import Ner, Unread
 from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
@@ -81,7 +81,10 @@ from tidegate.steps import (
     Stream,
     UpstreamSaid,
 )
-from tidegate.streams.answers import SseAnswer
+from tidegate.streams import framings
+from tidegate.streams.answers import AnswerHead, StreamedAnswer
+
+JSON = "application/json"
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
@@ -111,7 +114,7 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
-        self._stream: SseAnswer | None = None
+        self._stream: StreamedAnswer | None = None
         self._encodings: list[str] = []
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
 
@@ -329,21 +332,23 @@ class Crossing:
         drop = self._inspect_head(event)
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
         self._encodings = headers.values(event.headers, "content-encoding")
-        streamed = content_type == "text/event-stream" or (
-            self.asked.stream and event.status < 300 and content_type != "application/json"
-        )
-        if not streamed:
+        readable = self._endpoint().stream is not None and all(each.lower() == "identity" for each in self._encodings)
+        asked = self.asked.stream and event.status < 300
+        # the label of both whole answers and streams: where it cannot be a stream it may still be whole
+        if content_type not in framings.LABELS and (not asked or (content_type == JSON and not readable)):
             self.stage = Stage.WHOLE
             return Buffer(drop)
-        endpoint = self._endpoint()
-        if endpoint.stream is None or any(each.lower() != "identity" for each in self._encodings):
+        if not readable:
             return self._refuse("answer", _PROTOCOL)
-        self._stream = SseAnswer(
-            endpoint, self.shape, self.policy.engine, self.policy.decide(Direction.RESPONSE), self.exchange
-        )
+        self._stream = self._streamed(content_type, event.status)
         self.stage = Stage.STREAM
         self.streamed = True
         return Stream(drop)
+
+    def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
+        decide = self.policy.decide(Direction.RESPONSE)
+        head = AnswerHead(content_type, status)
+        return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
 
     def _open(self, event: AnswerBegan) -> Step:
         assert self.head is not None
@@ -439,7 +444,15 @@ class Crossing:
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
         decide = self.policy.decide(Direction.RESPONSE)
-        return inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
+        found = inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
+        return self._unannounced(plain) if found is MALFORMED and self._endpoint().stream is not None else found
+
+    def _unannounced(self, plain: bytes) -> Inspected | Denial:
+        """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
+        assert self.status is not None
+        stream = self._streamed(JSON, self.status)
+        body = stream.feed(plain) + stream.end()
+        return stream.denial or Inspected(body, stream.findings)
 
     # endings ─────────────────────────────────────────────────────────────────
 

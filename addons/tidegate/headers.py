@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-CREDENTIALS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key", "proxy-authorization", "cookie"})
+CREDENTIALS = frozenset(
+    {"authorization", "x-api-key", "api-key", "x-goog-api-key", "proxy-authorization", "cookie", "x-amz-security-token"}
+)
 """Where a client puts what proves who it is. None of it goes upstream or into a recording."""
 
 CLAIMED = (
@@ -22,9 +24,11 @@ CLAIMED = (
 NOT_UPSTREAM = frozenset({
     "te", "trailer", "upgrade", "http2-settings", "expect", "accept-encoding", "content-encoding",
     "transfer-encoding", "content-length", "keep-alive", "proxy-connection", "connection", "host",
+    "x-http-method-override", "x-method-override", "x-http-method", "x-amz-date", "x-amz-content-sha256",
 })  # fmt: skip
-"""Fields of one hop (RFC 9110, 7.6.1), and those the gate sets: it names the upstream, forwards plain bodies and asks
-for plain ones."""
+"""Fields of one hop (RFC 9110, 7.6.1), those the gate sets (it names the upstream, forwards plain bodies and asks for
+plain ones), those that would make another request of the one that was judged, and parts of an AWS signature, which fits
+the client's request alone."""
 
 NOT_TO_CLIENT = frozenset(
     {"alt-svc", "location", "content-location", "refresh", "link", "set-cookie", "set-cookie2", "trailer", "upgrade"}

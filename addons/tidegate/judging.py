@@ -11,7 +11,8 @@ from urllib.parse import unquote_plus
 
 from tidegate import headers
 from tidegate.dialects import body as bodies
-from tidegate.dialects.spec import Endpoint, JsonObject, asked, refused
+from tidegate.dialects.asking import asked
+from tidegate.dialects.spec import Endpoint, JsonObject, refused
 from tidegate.identity import permission
 from tidegate.inspection import media
 from tidegate.inspection.attachments import Extraction
@@ -75,7 +76,7 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     denial = refused(endpoint, judged, redacting=policy.redacts_answers)
     if denial is not None:
         return Judged(grant, "body", denial)
-    what = asked(endpoint, value)
+    what = asked(endpoint, value, grant.route.model)
     if isinstance(what, Denial):
         return Judged(grant, "body", what)
     permitted = permission.permit(grant, what)

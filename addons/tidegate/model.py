@@ -268,11 +268,15 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The first product: which connection and endpoint a request head names. ``path`` is what goes upstream."""
+    """The first product: which connection and endpoint a request head names. ``path`` is what goes upstream.
+
+    ``model`` is named by the path, where the API has it there.
+    """
 
     connection: Connection
     endpoint: str
     path: str
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from tidegate.policy.policy import Keep
 from tidegate.socket_relay import Said
 from tidegate.sockets import POLICY
 from tidegate.steps import ClientSaid, Extract, Form, Relay, SocketRested, Stage, Step, Stopped, UpstreamSaid
-from tidegate.streams.sse import MAX_EVENT
+from tidegate.streams.framing import MAX_FRAME
 
 AGAIN = 0.05
 """Seconds until the limits are looked at again where a message is being judged in a thread just then."""
@@ -55,7 +55,7 @@ class LiveSocket:
         """Say how many bytes of a message are worth collecting."""
         grant = self._crossing.grant
         assert grant is not None
-        return grant.request_bytes if from_client else min(self._exchange.limits.bytes, MAX_EVENT)
+        return grant.request_bytes if from_client else min(self._exchange.limits.bytes, MAX_FRAME)
 
     def heard(self, from_client: bool, size: int) -> None:
         """Count bytes of messages as they come; the limit they break ends the socket."""

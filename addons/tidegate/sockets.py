@@ -24,7 +24,7 @@ from tidegate.model import Asked, Decision, Denial, Direction, Finding, Grant, H
 from tidegate.policy.policy import Policy
 from tidegate.steps import ClientSaid, Extract, Form, Relay, UpstreamSaid
 from tidegate.streams.channels import MALFORMED, EventRedactor, Outgoing
-from tidegate.streams.sse import MAX_EVENT
+from tidegate.streams.framing import MAX_FRAME
 
 MESSAGES = 10_000
 """Messages of a client on one socket: three a second for an hour. It bounds what is remembered of them."""
@@ -53,7 +53,7 @@ _TOO_MANY = Denial(Reason.PROTOCOL, 400, "More messages than this WebSocket take
 _EXPIRED = Denial(Reason.TOKEN_EXPIRED, 401, "The access token has expired; open a WebSocket with a new one.")
 _ODD = Denial(Reason.UPSTREAM_PROTOCOL, 502, "The upstream sent a message that the gateway cannot inspect.")
 _TOO_LARGE = Denial(
-    Reason.ANSWER_TOO_LARGE, 502, f"An event of the answer is larger than the {MAX_EVENT} bytes the gateway inspects."
+    Reason.ANSWER_TOO_LARGE, 502, f"An event of the answer is larger than the {MAX_FRAME} bytes the gateway inspects."
 )
 
 
@@ -273,7 +273,7 @@ class Socket:
         """Read an event, or say why the socket ends with it."""
         if said.form is not Form.TEXT:
             return _ODD
-        if len(said.data) > MAX_EVENT:
+        if len(said.data) > MAX_FRAME:
             return _TOO_LARGE
         event = strict_json(said.data)
         if isinstance(event, Denial) or not isinstance(event, dict):

@@ -137,7 +137,7 @@ BREAKS = [
     *((f"Gateway.{hook}", when) for hook in ("responseheaders", "response") for when in ("before", "after", "later")),
     *((place, "before") for place in ("Engine.find_many", "Verifier.cached", "Exchange.record", "Exchange.state")),
     *((place, "before") for place in ("Recorder.intent", "Recorder.seal", "Exchange.line", "Gateway.released")),
-    *((place, when) for place in ("SseAnswer.feed", "SseAnswer.end") for when in ("before", "after")),
+    *((place, when) for place in ("StreamedAnswer.feed", "StreamedAnswer.end") for when in ("before", "after")),
 ]
 
 

@@ -207,7 +207,7 @@ def test_a_bug_in_the_head_of_a_stream_shows_nothing_of_it(rig: Rig, when: str, 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("place", ["SseAnswer.feed", "AnswerMeter.received", "SseAnswer.end"])
+@pytest.mark.parametrize("place", ["StreamedAnswer.feed", "AnswerMeter.received", "StreamedAnswer.end"])
 def test_a_bug_in_a_stream_ends_it(rig: Rig, place: str, when: str, error: str) -> None:
     rig.upstream.streams(chat_sse(f"the key is {KEY}."), pause=0)
     with rig.breaks(place, when, error):

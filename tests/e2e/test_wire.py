@@ -616,9 +616,9 @@ def test_a_request_beyond_all_bounds_is_refused_before_it_is_read(stage: Stage, 
 
 BROKEN = """
 from tidegate.standalone import Standalone
-from tidegate.streams.answers import SseAnswer
+from tidegate.streams.answers import StreamedAnswer
 
-feed = SseAnswer.feed
+feed = StreamedAnswer.feed
 
 def broken_feed(self, chunk):
     if b"STUMBLE" in chunk:
@@ -626,7 +626,7 @@ def broken_feed(self, chunk):
     return feed(self, chunk)
 
 
-SseAnswer.feed = broken_feed
+StreamedAnswer.feed = broken_feed
 addons = [Standalone()]
 """
 

@@ -43,9 +43,8 @@ def render(shape: ErrorShape, denial: Denial, request_id: str) -> tuple[tuple[tu
 
 
 def render_event(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:
-    """Write a refusal as one server-sent event, for an answer that has begun."""
-    name = f"event: {shape.event_name}\n".encode() if shape.event_name else b""
-    return name + b"data: " + dump(_fill(shape.event, _values(shape, denial, request_id))) + b"\n\n"
+    """Write the event that ends an answer which has begun; its framing is put around it by ``streams``."""
+    return dump(_fill(shape.event, _values(shape, denial, request_id)))
 
 
 def render_message(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from tidegate.dialects.addresses import MODEL
 from tidegate.dialects.errors import PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
-from tidegate.dialects.paths import EXPRESSION, REASON, compiled, words
+from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
 from tidegate.dialects.spec import (
     ALPHABETS,
     AnswerField,
@@ -37,8 +38,8 @@ ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
 )  # fmt: skip
-ASKED_KEYS = ("model", "stream", "tools", "max_output")
-TOOL_KEYS = ("each", "named")
+ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
+TOOL_KEYS = ("each", "named", "keyed")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
 MEDIA_KEYS = ("path", "data", "kinds", "when", "unless")
@@ -78,13 +79,13 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
 
 
 def _exact(reader: Reader, endpoints: Mapping[str, Endpoint], nodes: Mapping[str, Node]) -> dict[tuple[str, str], str]:
-    """Index the paths without ``*``; a path that two endpoints claim is a fault."""
+    """Index the paths without a place; a path that two endpoints claim is a fault."""
     owners: dict[tuple[str, str], str] = {}
     for name, endpoint in endpoints.items():
         for at in ((method, path) for method in endpoint.methods for path in endpoint.paths):
             if owners.setdefault(at, name) != name:
                 reader.fault(nodes[name], "each method and path once", f"{' '.join(at)}, which {owners[at]} has too")
-    return {at: name for at, name in owners.items() if "*" not in at[1]}
+    return {at: name for at, name in owners.items() if "*" not in at[1] and MODEL not in at[1]}
 
 
 def _shape(reader: Reader, node: Node) -> Shape:
@@ -115,7 +116,7 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
         reader.fault(entry["types"], "a type for every other status too", "no key other")
     named = entry.get("event_name")
     name = None if named is None or named.value is None else reader.text(named, "the name of the event")
-    body, event, message = (_plain(entry[key]) if key in entry else None for key in ("body", "event", "message"))
+    body, event, message = (plain(entry[key]) if key in entry else None for key in ("body", "event", "message"))
     return ErrorShape(body, event, name, types, message)
 
 
@@ -181,6 +182,9 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
         stream=paths("stream"),
         tools=_trie(reader, entry.get("tools"), lambda child: _tools(reader, child)),
         max_output=paths("max_output"),
+        streams=reader.flag(entry.get("streams"), default=False),
+        endless=reader.flag(entry.get("endless"), default=False),
+        model_prefixes=words(reader, entry.get("model_prefixes"), "a list of prefixes such as models/"),
     )
 
 
@@ -190,7 +194,8 @@ def _tools(reader: Reader, node: Node) -> tuple[Node, ToolNames] | None:
     for key, child in reader.entries(entry.get("named")).items():
         parts = tuple(reader.text(child, "field names joined by dots, such as function.name").split("."))
         named[key] = parts
-    return (entry["each"], ToolNames(str(entry["each"].value), named)) if "each" in entry else None
+    keyed = words(reader, entry["keyed"], "a list of fields that are no tools") if "keyed" in entry else None
+    return (entry["each"], ToolNames(str(entry["each"].value), named, keyed)) if "each" in entry else None
 
 
 def _request_field(reader: Reader, node: Node, shapes: Mapping[str, Shape]) -> tuple[Node, RequestField] | None:
@@ -229,7 +234,7 @@ def _media(reader: Reader, node: Node) -> tuple[Node, Media] | None:
     kinds = _kinds(reader, entry)
     ways = words(reader, entry.get("data"), "a list of field names joined by dots, such as source.data, or . itself")
     when, unless = (
-        {name: tuple(map(_plain, reader.items(child))) for name, child in reader.entries(entry.get(key)).items()}
+        {name: tuple(map(plain, reader.items(child))) for name, child in reader.entries(entry.get(key)).items()}
         for key in ("when", "unless")
     )
     if "path" not in entry:
@@ -248,7 +253,7 @@ def _kinds(reader: Reader, entry: Mapping[str, Node]) -> frozenset[str]:
 def _condition(reader: Reader, node: Node) -> tuple[Node, Condition] | None:
     entry = reader.section(node, CONDITION_KEYS, _required(because=True))
     kinds = _kinds(reader, entry)
-    values, unless = (tuple(map(_plain, reader.items(entry.get(key)))) for key in ("values", "unless"))
+    values, unless = (tuple(map(plain, reader.items(entry.get(key)))) for key in ("values", "unless"))
     because = _because(reader, entry)
     if "path" not in entry:
         return None
@@ -303,15 +308,6 @@ def _word(reader: Reader, node: Node | None, words: tuple[str, ...]) -> str:
     return "" if node is None else str(node.value)
 
 
-def _plain(node: Node) -> object:
-    """Turn a node back into a JSON value."""
-    if isinstance(node.value, tuple):
-        return [_plain(child) for child in node.value]
-    if isinstance(node.value, Mapping):
-        return {key: _plain(child) for key, child in node.value.items()}
-    return node.value
-
-
 def _children(node: Node) -> Iterable[Node]:
     if isinstance(node.value, Mapping):
         return node.value.values()
@@ -323,8 +319,12 @@ def _names(node: Node) -> Iterable[str]:
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith("/") and all(
-        part == "*" or (part and _PART.issuperset(part)) for part in text[1:].split("/")
+    parts = text[1:].split("/")
+    plain = (part.removeprefix(MODEL) or "x" for part in parts)
+    return (
+        text.startswith("/")
+        and text.count(MODEL) <= 1
+        and all(part == "*" or (part and _PART.issuperset(part)) for part in plain)
     )
 
 

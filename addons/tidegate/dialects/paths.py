@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tidegate.dialects.fields import SUBSET, ExpressionError, Trie, steps
 from tidegate.policy.reader import Reader
@@ -26,6 +26,15 @@ def compiled[T](reader: Reader, paths: list[tuple[Node, T]], skip: Callable[[T],
     except ExpressionError as error:
         reader.fault(paths[0][0], "fewer paths with .. among them", str(error))
         return Trie([])
+
+
+def plain(node: Node) -> object:
+    """Turn a node back into a JSON value."""
+    if isinstance(node.value, tuple):
+        return [plain(child) for child in node.value]
+    if isinstance(node.value, Mapping):
+        return {key: plain(child) for key, child in node.value.items()}
+    return node.value
 
 
 def words(reader: Reader, node: Node | None, accepted: str) -> tuple[str, ...]:

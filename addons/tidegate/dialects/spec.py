@@ -6,12 +6,13 @@ A dialect comes from one YAML file (``load.py``). Paths give roles and exemption
 from __future__ import annotations
 
 import binascii
+import enum
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie
-from tidegate.model import Asked, Denial, Reason, Role
+from tidegate.model import Denial, Reason, Role
 
 JsonObject = dict[str, object]
 
@@ -21,6 +22,16 @@ ALPHABETS: Mapping[str, str] = {
     "id": string.ascii_letters + string.digits + "-_",
     "digits": string.digits + ".",
 }
+
+
+class FramingKind(enum.StrEnum):
+    """The form in which the events of a streamed answer arrive. ``JSON``: it is no stream but one value."""
+
+    SSE = "sse"
+    NDJSON = "ndjson"
+    ARRAY = "array"
+    EVENTSTREAM = "eventstream"
+    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +172,15 @@ class Delta:
 
     Of several deltas that name the same leaf, the first whose ``when`` allows the event is the one.
     The channel's key is this delta and every (depth, name, value) of the fields ``key`` in the objects along the path,
-    root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source.
+    root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source. ``beside``
+    are fields of those objects that readers want in every event: one that is made up has them too.
     """
 
     path: str
     key: tuple[str, ...] = ()
     when: frozenset[str] | None = None
     source: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,26 +210,33 @@ class Source:
 class Flush:
     """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
 
-    ``path`` ``None`` means the event alone is enough. Those channels are flushed whose key agrees on the names in
-    ``key`` that both know. ``select`` is the path compiled; walk it with ``Flush.hits``.
+    ``path`` ``None`` means the event alone is enough; ``values`` are those that count (empty: any but null). Those
+    channels are flushed whose key agrees on the names in ``key`` that both know. ``select`` is the path compiled; walk
+    it with ``Flush.hits``.
     """
 
     path: str | None = None
     key: tuple[str, ...] = ()
     when: frozenset[str] | None = None
     select: Trie[None] | None = None
+    values: tuple[object, ...] = field(default=(), hash=False)
 
     def hits(self, event: object) -> tuple[Pointer, ...]:
-        """Point at the selected values that are not null; the empty pointer when no path is asked for."""
+        """Point at the selected values that count; the empty pointer when no path is asked for."""
         if self.select is None:
             return ((),)
-        return tuple(found.pointer for found in self.select.select(event) if found.value is not None)
+        hits = [found for found in self.select.select(event) if found.value is not None]
+        if hits and self.values:
+            hits = [found for found in hits if any(_same(found.value, each) for each in self.values)]
+        return tuple(found.pointer for found in hits)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """How to read and write the stream of an endpoint.
 
+    ``framings`` are the forms it may arrive in, the first the usual one. ``absent`` says what a field of a channel's
+    key is where it is not there. ``wrapped``: an event is JSON in base64, in this field of the frame's object.
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
     a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
@@ -232,6 +252,9 @@ class StreamSpec:
     keep: tuple[Keep, ...]
     drop: tuple[Drop, ...]
     fields: Trie[Delta | Source | Keep | Drop]
+    framings: tuple[FramingKind, ...] = (FramingKind.SSE,)
+    absent: Mapping[str, object] = field(default_factory=dict, hash=False)
+    wrapped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,20 +283,30 @@ class ToolNames:
 
     ``each`` selects the tools. A tool whose ``type`` is in ``named`` (``""`` stands for no type) is called by the text
     at that path of field names; any other is built in and counts under its type and, if it has one, its name.
+    With ``keyed`` the tools are the fields of what is selected, but for these: each is called by its own name, in
+    camel case.
     """
 
     each: str
     named: Mapping[str, tuple[str, ...]]
+    keyed: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AskedSpec:
-    """Where a request body says which model, whether to stream, which tools and how many output tokens."""
+    """Where a request body says which model, whether to stream, which tools and how many output tokens.
+
+    ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none.
+    ``model_prefixes`` may stand before the name of a model in the body and are no part of it.
+    """
 
     model: Trie[str]
     stream: Trie[str]
     tools: Trie[ToolNames]
     max_output: Trie[str]
+    streams: bool = False
+    endless: bool = False
+    model_prefixes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +329,7 @@ class ErrorShape:
 class Endpoint:
     """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part.
 
+    ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
     """
 
@@ -321,28 +355,7 @@ class Dialect:
     endpoints: Mapping[str, Endpoint]
     error: ErrorShape
     exact: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(method, path) -> endpoint name, for the paths without ``*``."""
-
-
-_PLAIN_PART = frozenset(string.ascii_letters + string.digits + "-_.:@~")
-
-
-def match(dialect: Dialect, method: str, path: str) -> Endpoint | None:
-    """Find the endpoint a request names. ``path`` has no query and no connection prefix; escapes match nothing."""
-    if (name := dialect.exact.get((method, path))) is not None:
-        return dialect.endpoints[name]
-    parts = path.split("/")
-    for endpoint in dialect.endpoints.values():
-        if method in endpoint.methods and any("*" in text and _fits(text.split("/"), parts) for text in endpoint.paths):
-            return endpoint
-    return None
-
-
-def _fits(pattern: list[str], parts: list[str]) -> bool:
-    return len(pattern) == len(parts) and all(
-        want == part or (want == "*" and part not in ("", ".", "..") and _PLAIN_PART.issuperset(part))
-        for want, part in zip(pattern, parts, strict=True)
-    )
+    """(method, path) -> endpoint name, for the paths without a place."""
 
 
 def role_of(leaf: Leaf[RequestField] | Leaf[AnswerField], body: object) -> Role:
@@ -392,63 +405,6 @@ def refused(endpoint: Endpoint, body: object, *, redacting: bool) -> Denial | No
             if condition.meets(found.value):
                 return Denial(Reason.SECOND_COPY, 400, f"The request asks for {condition.path}: {condition.because}.")
     return None
-
-
-def asked(endpoint: Endpoint, body: JsonObject) -> Asked | Denial:
-    """Read what a request asks for.
-
-    Returns a ``Denial`` with reason ``BODY_MALFORMED`` where a field is of the wrong type or says two different things.
-    """
-    spec = endpoint.asked
-    models = _values(spec.model, body)
-    streams = _values(spec.stream, body)
-    outputs = _values(spec.max_output, body)
-    tools: list[str] = []
-    for found in spec.tools.select(body):
-        for payload in found.payloads:
-            names = _tool_names(payload, found.value)
-            if names is None:
-                return _malformed(f"{payload.each} holds a tool without a name or of an unknown form")
-            tools.extend(names)
-    if any(type(model) is not str or not model for model in models):
-        return _malformed("the model is not a text")
-    if len(set(map(str, models))) > 1:
-        return _malformed("it names more than one model")
-    if any(type(stream) is not bool for stream in streams) or len(set(map(str, streams))) > 1:
-        return _malformed("stream is neither true nor false")
-    limits = [value for value in outputs if type(value) is int and value >= 0]
-    if len(limits) != len(outputs):
-        return _malformed("the limit of output tokens is not a whole number")
-    return Asked(
-        model=str(models[0]) if models else None,
-        stream=bool(streams and streams[0]),
-        tools=tuple(dict.fromkeys(tools)),
-        max_output=max(limits, default=None),
-    )
-
-
-def _values(paths: Trie[str], body: object) -> list[object]:
-    return [found.value for found in paths.select(body) if found.value is not None]
-
-
-def _malformed(what: str) -> Denial:
-    return Denial(Reason.BODY_MALFORMED, 400, f"The request body is malformed: {what}.")
-
-
-def _tool_names(spec: ToolNames, tool: object) -> tuple[str, ...] | None:
-    """Name one tool, or ``None`` where it cannot be named."""
-    if not isinstance(tool, dict):
-        return None
-    kind_of = tool.get("type", "")
-    if not isinstance(kind_of, str):
-        return None
-    if (at := spec.named.get(kind_of)) is None:
-        name = tool.get("name")
-        return (kind_of, name) if isinstance(name, str) and name else (kind_of,)
-    value: object = tool
-    for part in at:
-        value = value.get(part) if isinstance(value, dict) else None
-    return (value,) if isinstance(value, str) and value else None
 
 
 def kind(value: object) -> str:

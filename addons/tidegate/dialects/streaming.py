@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tidegate.dialects.paths import EXPRESSION, REASON, compiled, words
-from tidegate.dialects.spec import Delta, Drop, Flush, Keep, Source, StreamSpec
+from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
+from tidegate.dialects.spec import Delta, Drop, Flush, FramingKind, Keep, Source, StreamSpec
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
-STREAM_KEYS = ("event_type", "done", "sequence", "padding", "deltas", "source", "flush", "keep", "drop")
-DELTA_KEYS = ("path", "key", "when", "source")
-FLUSH_KEYS = ("path", "key", "when")
+STREAM_KEYS = (
+    "framing", "wrapped", "absent", "event_type", "done", "sequence", "padding",
+    "deltas", "source", "flush", "keep", "drop",
+)  # fmt: skip
+DELTA_KEYS = ("path", "key", "when", "source", "beside")
+FLUSH_KEYS = ("path", "key", "when", "values")
 SOURCE_KEYS = ("path",)
 KEEP_KEYS = DROP_KEYS = ("path", "because")
 
@@ -36,14 +39,30 @@ def stream(reader: Reader, node: Node) -> StreamSpec:
         keep=tuple(one for _, one in keep),
         drop=tuple(one for _, one in drop),
         fields=compiled(reader, named),
+        framings=_framings(reader, entry.get("framing")),
+        wrapped=_name(reader, entry.get("wrapped")),
+        absent={name: plain(child) for name, child in reader.entries(entry.get("absent")).items()},
     )
+
+
+def _framings(reader: Reader, node: Node | None) -> tuple[FramingKind, ...]:
+    """Read the framings of a stream; the first is the usual one."""
+    if node is None:
+        return (FramingKind.SSE,)
+    known = {kind.value: kind for kind in FramingKind if kind is not FramingKind.JSON}
+    accepted = f"a list of {', '.join(known)}"
+    found = words(reader, node, accepted)
+    if not found or not set(found) <= set(known):
+        reader.fault(node, accepted, f"[{', '.join(found)}]")
+    return tuple(known[each] for each in found if each in known) or (FramingKind.SSE,)
 
 
 def _delta(reader: Reader, node: Node) -> tuple[Node, Delta]:
     entry = reader.section(node, DELTA_KEYS, {"path": EXPRESSION})
     path = entry.get("path", Node(f"{node.key}.path", node.line, "$"))
     source = reader.flag(entry.get("source"), default=False)
-    return path, Delta(str(path.value), _key(reader, entry), _when(reader, entry), source)
+    beside = words(reader, entry.get("beside"), "a list of field names")
+    return path, Delta(str(path.value), _key(reader, entry), _when(reader, entry), source, beside)
 
 
 def _flush(reader: Reader, node: Node) -> Flush:
@@ -51,8 +70,11 @@ def _flush(reader: Reader, node: Node) -> Flush:
     path, when = entry.get("path"), _when(reader, entry)
     if path is None and when is None:
         reader.fault(node, "path or when, since every event would flush", "neither path nor when")
+    if path is None and "values" in entry:
+        reader.fault(entry["values"], "values of a path", "values without a path")
     select = None if path is None else compiled(reader, [(path, None)])
-    return Flush(None if path is None else str(path.value), _key(reader, entry), when, select)
+    values = tuple(map(plain, reader.items(entry.get("values"))))
+    return Flush(None if path is None else str(path.value), _key(reader, entry), when, select, values)
 
 
 def _entries(reader: Reader, node: Node | None, keys: tuple[str, ...]) -> list[tuple[Node, str, str]]:

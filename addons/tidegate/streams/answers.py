@@ -1,22 +1,24 @@
 """The whole streamed answer of one exchange: bytes in, bytes out, and the refusal that ends it before its time.
 
-Law: an event leaves with the bytes it came in unless a text of it changed; what cannot be read is never passed on.
+Law: a frame leaves with the bytes it came in unless a text of it changed; what cannot be read is never passed on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.errors import render_event
-from tidegate.dialects.spec import Endpoint, ErrorShape
+from tidegate.dialects.spec import Endpoint, ErrorShape, FramingKind
+from tidegate.inspection.bodies import inspect_answer
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
-from tidegate.streams import sse
+from tidegate.streams import framings
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
-from tidegate.streams.sse import SseEvent, SseFault, SseParser
+from tidegate.streams.envelope import Envelope, open_up, seal
+from tidegate.streams.framing import MAX_FRAME, Frame, FrameFault, Framing
 
 DONE = "[DONE]"
 """The terminator most OpenAI-compatible servers send. It is no JSON and holds no text, so it may end any stream."""
@@ -24,15 +26,24 @@ DONE = "[DONE]"
 TOO_LARGE = Denial(
     Reason.ANSWER_TOO_LARGE,
     502,
-    f"An event of the answer is larger than the {sse.MAX_EVENT} bytes the gateway inspects.",
+    f"An event of the answer is larger than the {MAX_FRAME} bytes the gateway inspects.",
 )
 
 
-class SseAnswer:
-    """A streamed answer of server-sent events.
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """What the head of an answer says: its media type in lower case, without parameters, and its status."""
 
-    ``denial`` is set when the answer must be cut: the bytes returned then end with the family's own error event, and
-    nothing comes after it. ``exchange`` is the id that event shows.
+    label: str = ""
+    status: int = 200
+
+
+class StreamedAnswer:
+    """A streamed answer in any of the framings its endpoint may use, told by its first bytes.
+
+    One that turns out to be a single JSON value is kept until its end and inspected as a whole. ``exchange`` is the id
+    that an error event shows. ``denial`` is set when the answer must be cut: the bytes returned then end with the
+    family's own error event, and nothing comes after it.
     """
 
     def __init__(
@@ -42,21 +53,30 @@ class SseAnswer:
         engine: Engine,
         decide: Callable[[Rule], Action],
         exchange: str,
+        head: AnswerHead = AnswerHead(),
         caps: HeldCaps | None = None,
     ) -> None:
         assert endpoint.stream is not None  # the crossing refuses a stream where the dialect knows none
         self.denial: Denial | None = None
+        self._endpoint = endpoint
+        self._spec = endpoint.stream
         self._done = {DONE, endpoint.stream.done or DONE}
         self._shape = shape
         self._exchange = exchange
-        self._parser = SseParser()
+        self._label = head.label
+        self._status = head.status
+        self._engine = engine
+        self._decide = decide
+        self._head = bytearray()
+        self._whole = False
+        self._framing: Framing | None = None
         self._events = EventRedactor(endpoint.stream, engine, decide, caps)
-        self._open = False
+        self._found: tuple[Finding, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What was found so far; ``where`` begins with ``stream:``."""
-        return self._events.findings
+        """What was found so far; ``where`` begins with ``stream:``, or with ``$`` in an answer that is no stream."""
+        return (*self._events.findings, *self._found)
 
     @property
     def held(self) -> int:
@@ -65,16 +85,26 @@ class SseAnswer:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes, cut anywhere; return what may leave now."""
-        return b"" if self.denial is not None else self._relay(self._parser.feed(chunk))
+        if self.denial is not None:
+            return b""
+        if self._framing is not None:
+            return self._relay(self._framing, self._framing.feed(chunk))
+        self._head += chunk
+        return b"" if self._whole else self._begin(final=False)
 
     def end(self) -> bytes:
         """End the answer, also where the upstream broke off: return what was held, redacted where it must be."""
-        if self._cut():
+        if self.denial is not None:
             return b""
-        left = [event for event in self._parser.end() if self._is_readable(event)]
-        rest = b"".join(map(self._take, left))
-        self._open = bool(left)
-        return rest if self._cut() else rest + self._flush()
+        before = self._begin(final=True) if self._framing is None and not self._whole else b""
+        framing = self._framing
+        if framing is None:
+            return self._look_at_whole()
+        if self._cut():
+            return before
+        left = [frame for frame in framing.end() if self._is_readable(frame)]
+        rest = before + b"".join(self._take(framing, frame) for frame in left)
+        return rest if self._cut() else rest + self._flush(framing)
 
     def stop(self, denial: Denial) -> bytes:
         """End the answer from outside. What was held stays here; the family's error event is all that leaves."""
@@ -82,69 +112,109 @@ class SseAnswer:
             return b""
         return self._deny(denial)
 
-    def _relay(self, events: list[SseEvent]) -> bytes:
+    def _begin(self, *, final: bool) -> bytes:
+        """Find the framing; until it is found, what came waits."""
+        try:
+            kind = framings.find(bytes(self._head), self._label, self._spec.framings, final=final)
+        except framings.Undecided:
+            return self._deny(TOO_LARGE) if len(self._head) > MAX_FRAME else b""
+        if kind is FramingKind.JSON or (kind is None and self._status >= 400):  # an error may be a plain text
+            self._whole = True
+            return b""
+        if kind is None:
+            return self._deny(MALFORMED)
+        framing = self._framing = framings.MAKERS[kind]()
+        head, self._head = bytes(self._head), bytearray()
+        return self._relay(framing, framing.feed(head))
+
+    def _look_at_whole(self) -> bytes:
+        found = inspect_answer(self._endpoint, self._engine, self._decide, bytes(self._head), status=self._status)
+        if isinstance(found, Denial):
+            return self._deny(found)
+        self._found = found.findings
+        return found.body
+
+    def _relay(self, framing: Framing, frames: list[Frame]) -> bytes:
         out: list[bytes] = []
-        for event in events:
-            out.append(self._take(event))
+        for frame in frames:
+            out.append(self._take(framing, frame))
             if self.denial is not None:
                 break
         else:
-            if self._parser.fault is not None:
-                out.append(self._deny(TOO_LARGE if self._parser.fault is SseFault.TOO_LARGE else MALFORMED))
+            if framing.fault is not None:
+                out.append(self._deny(TOO_LARGE if framing.fault is FrameFault.TOO_LARGE else MALFORMED))
         return b"".join(out)
 
-    def _take(self, event: SseEvent) -> bytes:
-        event = self._tidy(event)
+    def _take(self, framing: Framing, frame: Frame) -> bytes:
+        frame = self._tidy(framing, frame)
         if self._events.texts.denial is not None:
             return self._deny(self._events.texts.denial)
-        if not event.data:
-            return event.raw
-        if event.data.strip() in self._done:
-            late = self._flush()
-            return late if self.denial is not None else late + event.raw
-        value = strict_json(event.data.encode())
+        if frame.closes or (frame.data and frame.data.strip() in self._done):
+            late = self._flush(framing)
+            return late if self.denial is not None else late + framing.same(frame)
+        if not frame.data:
+            return framing.same(frame)
+        value = strict_json(frame.data.encode())
         if isinstance(value, Denial):
             return self._deny(MALFORMED)
-        return self._written(self._events.event(value, event.name, event), event)
+        if self._spec.wrapped is not None:
+            return self._open_up(framing, frame, value)
+        return self._written(framing, self._events.event(value, frame.name, frame))
 
-    def _tidy(self, event: SseEvent) -> SseEvent:
-        """Look at the lines that are not data (names, ids, comments); if one holds what must not leave, all go."""
-        unseen = [text for text in event.others if text not in self._events.texts.clean]
+    def _open_up(self, framing: Framing, frame: Frame, value: object) -> bytes:
+        """Take an event out of the object around it; what else is there goes if some of it must not leave."""
+        opened = open_up(value, frame, self._spec.wrapped or "", self._spec.padding)
+        if opened is None:
+            return self._deny(MALFORMED)
+        event, envelope = opened
+        name = frame.name if envelope is frame else None  # else the frame names the envelope
+        alone = isinstance(envelope, Envelope) and bool(envelope.rest) and self._is_found(envelope)
+        return self._written(framing, self._events.event(event, name, envelope), alone=alone)
+
+    def _is_found(self, envelope: Envelope) -> bool:
+        """Look at what is around an event; say whether it must not leave."""
+        text = dump(envelope.rest).decode("utf-8", "replace")
+        return self._events.texts.check_source(text, "stream:$") != text
+
+    def _tidy(self, framing: Framing, frame: Frame) -> Frame:
+        """Look at what is beside the event (names, ids, comments); if some of it must not leave, all goes."""
+        unseen = [text for text in frame.others if text not in self._events.texts.clean]
         if not unseen or not self._events.texts.check(unseen, lambda _: "stream:line"):
-            return event
-        return replace(event, raw=sse.only_data(event), name=None, others=())
+            return frame
+        return framing.bare(frame)
 
-    def _flush(self) -> bytes:
-        return self._written(self._events.end(), None)
+    def _flush(self, framing: Framing) -> bytes:
+        return self._written(framing, self._events.end())
 
-    def _written(self, events: list[Outgoing] | Denial, own: SseEvent | None) -> bytes:
+    def _written(self, framing: Framing, events: list[Outgoing] | Denial, *, alone: bool = False) -> bytes:
         if isinstance(events, Denial):
             return self._deny(events)
+        if self._events.texts.denial is not None:
+            return self._deny(self._events.texts.denial)
         out: list[bytes] = []
         for event in events:
             like = event.like
-            assert isinstance(like, SseEvent)
+            frame = like.frame if isinstance(like, Envelope) else like
+            assert isinstance(frame, Frame)
             if event.inserted:
-                out.append(self._closing() + sse.write(like.name, dump(event.value), like.raw))
+                out.append(framing.added(seal(like, event.value, alone=True), frame))
+            elif event.changed or alone:
+                out.append(framing.changed(frame, seal(like, event.value, alone=alone)))
             else:
-                assert own is like
-                out.append(sse.rewrite(like, dump(event.value)) if event.changed else like.raw)
+                out.append(framing.same(frame))
         return b"".join(out)
 
     def _deny(self, denial: Denial) -> bytes:
         self.denial = denial
-        return self._closing() + render_event(self._shape, denial, self._exchange)
-
-    def _closing(self) -> bytes:
-        """End the event before, where the upstream broke off without an empty line."""
-        opened, self._open = self._open, False
-        return b"\n\n" if opened else b""
+        if self._framing is None:
+            self._framing = framings.MAKERS[framings.expected(self._label, self._spec.framings)]()
+        return self._framing.refusal(render_event(self._shape, denial, self._exchange), self._shape.event_name)
 
     def _cut(self) -> bool:
         return self.denial is not None
 
-    def _is_readable(self, event: SseEvent) -> bool:
-        """Say whether an event without its empty line is all there. The standard drops it; most SDKs read it."""
-        if not event.data or event.data.strip() in self._done:
+    def _is_readable(self, frame: Frame) -> bool:
+        """Say whether a frame that is not whole is all there. The standard of SSE drops it; most SDKs read it."""
+        if not frame.data or frame.data.strip() in self._done:
             return True
-        return not isinstance(strict_json(event.data.encode()), Denial)
+        return not isinstance(strict_json(frame.data.encode()), Denial)

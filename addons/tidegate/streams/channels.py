@@ -94,7 +94,8 @@ class _Plan:
         self.numbers = {id(delta): number for number, delta in enumerate(spec.deltas)}
         # A tool's name is there in one piece, and clients act on it at once: it does not wait, and may not go on.
         self.once = {number for number, delta in enumerate(spec.deltas) if delta.path.endswith(".name")}
-        paths = [*(delta.path for delta in spec.deltas), *(flush.path or "" for flush in spec.flushes)]
+        ends = [flush.path or "" for flush in spec.flushes if not flush.values]  # other values of it may be needed
+        paths = [*(delta.path for delta in spec.deltas), *ends]
         self.blank = {path[2:] for path in paths if path.count(".") == 1}
         self._flushes: dict[str | None, tuple[Flush, ...]] = {}
         self._spec = spec
@@ -229,7 +230,7 @@ class EventRedactor:
 
     def _feed(self, work: _Event) -> Denial | None:
         for delta, leaf in work.deltas:
-            key = key_of(work.value, leaf.pointer, delta.key)
+            key = key_of(work.value, leaf.pointer, delta.key, self._spec.absent)
             at = (self._plan.numbers[id(delta)], key)
             if leaf.text and at in self._ended and self._ended[at] != leaf.text:
                 return RESUMED
@@ -274,13 +275,14 @@ class EventRedactor:
             for pointer in flush.hits(work.value):
                 if pointer and value_at(work.value, pointer) == "":
                     continue  # some servers write an empty finish_reason in every event
-                told = {(depth, name): value for depth, name, value in key_of(work.value, pointer, flush.key)}
+                found = key_of(work.value, pointer, flush.key, self._spec.absent)
+                told = {(depth, name): value for depth, name, value in found}
                 ends |= {at: None for at, channel in self._channels.items() if agree(channel.key, told)}
         for leaf in work.signed:
             ends |= {
                 at: None
                 for at, channel in self._channels.items()
-                if channel.held and _signs(work.value, leaf, _holder(channel.delta.path), channel.key)
+                if channel.held and self._signs(work.value, leaf, _holder(channel.delta.path), channel.key)
             }
         return list(ends)
 
@@ -298,7 +300,7 @@ class EventRedactor:
         """Write a delta with held text, modelled on the channel's last event: same ids, no other text, no ending."""
         if not text:
             return []
-        names = {*channel.delta.key, "type"}
+        names = {*channel.delta.key, *channel.delta.beside, "type"}
         value = slim(channel.last, channel.at, names, text)
         for name in self._plan.blank & value.keys():
             if name != channel.at[0]:
@@ -323,8 +325,16 @@ class EventRedactor:
         """Take away the signature of a text that was redacted: it would not fit, and it belongs to the old text."""
         holders = {id(leaf.parent) for leaf, _ in work.edits} if work.signed else set()
         for leaf in work.signed:
-            if id(leaf.parent) in holders or any(_signs(work.value, leaf, *one) for one in self._masked):
+            if id(leaf.parent) in holders or any(self._signs(work.value, leaf, *one) for one in self._masked):
                 work.edits.append((leaf, ""))
+
+    def _signs(self, event: object, leaf: Leaf[Payload], holder: str, key: Key) -> bool:
+        """Say whether a signature stands beside the text of a channel: the same path, objects of the same indexes."""
+        if not any(_holder(payload.path) == holder for payload in leaf.payloads):
+            return False
+        names = tuple(name for _, name, _ in key)
+        told = {(depth, name): value for depth, name, value in key_of(event, leaf.pointer, names, self._spec.absent)}
+        return all(told.get((depth, name)) == value for depth, name, value in key if name != "type")
 
     def _write(self, work: _Event) -> bool:
         """Put the new texts in place and rebuild the padding, so that the event is as long as it was."""
@@ -367,15 +377,6 @@ class EventRedactor:
 
 def _holder(path: str) -> str:
     return path.rpartition(".")[0]
-
-
-def _signs(event: object, leaf: Leaf[Payload], holder: str, key: Key) -> bool:
-    """Say whether a signature stands beside the text of a channel: the same path, in objects of the same indexes."""
-    if not any(_holder(payload.path) == holder for payload in leaf.payloads):
-        return False
-    names = tuple(name for _, name, _ in key)
-    told = {(depth, name): value for depth, name, value in key_of(event, leaf.pointer, names)}
-    return all(told.get((depth, name)) == value for depth, name, value in key if name != "type")
 
 
 def _place(leaf: Leaf[Payload]) -> str:

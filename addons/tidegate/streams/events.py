@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import cycle, islice
 
 from tidegate.dialects.body import dump
 from tidegate.dialects.fields import Pointer
+
+_NONE: Mapping[str, object] = {}
 
 type JsonObject = dict[str, object]
 type Key = tuple[tuple[int, str, object], ...]
 """What tells a channel from its neighbours: (depth, name, value) of fields of the objects that lead to its text."""
 
 
-def key_of(event: object, pointer: Pointer, names: tuple[str, ...]) -> Key:
-    """Collect the named fields of the objects along a pointer, the root included."""
+def key_of(event: object, pointer: Pointer, names: tuple[str, ...], absent: Mapping[str, object] = _NONE) -> Key:
+    """Collect the named fields of the objects along a pointer, the root included.
+
+    ``absent`` says what a field counts as where it is not there, or null.
+    """
     found: list[tuple[int, str, object]] = []
     holder = event
     for depth in range(max(1, len(pointer))):
         if isinstance(holder, dict):
             for name in names:
-                if name in holder:
-                    told = holder[name]
+                if name in holder and ((told := holder[name]) is not None or name not in absent):
                     found.append((depth, name, dump(told) if isinstance(told, dict | list) else told))
+                elif absent and name in absent:
+                    found.append((depth, name, absent[name]))
         if depth < len(pointer):
             holder = holder[pointer[depth]]  # type: ignore[index]  # the pointer came from this event
     return tuple(found)
@@ -55,7 +62,9 @@ def _branch(value: object, at: Pointer, names: set[str], text: str, *, root: boo
     return {
         key: _branch(child, at[1:], names, text, root=False) if key == at[0] else child
         for key, child in value.items()
-        if key == at[0] or child in (None, [], {}) or (not isinstance(child, dict | list) and (root or key in names))
+        if key == at[0]
+        or child in (None, "", [], {})
+        or (not isinstance(child, dict | list) and (root or key in names))
     }
 
 

@@ -1,19 +1,15 @@
-"""Server-sent events: bytes in, events out, each with the exact bytes it came in.
+"""Server-sent events: the framing of most streams.
 
-Law: the bytes of all events, joined, are the bytes that were fed, and neither the events' fields nor their order depend
-on how the stream was cut. The grammar is that of the WHATWG HTML standard, section 9.2 (Server-sent events): lines end
-in CR LF, LF or CR and in nothing else (U+2028 is text), an empty line ends an event, a byte order mark may come first.
+The grammar is that of the WHATWG HTML standard, section 9.2 (Server-sent events): lines end in CR LF, LF or CR and in
+nothing else (U+2028 is text), an empty line ends an event, a byte order mark may come first.
 """
 
 from __future__ import annotations
 
-import enum
 import re
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-MAX_EVENT = 4 * 1024 * 1024
-"""Bytes of one event. The largest text event recorded is about 200 KB (a response that repeats its tools); a picture in
-base64 reaches a few MB."""
+from tidegate.streams.framing import MAX_FRAME, Frame, FrameFault
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
@@ -22,45 +18,25 @@ _LOOK_BACK = 2
 """Bytes before a new chunk that may be the beginning of an empty line: CR LF."""
 
 
-class SseFault(enum.StrEnum):
-    """Why a stream of events cannot be read any further."""
+class Sse:
+    """One stream of events: a ``Framing``. The data of a frame is that of its event, its other lines are beside it."""
 
-    TOO_LARGE = "an event is too large"
-    NOT_UTF8 = "an event is not UTF-8"
+    __slots__ = ("_buffer", "_first", "_limit", "_open", "_seen", "fault")
 
-
-@dataclass(frozen=True, slots=True)
-class SseEvent:
-    """One event, or the comments between two. ``raw`` ends with the empty line, ``whole`` says it was there.
-
-    ``data`` is ``None`` without a data line; ``others`` are the texts of all other lines (comments, names, ids ...).
-    """
-
-    raw: bytes = field(repr=False)
-    name: str | None
-    data: str | None = field(repr=False)
-    others: tuple[str, ...] = field(repr=False)
-    whole: bool = True
-
-
-class SseParser:
-    """Cut a stream into events. After a fault nothing more comes out; ``fault`` says why."""
-
-    __slots__ = ("_buffer", "_first", "_limit", "_seen", "fault")
-
-    def __init__(self, limit: int = MAX_EVENT) -> None:
-        self.fault: SseFault | None = None
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self.fault: FrameFault | None = None
         self._limit = limit
         self._buffer = bytearray()
         self._seen = 0
         self._first = True
+        self._open = False
 
-    def feed(self, chunk: bytes) -> list[SseEvent]:
+    def feed(self, chunk: bytes) -> list[Frame]:
         """Take bytes, cut anywhere; return the events they complete."""
         if self.fault is not None:
             return []
         self._buffer += chunk
-        events: list[SseEvent] = []
+        events: list[Frame] = []
         start = 0
         look = max(0, self._seen - _LOOK_BACK)
         while blank := _BLANK.search(self._buffer, look):
@@ -68,32 +44,61 @@ class SseParser:
                 return events
             start = look = blank.end()
         if len(self._buffer) - start > self._limit:
-            self.fault = SseFault.TOO_LARGE
+            self.fault = FrameFault.TOO_LARGE
         del self._buffer[:start]
         self._seen = len(self._buffer)
         return events
 
-    def end(self) -> list[SseEvent]:
+    def end(self) -> list[Frame]:
         """End the stream: what is left is an event without its empty line, which a reader may use or ignore."""
-        events: list[SseEvent] = []
+        events: list[Frame] = []
         if self.fault is None and self._buffer:
             self._take(0, len(self._buffer), events, whole=False)
         self._buffer.clear()
         return events
 
-    def _take(self, start: int, end: int, events: list[SseEvent], *, whole: bool) -> bool:
+    def same(self, frame: Frame) -> bytes:
+        """Write an event as it came."""
+        return self._leave(frame, frame.raw)
+
+    def changed(self, frame: Frame, data: bytes) -> bytes:
+        """Give an event other data; every other line of it stays as it is."""
+        return self._leave(frame, rewrite(frame, data))
+
+    def added(self, data: bytes, like: Frame) -> bytes:
+        """Write a new event with the name and the line ends of another."""
+        return self._closing() + write(like.name, data, like.raw)
+
+    def bare(self, frame: Frame) -> Frame:
+        """Return an event without any line but its data and what ends it."""
+        return replace(frame, raw=only_data(frame), name=None, others=())
+
+    def refusal(self, data: bytes, name: str | None) -> bytes:
+        """Write the error event."""
+        return self._closing() + write(name, data, b"")
+
+    def _leave(self, frame: Frame, raw: bytes) -> bytes:
+        self._open = not frame.whole
+        return raw
+
+    def _closing(self) -> bytes:
+        """End the event before, where the upstream broke off without an empty line."""
+        opened, self._open = self._open, False
+        return b"\n\n" if opened else b""
+
+    def _take(self, start: int, end: int, events: list[Frame], *, whole: bool) -> bool:
         event = None
         if end - start > self._limit:
-            self.fault = SseFault.TOO_LARGE
+            self.fault = FrameFault.TOO_LARGE
         elif (event := _read(bytes(self._buffer[start:end]), first=self._first, whole=whole)) is None:
-            self.fault = SseFault.NOT_UTF8
+            self.fault = FrameFault.UNREADABLE
         else:
             self._first = False
             events.append(event)
         return event is not None
 
 
-def _read(raw: bytes, *, first: bool, whole: bool) -> SseEvent | None:
+def _read(raw: bytes, *, first: bool, whole: bool) -> Frame | None:
     try:
         text = (raw.removeprefix(_BOM) if first else raw).decode("utf-8")
     except UnicodeDecodeError:
@@ -113,10 +118,10 @@ def _read(raw: bytes, *, first: bool, whole: bool) -> SseEvent | None:
             data.append("")
         elif line:
             others.append(line)
-    return SseEvent(raw, name, "\n".join(data) if data else None, tuple(others), whole)
+    return Frame(raw, name, "\n".join(data) if data else None, tuple(others), whole=whole)
 
 
-def rewrite(event: SseEvent, data: bytes) -> bytes:
+def rewrite(event: Frame, data: bytes) -> bytes:
     """Give the event other data, on one line where its first data line was; every other line stays as it is.
 
     ``data`` holds no line end, as JSON written by ``dialects.body.dump`` never does.
@@ -147,7 +152,7 @@ def write(name: str | None, data: bytes, like: bytes) -> bytes:
     return opening + b"data: " + data + end + end
 
 
-def only_data(event: SseEvent) -> bytes:
+def only_data(event: Frame) -> bytes:
     """Write the event without any line but its data and what ends it."""
     lines = [found[0] for found in _LINE.finditer(event.raw)]
     bare = [line.removeprefix(_BOM).rstrip(b"\r\n") for line in lines]

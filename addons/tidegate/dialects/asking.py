@@ -1,0 +1,79 @@
+"""What a request asks for: its model, whether to stream, its tools, how many output tokens."""
+
+from __future__ import annotations
+
+from tidegate.dialects.fields import Trie
+from tidegate.dialects.spec import Endpoint, JsonObject, ToolNames
+from tidegate.model import Asked, Denial, Reason
+
+
+def asked(endpoint: Endpoint, body: JsonObject, model: str | None = None) -> Asked | Denial:
+    """Read what a request asks for; ``model`` is named by its path.
+
+    Returns a ``Denial`` with reason ``BODY_MALFORMED`` where a field is of the wrong type or says two different things.
+    """
+    spec = endpoint.asked
+    models = [_short(each, spec.model_prefixes) for each in _values(spec.model, body)]
+    models += [model] if model is not None else []
+    streams = _values(spec.stream, body)
+    outputs = _values(spec.max_output, body)
+    tools: list[str] = []
+    for found in spec.tools.select(body):
+        for payload in found.payloads:
+            names = _tool_names(payload, found.value)
+            if names is None:
+                return _malformed(f"{payload.each} holds a tool without a name or of an unknown form")
+            tools.extend(names)
+    if any(type(model) is not str or not model for model in models):
+        return _malformed("the model is not a text")
+    if len(set(map(str, models))) > 1:
+        return _malformed("it names more than one model")
+    if any(type(stream) is not bool for stream in streams) or len(set(map(str, streams))) > 1:
+        return _malformed("stream is neither true nor false")
+    limits = [value for value in outputs if type(value) is int and (value >= 0 or spec.endless)]
+    if len(limits) != len(outputs):
+        return _malformed("the limit of output tokens is not a whole number")
+    return Asked(
+        model=str(models[0]) if models else None,
+        stream=bool(streams[0] if streams else spec.streams),
+        tools=tuple(dict.fromkeys(tools)),
+        max_output=None if any(limit < 0 for limit in limits) else max(limits, default=None),
+    )
+
+
+def _values(paths: Trie[str], body: object) -> list[object]:
+    return [found.value for found in paths.select(body) if found.value is not None]
+
+
+def _short(model: object, prefixes: tuple[str, ...]) -> object:
+    """Take one of the prefixes off the name of a model."""
+    found = next((each for each in prefixes if isinstance(model, str) and model.startswith(each)), "")
+    return model.removeprefix(found) if isinstance(model, str) else model
+
+
+def _malformed(what: str) -> Denial:
+    return Denial(Reason.BODY_MALFORMED, 400, f"The request body is malformed: {what}.")
+
+
+def _tool_names(spec: ToolNames, tool: object) -> tuple[str, ...] | None:
+    """Name one tool, or ``None`` where it cannot be named."""
+    if not isinstance(tool, dict):
+        return None
+    if spec.keyed is not None:
+        return tuple(_camel(name) for name in tool if name not in spec.keyed)
+    kind_of = tool.get("type", "")
+    if not isinstance(kind_of, str):
+        return None
+    if (at := spec.named.get(kind_of)) is None:
+        name = tool.get("name")
+        return (kind_of, name) if isinstance(name, str) and name else (kind_of,)
+    value: object = tool
+    for part in at:
+        value = value.get(part) if isinstance(value, dict) else None
+    return (value,) if isinstance(value, str) and value else None
+
+
+def _camel(name: str) -> str:
+    """Write a field name as proto-JSON does; it reads both spellings."""
+    first, *rest = name.split("_")
+    return first + "".join(part[:1].upper() + part[1:] for part in rest)
