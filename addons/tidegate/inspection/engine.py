@@ -223,6 +223,14 @@ class Engine:
         alone = frozenset({index})
         return bool(Walk(self, alone, self._regions & alone).feed(data, final=True))
 
+    def passes_over(self, rule: Rule, data: bytes) -> bool:
+        """Say whether ``data`` holds a known false positive of a rule."""
+        compiled = next(each for each in self.compiled if each.rule is rule)
+        if compiled.known is None:
+            return False
+        hit = compiled.find.search(data, 0, len(data))
+        return hit is not None and compiled.known(data[hit[2] : hit[3]])
+
     def find_text(self, text: str) -> tuple[TextSpan, ...]:
         """Return the matches of all rules in characters of ``text``."""
         return _in_characters(text, self.find(encode(text)))

@@ -148,6 +148,8 @@ def _found(engine: Engine, data: bytes, made: list[View], plain: Callable[[], Se
             if span.rule.plain or not view.new(span.start, span.end) or _doubtful(view, span, data):
                 continue
             pieces = view.pieces(span.start, span.end)
+            if view.undone == "turned" and engine.passes_over(span.rule, data[pieces[0][0] : pieces[0][1]]):
+                continue
             told = known.setdefault(span.rule.id, [])
             if not any(_is_told(told, piece) for piece in pieces):
                 for piece in pieces:
