@@ -402,6 +402,9 @@ def test_a_hint_that_cannot_be_compiled_is_named() -> None:
 # ── the sketch of a pattern ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+WORDS = ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st")
+
+
 @pytest.mark.parametrize(
     ("pattern", "sketch"),
     [
@@ -409,6 +412,10 @@ def test_a_hint_that_cannot_be_compiled_is_named() -> None:
         (r"a(?:[\w-]{1,16} ){0,4}b", r"a[\x00-\xff]{0,68}b"),
         (r"a[ ]{1,3}b", r"a\x20{1,3}b"),
         (r"\ba(?:b|c{1,40})", r"\ba(?:b|[\x00-\xff]{1,40})"),
+        (r"[0-9] [a-z]{1,40} your rules", r"[0-9]\x20[\x00-\xff]{1,40}\x20your\x20rules"),
+        (rf"\b(?:{'|'.join(WORDS)}) [a-z]{{1,40}} your rules", r"\x20your\x20rules"),
+        (rf"\b(?:x|(?:{'|'.join(WORDS)}) [a-z]{{1,40}} your rules)", r"x|\x20your\x20rules"),
+        (rf"(?:{'|'.join(WORDS)}) [a-z]{{1,40}}short", rf"(?:{'|'.join(WORDS)})\x20[\x00-\xff]{{1,40}}short"),
     ],
 )
 def test_wide_gaps_stand_for_anything(pattern: str, sketch: str) -> None:
