@@ -572,6 +572,20 @@ def test_a_client_that_leaves_stops_the_upstream(stage: Stage) -> None:
     assert (row["outcome"], row["reason"], row["streamed"]) == ("aborted", "client_gone", 1)
 
 
+def test_a_client_that_leaves_behind_requests_sent_ahead_keeps_no_connection_open(stage: Stage) -> None:
+    message = post(CHAT, chat("hi"), stage.auth)
+    for _ in range(20):
+        with stage.client() as client:
+            client.send(message * 5)
+            time.sleep(0.02)
+    end = time.monotonic() + QUICK
+    while stage.upstream.open and time.monotonic() < end:
+        time.sleep(0.02)
+    assert stage.upstream.open == 0
+    row = stage.last()
+    assert (row["outcome"], row["reason"]) in {("answered", None), ("aborted", "client_gone")}
+
+
 # ── sizes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
