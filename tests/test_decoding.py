@@ -6,6 +6,8 @@ import base64
 import json
 import random
 import time
+import tracemalloc
+import zlib
 from urllib.parse import quote
 
 import pytest
@@ -15,7 +17,16 @@ from hypothesis import strategies as st
 from tests.disguises import ENGINE, HIDDEN
 from tests.wire import CARD, KEY, MAIL, ROOT, engine
 from tidegate.inspection.cache import DiskCache
-from tidegate.inspection.decoding import all_views, find, find_hidden, find_text, hides_nothing, views
+from tidegate.inspection.decoding import (
+    MAX_GROWTH,
+    MIN_BYTES,
+    all_views,
+    find,
+    find_hidden,
+    find_text,
+    hides_nothing,
+    views,
+)
 from tidegate.inspection.engine import Engine, encode
 from tidegate.places import shipped_packs
 from tidegate.policy.loading import load_packs
@@ -158,6 +169,20 @@ def test_work_grows_with_the_text(unit: str) -> None:
 
     cost(5_000)
     assert cost(200_000) < 3 * 4 * max(cost(50_000), 0.001)
+
+
+def test_what_was_compressed_takes_no_more_room_than_a_text_may_have() -> None:
+    bombs = [base64.b64encode(zlib.compress(f"word{each} and so on ".encode() * 3000)).decode() for each in range(600)]
+    data = encode(f"{HIDDEN['base64']} {' '.join(bombs)}")
+    bound = MAX_GROWTH * len(data) + MIN_BYTES
+    hides_nothing(ENGINE, data)
+    tracemalloc.start()
+    made = views(ENGINE, data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(len(view.data) for view in made) <= bound
+    assert peak < 4 * bound  # 600 times 48 KB would be 27 times as much
+    assert any(KEY.encode() in view.data for view in made)
 
 
 def test_every_value_of_the_shared_rules_is_found_encoded() -> None:

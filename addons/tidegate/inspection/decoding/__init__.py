@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tidegate.inspection.decoding.codes import encoded, escaped, labelled, listed, run_ends, wrapped
 from tidegate.inspection.decoding.folding import folded, overridden
 from tidegate.inspection.decoding.tricks import ascii85, backwards, is_grouped, joint_ends, spaced, split, turned
-from tidegate.inspection.decoding.views import BREAK, Edit, View, substitute, windows
+from tidegate.inspection.decoding.views import BREAK, CONTEXT, Edit, View, substitute, windows
 from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
 from tidegate.inspection.rules import Severity
 from tidegate.inspection.spotting import Disguise, Spots, is_sure
@@ -39,20 +39,27 @@ def views(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> list[View]
 
     ``plain`` is what was found without decoding: words in which something was are not turned.
     """
+    return _views(engine, data, plain)[0]
+
+
+def _views(engine: Engine, data: bytes, plain: Iterable[Span] = ()) -> tuple[list[View], bool]:
+    """Return the views of a text, and whether the bounds left nothing out."""
     spots = engine.spots(data)
-    return _undone(engine, data, spots) + _whole(data, spots, plain)
+    made, complete = _undone(engine, data, spots)
+    return made + _whole(data, spots, plain), complete
 
 
 def all_views(engine: Engine, data: bytes) -> list[View]:
     """Return the views as if everything had been spotted: what ``views`` leaves out holds nothing, tests say."""
     spots = Spots(frozenset(Disguise), run_ends(data), joint_ends(data))
-    return _undone(engine, data, spots, every=True) + _whole(data, spots, ())
+    return _undone(engine, data, spots, every=True)[0] + _whole(data, spots, ())
 
 
-def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -> list[View]:
-    """Return the views in which something is decoded, and what comes out decoded again."""
+def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -> tuple[list[View], bool]:
+    """Return the views in which something is decoded, what comes out decoded again, and whether that is all of it."""
     made: list[View] = []
     seen = {data}
+    complete = True
     left = MAX_GROWTH * len(data) + MIN_BYTES
     level: list[tuple[bytes, View | None]] = [(data, None)]
     for depth in range(DEPTH):
@@ -60,29 +67,46 @@ def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -
         for text, source in level:
             if depth:
                 spots = Spots(frozenset(Disguise), run_ends(text)) if every else engine.spots(text)
-            for name, edits in _edits(text, spots):
-                view = substitute(text, edits, name, source)
-                if view.data in seen or len(made) >= MAX_VIEWS or left < len(view.data):
+            for name, found in _edits(text, spots):
+                edits, all_of_it = _fitting(found, left if len(made) < MAX_VIEWS else 0)
+                complete &= all_of_it
+                view = substitute(text, edits, name, source) if edits else None
+                if view is None or view.data in seen:
                     continue
                 left -= len(view.data)
                 seen.add(view.data)
                 made.append(view)
                 deeper.append((view.data, view))
         level = deeper
-    return made
+    return made, complete
 
 
-def _edits(text: bytes, spots: Spots) -> list[tuple[str, list[Edit]]]:
-    """Return what every step undoes for which something was spotted, by the step's name, where it undoes anything."""
-    found: list[tuple[str, list[Edit]]] = []
+def _edits(text: bytes, spots: Spots) -> Iterator[tuple[str, Iterator[Edit]]]:
+    """Return what every step undoes for which something was spotted, by the step's name, each when it is asked for."""
     if not text.isascii():
-        found += [("bidi", list(overridden(text))), ("unicode", list(folded(text)))]
+        yield "bidi", overridden(text)
+        yield "unicode", folded(text)
     if spots.runs:
-        found.append(("encoding", list(encoded(text, spots.runs))))
-    found.append(("ascii85", list(ascii85(text))))
-    if spots.kinds:
-        found += [(name, list(step(text))) for name, step, kind in _STEPS if kind in spots.kinds]
-    return [each for each in found if each[1]]
+        yield "encoding", encoded(text, spots.runs)
+    yield "ascii85", ascii85(text)
+    for name, step, kind in _STEPS:
+        if kind in spots.kinds:
+            yield name, step(text)
+
+
+def _fitting(found: Iterator[Edit], room: int) -> tuple[list[Edit], bool]:
+    """Take the first edits of which the view has no more than ``room`` bytes; say whether those are all.
+
+    What was compressed is a thousand times as long, so that nothing is undone for which there is no room.
+    """
+    edits: list[Edit] = []
+    size = CONTEXT
+    for edit in found:
+        size += len(edit[2]) + len(BREAK)
+        if size + edit[1] > room:
+            return edits, False
+        edits.append(edit)
+    return edits, True
 
 
 def _whole(data: bytes, spots: Spots, plain: Iterable[Span]) -> list[View]:
@@ -102,8 +126,12 @@ def _joined(data: bytes, ends: Iterable[int]) -> list[View]:
 
 
 def hides_nothing(engine: Engine, data: bytes) -> bool:
-    """Say that no rule can match in any view of a text; ``False`` may also mean that one might."""
-    return not _may_hold(engine, views(engine, data))
+    """Say that no rule can match in any view of a text; ``False`` may also mean that one might.
+
+    So it does where the bounds of one text left something out: of several texts looked at as one, each has its own.
+    """
+    made, complete = _views(engine, data)
+    return complete and not _may_hold(engine, made)
 
 
 def _may_hold(engine: Engine, made: list[View]) -> bool:
