@@ -27,7 +27,8 @@ from tidegate.inspection.decoding import (
     hides_nothing,
     views,
 )
-from tidegate.inspection.engine import Engine, encode
+from tidegate.inspection.engine import Engine, build, encode
+from tidegate.inspection.rules import parse_pack
 from tidegate.places import shipped_packs
 from tidegate.policy.loading import load_packs
 
@@ -189,3 +190,21 @@ def test_every_value_of_the_shared_rules_is_found_encoded() -> None:
     for value in (KEY, MAIL, CARD):
         text = base64.b64encode(f"say {value} now".encode()).decode()
         assert find_hidden(engine(), text)
+
+
+ADDRESSES = build(
+    parse_pack(
+        "pack: t\nclass: pii\nversion: 1\ndescription: a\nrules:\n"
+        "  - {id: mail, description: a, severity: medium, pattern: '\\b[a-z.]{1,20}@[a-z]{1,20}\\.com\\b',"
+        " match: [a@b.com, c@d.com], pass: [a, b], references: ['https://example.com/']}\n",
+        "t.yaml",
+    )[0],
+    None,
+)
+
+
+@pytest.mark.parametrize("joint", ['" + "', '", "', "\n"])
+def test_an_address_that_was_split_behind_its_at_sign_is_found(joint: str) -> None:
+    text = f'write to "jane.doe@{joint}example.com" now'
+    found = find_hidden(ADDRESSES, text)
+    assert [text[span.start : span.end] for span in found] == ["jane.doe@", "example.com"]
