@@ -154,6 +154,7 @@ HOSTILE = {
     "base64": "QUJD",
     "spaced": "a ", "dashes": "-----BEGIN ", "zero width": "a\u200b", "nested": "%25", "tokens": "aB3xY9kL2mN4 ",
     "codes": "65, ", "equals": "=41=\n", "overrides": "\u202eab", "braces": '"}, {"a": "',
+    "values": f"{KEY[::-1]} {KEY} ",
 }  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def test_work_grows_with_the_text(unit: str) -> None:
         best = []
         for _ in range(3):
             start = time.process_time()
-            hides_nothing(ENGINE, data)
+            find(ENGINE, data, ENGINE.find(data))
             best.append(time.process_time() - start)
         return min(best)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from tidegate.inspection.decoding.codes import encoded, escaped, labelled, listed, run_ends, wrapped
 from tidegate.inspection.decoding.folding import folded, overridden
+from tidegate.inspection.decoding.intervals import Intervals
 from tidegate.inspection.decoding.tricks import ascii85, backwards, is_grouped, joint_ends, spaced, split, turned
 from tidegate.inspection.decoding.views import BREAK, CONTEXT, Edit, View, substitute, windows
 from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
@@ -114,9 +116,9 @@ def _whole(data: bytes, spots: Spots, plain: Iterable[Span]) -> list[View]:
     tokens = list(turned(data, spots.kinds)) if spots.kinds else []
     if Disguise.NUMBER in spots.kinds:
         tokens += backwards(data)
-    found = [(span.start, span.end) for span in plain if has_opening(span.rule.pattern)] if tokens else ()
-    if found:
-        tokens = [each for each in tokens if not any(each[0] < end and start < each[1] for start, end in found)]
+    if tokens:
+        found = Intervals((span.start, span.end) for span in plain if has_opening(span.rule.pattern))
+        tokens = [each for each in tokens if not found.touches(each[0], each[1])]
     return [*_joined(data, spots.joints), *([windows(tokens, "turned", None)] if tokens else ())]
 
 
@@ -158,25 +160,21 @@ def find(engine: Engine, data: bytes, plain: Iterable[Span] = (), made: list[Vie
 def _found(engine: Engine, data: bytes, made: list[View], plain: Iterable[Span]) -> tuple[Span, ...]:
     if not _may_hold(engine, made):
         return ()
-    known: dict[str, list[tuple[int, int]]] = {}
+    known: defaultdict[str, Intervals] = defaultdict(Intervals)
     for span in plain:
-        known.setdefault(span.rule.id, []).append((span.start, span.end))
+        known[span.rule.id].add(span.start, span.end)
     found: list[Span] = []
     for view in made:
         for span in engine.find(view.data):
             if not view.new(span.start, span.end) or _doubtful(view, span, data):
                 continue
             pieces = view.pieces(span.start, span.end)
-            told = known.setdefault(span.rule.id, [])
-            if not any(_same(piece, other) for piece in pieces for other in told):
-                told += pieces
-                found += [Span(span.rule, start, end) for start, end in pieces]
+            told = known[span.rule.id]
+            if not any(told.nests(start, end) for start, end in pieces):  # else one rule found it in two ways
+                for start, end in pieces:
+                    told.add(start, end)
+                    found.append(Span(span.rule, start, end))
     return tuple(sorted(found, key=lambda each: (each.start, -each.end, each.rule.id)))
-
-
-def _same(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Say whether one of two spans is all of the other: what one rule finds there in two ways is one finding."""
-    return (one[0] <= other[0] and other[1] <= one[1]) or (other[0] <= one[0] and one[1] <= other[1])
 
 
 def _doubtful(view: View, span: Span, data: bytes) -> bool:
