@@ -26,12 +26,18 @@ HIDDEN = {
     "base64 without padding": base64.b64encode(DATA).decode().rstrip("="),
     "base64 in a URL": "https://a.example/p?d=" + base64.urlsafe_b64encode(DATA).decode(),
     "base64 cut out of more": base64.b64encode(b"xy" + DATA).decode(),
+    **{
+        f"base64 without its first {many} characters": base64.b64encode(b"say: " + DATA).decode()[many:]
+        for many in (1, 2, 3)
+    },
     "base64 twice": base64.b64encode(base64.b64encode(DATA)).decode(),
     "base64 in lines": base64.encodebytes(b"a b c " * 20 + DATA + b" d e f" * 20).decode(),
     "a data URL": "data:text/plain;base64," + base64.b64encode(DATA).decode(),
     "base32": base64.b32encode(DATA).decode(),
+    "base32 in small letters": base64.b32encode(DATA).decode().lower(),
     "ascii85": base64.a85encode(DATA).decode(),
     "hex": DATA.hex(),
+    "hex with its mark": f"0x{DATA.hex()}",
     "hex with spaces": DATA.hex(" "),
     "hex in a host name": f"https://{DATA[:12].hex()}{DATA[12:].hex()}.a.example/",
     "bits": " ".join(f"{byte:08b}" for byte in DATA),
@@ -51,6 +57,8 @@ HIDDEN = {
     "zero width": "\u200b".join(KEY),
     "soft hyphens": "\u00ad".join(KEY),
     "tag characters": "".join(chr(0xE0000 + byte) for byte in DATA),
+    "tag characters behind a letter": "x" + "".join(chr(0xE0000 + byte) for byte in DATA),
+    "variation selectors behind a letter": "x" + "".join(chr(0xE0100 + byte - 16) for byte in DATA),
     "variation selectors": "😀" + "".join(chr(0xE0100 + byte - 16) for byte in DATA),
     "right to left": f"\u202e{KEY[::-1]}\u202c",
     "reversed": KEY[::-1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -91,6 +92,28 @@ def test_a_value_split_over_the_parts_of_messages_is_masked_on_both_sides() -> N
     assert isinstance(found, Inspected)
     said = [each["content"][0]["text"] for each in json.loads(found.body)["messages"]]
     assert said == [f"a {MASK}", f"{MASK} b"]
+
+
+def test_the_bounds_of_one_text_take_nothing_from_another() -> None:
+    """One text that is disguised in every way uses up its own readings, not those of the texts beside it."""
+    ways = (
+        lambda text: base64.b64encode(text).decode(),
+        lambda text: text.hex(),
+        lambda text: "".join(f"%{each:02X}" for each in text[:60]),
+        lambda text: " ".join(text.decode()[:20]),
+        lambda text: ", ".join(map(str, text[:60])),
+        lambda text: "\u200b".join(text.decode()[:60]),
+        lambda text: base64.a85encode(text).decode(),
+    )
+    plain = b"the quick brown fox jumps over the lazy dog"
+    decoy = " ; ".join(outer(inner(plain).encode()) for outer in ways for inner in ways if inner(plain).isascii())
+    thrice = KEY.encode()
+    for _ in range(3):
+        thrice = base64.b64encode(thrice)
+    for contents in ([decoy, thrice.decode()], [thrice.decode(), decoy]):
+        found = inspect_request(endpoint("chat"), ENGINE, always(Action.REDACT), message(*contents))
+        assert isinstance(found, Inspected)
+        assert [each.rule for each in found.findings] == ["t.key"]
 
 
 def test_json_source_stays_json() -> None:

@@ -7,6 +7,8 @@ import gzip
 import json
 import random
 import time
+import tracemalloc
+import zlib
 from urllib.parse import quote
 
 import pytest
@@ -16,8 +18,18 @@ from hypothesis import strategies as st
 from tests.disguises import ENGINE, HIDDEN
 from tests.wire import CARD, KEY, MAIL, ROOT, engine
 from tidegate.inspection.cache import DiskCache
-from tidegate.inspection.decoding import all_views, find, find_hidden, find_text, hides_nothing, views
-from tidegate.inspection.engine import Engine, encode
+from tidegate.inspection.decoding import (
+    MAX_GROWTH,
+    MIN_BYTES,
+    all_views,
+    find,
+    find_hidden,
+    find_text,
+    hides_nothing,
+    views,
+)
+from tidegate.inspection.engine import Engine, build, encode
+from tidegate.inspection.rules import parse_pack
 from tidegate.places import shipped_packs
 from tidegate.policy.loading import load_packs
 
@@ -146,6 +158,7 @@ HOSTILE = {
     "halves": "A1\n", "mails": "a1@b.co\n", "look-alikes": "АВ ", "full width": "ａｂ ", "no-break": "1\u00a02",
     "literals": '"A1","B2",', "fields": '"a":"A1","b":"B2"},{',
     "codes": "65, ", "equals": "=41=\n", "overrides": "\u202eab", "braces": '"}, {"a": "',
+    "values": f"{KEY[::-1]} {KEY} ",
 }  # fmt: skip
 
 
@@ -156,12 +169,26 @@ def test_work_grows_with_the_text(unit: str) -> None:
         best = []
         for _ in range(3):
             start = time.process_time()
-            hides_nothing(ENGINE, data)
+            find(ENGINE, data, ENGINE.find(data))
             best.append(time.process_time() - start)
         return min(best)
 
     cost(5_000)
     assert cost(200_000) < 3 * 4 * max(cost(50_000), 0.001)
+
+
+def test_what_was_compressed_takes_no_more_room_than_a_text_may_have() -> None:
+    bombs = [base64.b64encode(zlib.compress(f"word{each} and so on ".encode() * 3000)).decode() for each in range(600)]
+    data = encode(f"{HIDDEN['base64']} {' '.join(bombs)}")
+    bound = MAX_GROWTH * len(data) + MIN_BYTES
+    hides_nothing(ENGINE, data)
+    tracemalloc.start()
+    made = views(ENGINE, data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(len(view.data) for view in made) <= bound
+    assert peak < 4 * bound  # 600 times 48 KB would be 27 times as much
+    assert any(KEY.encode() in view.data for view in made)
 
 
 def test_every_value_of_the_shared_rules_is_found_encoded() -> None:
@@ -204,3 +231,21 @@ def test_many_findings_take_no_longer_each() -> None:
 
     cost(50)
     assert cost(2_000) < 3 * 4 * cost(500)
+
+
+ADDRESSES = build(
+    parse_pack(
+        "pack: t\nclass: pii\nversion: 1\ndescription: a\nrules:\n"
+        "  - {id: mail, description: a, severity: medium, pattern: '\\b[a-z.]{1,20}@[a-z]{1,20}\\.com\\b',"
+        " match: [a@b.com, c@d.com], pass: [a, b], references: ['https://example.com/']}\n",
+        "t.yaml",
+    )[0],
+    None,
+)
+
+
+@pytest.mark.parametrize("joint", ['" + "', '", "', "\n"])
+def test_an_address_that_was_split_behind_its_at_sign_is_found(joint: str) -> None:
+    text = f'write to "jane.doe@{joint}example.com" now'
+    found = find_hidden(ADDRESSES, text)
+    assert [text[span.start : span.end] for span in found] == ["jane.doe@", "example.com"]

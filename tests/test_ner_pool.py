@@ -247,3 +247,27 @@ async def test_a_file_that_is_something_else_is_refused(tmp_path: Path, name: st
     folder = make(tmp_path / "m")
     (folder / name).write_text("no such thing")
     assert await refusal(ner(folder)) == says
+
+
+async def test_a_question_leaves_nothing_behind_with_its_worker(pool: Pool) -> None:
+    """asyncio keeps everybody who ever waited for a process, until it ends."""
+    process = pool._workers[0].process
+    assert process is not None
+    for number in range(20):
+        assert found(await pool.ask([f"greet Alice and {'more ' * number}"]))
+    assert len(process._transport._exit_waiters) <= 1  # type: ignore[attr-defined]
+
+
+async def test_a_machine_without_room_for_a_process_is_asked_again(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_process, asked = asyncio.create_subprocess_exec, []
+
+    async def refuse_once(*command: str, **more: object) -> asyncio.subprocess.Process:
+        asked.append(command)
+        if len(asked) == 1:
+            raise BlockingIOError("no more processes")
+        return await make_process(*command, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
+    os.kill(pool.pids[0], signal.SIGKILL)
+    await until(lambda: len(asked) == 2)
+    assert found(await pool.ask(["greet Alice"])) == {"greet Alice": [("names", "Alice")]}

@@ -36,6 +36,9 @@ Commands = Generator[commands.Command, Any, None]
 TRAILERS = "trailers are not accepted"
 """The error of an HTTP/1 message with trailers."""
 
+RESET = "stream reset by client"
+"""How the error of a reset HTTP/2 stream begins; mitmproxy says so of either side."""
+
 
 class Keeper(Protocol):
     """What the HTTP layer asks the gate."""
@@ -48,6 +51,9 @@ class Keeper(Protocol):
 
     def arrived(self, flow: http.HTTPFlow, size: int) -> None:
         """Take note of bytes of an answer's body that came from the upstream."""
+
+    def left(self, flow: http.HTTPFlow) -> None:
+        """Take note that the client wants no more of a flow."""
 
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the gate's own words for an exchange that ends before an answer began."""
@@ -98,6 +104,8 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
         return
     if type(event) is http_events.ResponseData:
         _ask("arrived", self.flow, len(event.data))
+    elif type(event) is http_events.RequestProtocolError and event.message.startswith(RESET):
+        _ask("left", self.flow)
     source = original(self, event)
     reply: Any = None
     while True:

@@ -64,6 +64,7 @@ class Exchange:
         self.echo = b""
         self.credentials: Mapping[str, Secret] = {}
         self.sealed = False
+        self.sent = self.abandoned = False
         self._cleared: tuple[object, ...] | None = None
 
     @property

@@ -25,6 +25,9 @@ from tidegate.policy.policy import Policy, Unlisted
 BROKEN = "the gateway failed"
 """The error of an upstream connection that was not opened because the fence failed."""
 
+LEFT = "client disconnected"
+"""The error of an upstream connection that was not opened because nobody waits for an answer; as mitmproxy says it."""
+
 
 class Fence:
     """The part of the enforcement addon that stands at connections."""
@@ -67,7 +70,13 @@ class Fence:
 
     @guarded
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> Awaitable[None] | None:
-        """Be the fence under everything: no connection to anything that is not an upstream of the policy."""
+        """Be the fence under everything: no connection to anything that is not an upstream of the policy.
+
+        Nor for a client that has left, of whom requests sent ahead are still read: mitmproxy would never close it.
+        """
+        if data.client.state is connection.ConnectionState.CLOSED:
+            data.server.error = LEFT
+            return None
         if any(each.flow.client_conn is data.client and each.wants_socket for each in self.exchanges.values()):
             data.server.alpn_offers = (b"http/1.1",)  # over HTTP/2 there is no upgrade
         address, mode = data.server.address, data.client.proxy_mode

@@ -349,6 +349,7 @@ class Gateway(Fence):
         exchange = self.exchanges.get(flow.id)
         if exchange is None or not exchange.is_cleared(request):
             return None
+        exchange.sent = True
         route = exchange.crossing.route
         if route is None or route.connection.credential is None:
             return request
@@ -371,6 +372,12 @@ class Gateway(Fence):
         passed = exchange.meter.received(size, time.monotonic())
         if passed is not None:
             self._end(exchange, passed)
+
+    def left(self, flow: http.HTTPFlow) -> None:
+        """Note that the client has reset the stream of an exchange; its connection may go on."""
+        exchange = self.exchanges.get(flow.id)
+        if exchange is not None:
+            exchange.abandoned = True
 
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the words for an exchange that ends before its answer began."""
@@ -527,7 +534,8 @@ def _lost(exchange: Exchange) -> steps.Stopped:
         return steps.Stopped(limit(Reason.ANSWER_TOO_LARGE))
     if reading and message == egress.TRAILERS:
         return steps.Stopped(NOT_HTTP)
-    if "lient disconnected" in message or not flow.client_conn.connected:
+    reset = exchange.abandoned or (not exchange.sent and message.startswith(egress.RESET))  # then it was no upstream
+    if reset or "lient disconnected" in message or not flow.client_conn.connected:
         return steps.Stopped(CLIENT_GONE, Outcome.ABORTED)
     if BROKEN in message:
         return steps.Stopped(BUG, Outcome.FAILED)

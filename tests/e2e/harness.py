@@ -98,14 +98,14 @@ class Upstream:
     """A model provider of our own on 127.0.0.1, in a thread. ``answers`` maps a path to what is written back.
 
     ``data`` holds every byte that arrived on any connection, ``requests`` what was understood, ``connections`` how
-    many were opened.
+    many were opened, ``open`` how many of them are.
     """
 
     def __init__(self) -> None:
         self.port = free_port()
         self.data = b""
         self.requests: list[Received] = []
-        self.connections = 0
+        self.connections = self.open = 0
         self.answers: dict[str, Answer] = {}
         self.default: Answer = self._json
         self._loop = asyncio.new_event_loop()
@@ -183,6 +183,7 @@ class Upstream:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open += 1
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = await self._read(reader.readuntil(b"\r\n\r\n"))
@@ -196,6 +197,7 @@ class Upstream:
                 self.requests.append(received)
                 await self.answers.get(path, self.default)(received, writer)
                 await writer.drain()
+        self.open -= 1
         writer.close()
 
     async def _read(self, what: Awaitable[bytes]) -> bytes:

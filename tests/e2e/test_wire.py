@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import brotli  # type: ignore[import-untyped]
+import h2.config
+import h2.connection
 import pytest
 import zstandard
 
@@ -570,6 +572,39 @@ def test_a_client_that_leaves_stops_the_upstream(stage: Stage) -> None:
     assert stopped, "the upstream went on generating"
     row = stage.last()
     assert (row["outcome"], row["reason"], row["streamed"]) == ("aborted", "client_gone", 1)
+
+
+def test_a_client_that_resets_its_stream_is_recorded_as_gone(stage: Stage) -> None:
+    before = stage.ask(post(CHAT, chat("hi"), stage.auth)).id
+    stage.upstream.streams(chat_sse("x" * 300), pause=0.02)
+    body = chat("hi", stream=True)
+    talk = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    talk.initiate_connection()
+    fields = [(":method", "POST"), (":path", CHAT), (":scheme", "http"), (":authority", "gate")]
+    fields += [("content-type", "application/json"), ("authorization", f"Bearer {stage.token}")]
+    talk.send_headers(1, fields)
+    talk.send_data(1, body, end_stream=True)
+    with stage.client() as client:
+        client.send(talk.data_to_send())
+        time.sleep(0.3)
+        talk.reset_stream(1, error_code=8)
+        client.send(talk.data_to_send())
+        row = stage.after(before)
+    assert (row["outcome"], row["reason"]) == ("aborted", "client_gone")
+
+
+def test_a_client_that_leaves_behind_requests_sent_ahead_keeps_no_connection_open(stage: Stage) -> None:
+    message = post(CHAT, chat("hi"), stage.auth)
+    for _ in range(20):
+        with stage.client() as client:
+            client.send(message * 5)
+            time.sleep(0.02)
+    end = time.monotonic() + QUICK
+    while stage.upstream.open and time.monotonic() < end:
+        time.sleep(0.02)
+    assert stage.upstream.open == 0
+    row = stage.last()
+    assert (row["outcome"], row["reason"]) in {("answered", None), ("aborted", "client_gone")}
 
 
 # ── sizes ────────────────────────────────────────────────────────────────────────────────────────────────────────────

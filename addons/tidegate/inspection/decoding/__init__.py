@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
 from tidegate.inspection.decoding.codes import encoded, escaped, labelled, listed, run_ends, wrapped
 from tidegate.inspection.decoding.folding import folded, overridden
+from tidegate.inspection.decoding.intervals import Intervals
 from tidegate.inspection.decoding.tricks import ascii85, backwards, is_grouped, joint_ends, spaced, split, turned
-from tidegate.inspection.decoding.views import BREAK, Edit, View, substitute, windows
+from tidegate.inspection.decoding.views import BREAK, CONTEXT, Edit, View, substitute, windows
 from tidegate.inspection.engine import Engine, Span, TextSpan, count, encode
 from tidegate.inspection.rules import Severity
 from tidegate.inspection.spotting import Disguise, Spots, is_sure
@@ -41,20 +42,27 @@ def views(engine: Engine, data: bytes, plain: Callable[[], Sequence[Span]] = tup
 
     ``plain`` gives what was found without decoding, by start: words in which something was are not turned.
     """
+    return _views(engine, data, plain)[0]
+
+
+def _views(engine: Engine, data: bytes, plain: Callable[[], Sequence[Span]] = tuple) -> tuple[list[View], bool]:
+    """Return the views of a text, and whether the bounds left nothing out."""
     spots = engine.spots(data)
-    return _undone(engine, data, spots) + _whole(data, spots, plain)
+    made, complete = _undone(engine, data, spots)
+    return made + _whole(data, spots, plain), complete
 
 
 def all_views(engine: Engine, data: bytes) -> list[View]:
     """Return the views as if everything had been spotted: what ``views`` leaves out holds nothing, tests say."""
     spots = Spots(frozenset(Disguise), run_ends(data), joint_ends(data))
-    return _undone(engine, data, spots, every=True) + _whole(data, spots, tuple)
+    return _undone(engine, data, spots, every=True)[0] + _whole(data, spots, tuple)
 
 
-def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -> list[View]:
-    """Return the views in which something is decoded, and what comes out decoded again."""
+def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -> tuple[list[View], bool]:
+    """Return the views in which something is decoded, what comes out decoded again, and whether that is all of it."""
     made: list[View] = []
     seen = {data}
+    complete = True
     left = MAX_GROWTH * len(data) + MIN_BYTES
     level: list[tuple[bytes, View | None]] = [(data, None)]
     for depth in range(DEPTH):
@@ -62,29 +70,47 @@ def _undone(engine: Engine, data: bytes, spots: Spots, *, every: bool = False) -
         for text, source in level:
             if depth:
                 spots = Spots(frozenset(Disguise), run_ends(text)) if every else engine.spots(text)
-            for name, edits in _edits(text, spots):
-                view = substitute(text, edits, name, source)
-                if view.data in seen or (depth and (len(made) >= MAX_VIEWS or left < len(view.data))):
+            for name, found in _edits(text, spots):
+                room = left if len(made) < MAX_VIEWS else 0
+                edits, all_of_it = _fitting(found, room if depth else MAX_GROWTH * len(data) + MIN_BYTES)
+                complete &= all_of_it
+                view = substitute(text, edits, name, source) if edits else None
+                if view is None or view.data in seen:
                     continue
                 left -= len(view.data) if depth else 0
                 seen.add(view.data)
                 made.append(view)
                 deeper.append((view.data, view))
         level = deeper
-    return made
+    return made, complete
 
 
-def _edits(text: bytes, spots: Spots) -> list[tuple[str, list[Edit]]]:
-    """Return what every step undoes for which something was spotted, by the step's name, where it undoes anything."""
-    found: list[tuple[str, list[Edit]]] = []
+def _edits(text: bytes, spots: Spots) -> Iterator[tuple[str, Iterator[Edit]]]:
+    """Return what every step undoes for which something was spotted, by the step's name, each when it is asked for."""
     if not text.isascii():
-        found += [("bidi", list(overridden(text))), ("unicode", list(folded(text)))]
+        yield "bidi", overridden(text)
+        yield "unicode", folded(text)
     if spots.runs:
-        found.append(("encoding", list(encoded(text, spots.runs))))
-    found.append(("ascii85", list(ascii85(text))))
-    if spots.kinds:
-        found += [(name, list(step(text))) for name, step, kind in _STEPS if kind in spots.kinds]
-    return [each for each in found if each[1]]
+        yield "encoding", encoded(text, spots.runs)
+    yield "ascii85", ascii85(text)
+    for name, step, kind in _STEPS:
+        if kind in spots.kinds:
+            yield name, step(text)
+
+
+def _fitting(found: Iterator[Edit], room: int) -> tuple[list[Edit], bool]:
+    """Take the first edits of which the view has no more than ``room`` bytes; say whether those are all.
+
+    What was compressed is a thousand times as long, so that nothing is undone for which there is no room.
+    """
+    edits: list[Edit] = []
+    size = CONTEXT
+    for edit in found:
+        size += len(edit[2]) + len(BREAK)
+        if size + edit[1] > room:
+            return edits, False
+        edits.append(edit)
+    return edits, True
 
 
 def _whole(data: bytes, spots: Spots, plain: Callable[[], Sequence[Span]]) -> list[View]:
@@ -92,15 +118,10 @@ def _whole(data: bytes, spots: Spots, plain: Callable[[], Sequence[Span]]) -> li
     tokens = list(turned(data, spots.kinds)) if spots.kinds else []
     if Disguise.NUMBER in spots.kinds:
         tokens += backwards(data)
-    if tokens and (found := [(span.start, span.end) for span in plain() if has_opening(span.rule.pattern)]):
-        tokens = [each for each in tokens if not _overlaps(found, each[0], each[1])]
+    if tokens:
+        found = Intervals((span.start, span.end) for span in plain() if has_opening(span.rule.pattern))
+        tokens = [each for each in tokens if not found.touches(each[0], each[1])]
     return [*_joined(data, spots.joints), *([windows(tokens, "turned", None)] if tokens else ())]
-
-
-def _overlaps(spans: list[tuple[int, int]], start: int, end: int) -> bool:
-    """Say whether the last of the spans that begin before ``end`` reaches over ``start``."""
-    index = bisect_left(spans, (end, 0))
-    return index > 0 and spans[index - 1][1] > start
 
 
 def _joined(data: bytes, ends: Iterable[int]) -> list[View]:
@@ -109,8 +130,12 @@ def _joined(data: bytes, ends: Iterable[int]) -> list[View]:
 
 
 def hides_nothing(engine: Engine, data: bytes) -> bool:
-    """Say that no rule can match in any view of a text; ``False`` may also mean that one might."""
-    return not _may_hold(engine, views(engine, data))
+    """Say that no rule can match in any view of a text; ``False`` may also mean that one might.
+
+    So it does where the bounds of one text left something out: of several texts looked at as one, each has its own.
+    """
+    made, complete = _views(engine, data)
+    return complete and not _may_hold(engine, made)
 
 
 def _may_hold(engine: Engine, made: list[View]) -> bool:
@@ -139,9 +164,9 @@ def find(
 def _found(engine: Engine, data: bytes, made: list[View], plain: Callable[[], Sequence[Span]]) -> tuple[Span, ...]:
     if not made or not _may_hold(engine, made):
         return ()
-    known: dict[str, list[tuple[int, int]]] = {}
+    known: defaultdict[str, Intervals] = defaultdict(Intervals)
     for span in plain():
-        known.setdefault(span.rule.id, []).append((span.start, span.end))
+        known[span.rule.id].add(span.start, span.end)
     found: list[Span] = []
     for view in made:
         for span in engine.find(view.data):
@@ -150,24 +175,12 @@ def _found(engine: Engine, data: bytes, made: list[View], plain: Callable[[], Se
             pieces = view.pieces(span.start, span.end)
             if view.undone == "turned" and engine.passes_over(span.rule, data[pieces[0][0] : pieces[0][1]]):
                 continue
-            told = known.setdefault(span.rule.id, [])
-            if not any(_is_told(told, piece) for piece in pieces):
-                for piece in pieces:
-                    insort(told, piece)
-                found += [Span(span.rule, start, end) for start, end in pieces]
+            told = known[span.rule.id]
+            if not any(told.nests(start, end) for start, end in pieces):  # else one rule found it in two ways
+                for start, end in pieces:
+                    told.add(start, end)
+                    found.append(Span(span.rule, start, end))
     return tuple(sorted(found, key=lambda each: (each.start, -each.end, each.rule.id)))
-
-
-def _is_told(told: list[tuple[int, int]], piece: tuple[int, int]) -> bool:
-    """Say whether one of the spans holds the piece or is inside it: what one rule finds there twice is one finding.
-
-    None of the spans holds another, so their starts and ends rise together and only the nearest two can.
-    """
-    index = bisect_right(told, piece)
-    before, after = told[index - 1 : index], told[index : index + 1]
-    return any(other[1] >= piece[1] or other[0] == piece[0] for other in before) or any(
-        other[1] <= piece[1] for other in after
-    )
 
 
 def _doubtful(view: View, span: Span, data: bytes) -> bool:

@@ -45,6 +45,7 @@ _LOWER = bytes(range(0x61, 0x7B)) + b"_-/+="
 _CONTROLS = bytes(set(range(0x20)) - {9, 10, 13}) + b"\x7f"
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"
 _HEX = b"0123456789abcdefABCDEF"
+_HEX_MARKS = (b"0x", b"0X")
 _BASE32 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567="
 _PAIR = compile_re2(r"[0-9A-Fa-f]{2}")
 _ESCAPE = re.compile(rb"\\(?:u\{([0-9A-Fa-f]{1,6})\}|u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
@@ -139,6 +140,8 @@ def _between_slashes(start: int, run: bytes) -> Iterator[Edit]:
 
 def _said(run: bytes) -> bytes | None:
     """Return the text a run says; ``None`` when it says none."""
+    if run[:2] in _HEX_MARKS and not run[2:].translate(None, _HEX):
+        run = run[2:]
     if not run.translate(None, _HEX):
         digits = run[: len(run) & ~1].decode()
         return _text(bytes.fromhex(digits)) or (_base64(run) if len(run) < 64 else None)
@@ -147,6 +150,8 @@ def _said(run: bytes) -> bytes | None:
     if not run.translate(None, b"01"):
         return _listed(run)
     if not run.translate(None, _BASE32) and (said := _base32(run)):
+        return said
+    if not run.translate(None, _BASE32.lower()) and (said := _base32(run.upper())):
         return said
     return _base64(run)
 
@@ -179,12 +184,12 @@ def _base32(run: bytes) -> bytes | None:
 def _base64(run: bytes) -> bytes | None:
     """Decode base64 of either alphabet, wrapped or not, and what is compressed in it."""
     body = run.translate(_ALPHABET, b"\r\n=")
-    probe = binascii.a2b_base64(body[:_PROBE])
-    packed = probe[:2] == b"\x1f\x8b" or (probe[:1] == b"\x78" and probe[1:2] in b"\x01\x5e\x9c\xda")
-    if not packed and not (probe.isascii() or _utf8(probe)):
-        return None
-    if not packed and _controls(probe):
-        return None
+    packed = _is_packed(body)
+    if not packed:
+        begin = next((skip for skip in range(4) if _begins_text(body[skip : skip + _PROBE])), None)
+        if begin is None:
+            return None
+        body = body[begin:]  # cut out of more, it may begin in the middle of a group
     if len(body) % 4 == 1:
         body = body[:-1]
     data = binascii.a2b_base64(body + b"=" * (-len(body) % 4))
@@ -195,6 +200,17 @@ def _base64(run: bytes) -> bytes | None:
     if len(said) > _SHIFTED:
         return said
     return BREAK.join((said, said[1:], said[2:]))  # cut out of a longer run, it may begin with what belongs to another
+
+
+def _is_packed(body: bytes) -> bool:
+    head = binascii.a2b_base64(body[:4])
+    return head[:2] == b"\x1f\x8b" or (head[:1] == b"\x78" and head[1:2] in b"\x01\x5e\x9c\xda")
+
+
+def _begins_text(body: bytes) -> bool:
+    """Say whether the beginning of what base64 says may be text."""
+    probe = binascii.a2b_base64(body) if len(body) == _PROBE else b"\0"
+    return (probe.isascii() or _utf8(probe)) and not _controls(probe)
 
 
 def _unpadded(said: bytes) -> bytes:

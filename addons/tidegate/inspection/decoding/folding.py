@@ -16,6 +16,8 @@ _MEANT = re.compile(
     rb"\xef\xbc[\x90-\x99\xa1-\xba]|\xef\xbd[\x81-\x9a]|\xf0\x9d[\x90-\x9f]|\xf0\x9f[\x84-\x86]|\xf3\xa0[\x80-\x87]"
     rb"|\xe2[\x91-\x93]"
 )
+# A text of its own in characters that nobody sees: whatever letter carries it, it is no part of that word.
+_CARRIED = re.compile("[\U000e0020-\U000e007e\U000e0100-\U000e01ef\ufe00-\ufe0f]{4,}")
 _AROUND = 12
 _HINT = re.compile(HINT.encode())
 _MARKS = b" -.,:;!?'\x22_/()"
@@ -91,7 +93,7 @@ def _folded(run: bytes) -> bytes | None:
     except UnicodeDecodeError:
         return None
     if _MEANT.search(run):
-        return text.translate(_FOLD).encode("utf-8", "surrogatepass")
+        return _CARRIED.sub(r" \g<0> ", text).translate(_FOLD).encode("utf-8", "surrogatepass")
     for char in text:  # most words of other scripts end here at their first letter
         if not _FOLD[ord(char)].isascii():
             return None

@@ -23,7 +23,7 @@ _STRINGS = (
     r"(?:\x22[a-z_]{1,20}\x22\s{0,3}:[\s\[{]{0,9}(?:\x22[a-z_]{1,20}\x22\s{0,3},\s{0,9})?){1,4}\x22"
     r"(?:[A-Za-z0-9 ]{1,20}: )?"
 )
-_BETWEEN = rf"{_SIDE}(?P<value>{_LITERALS}|{_STRINGS}|\r?\n)"
+_BETWEEN = rf"[{SIDE}@](?P<value>{_LITERALS}|{_STRINGS}|\r?\n)"
 _BETWEENS = compile_re2(rf"{_BETWEEN}(?: ?[0-9(]|{_SIDE})")
 _LAST = compile_re2(rf"{_BETWEEN} ?{_SIDE}[{SIDE}@]{{0,{_REACH}}}\z")
 _HINT = re.compile(HINT.encode())

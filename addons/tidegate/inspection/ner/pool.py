@@ -174,7 +174,7 @@ class Pool:
     async def _next_job(self, worker: _Worker) -> _Job | None:
         """Wait for the next job; ``None`` if the worker ends first."""
         wanted = asyncio.ensure_future(self._jobs.get())
-        gone = asyncio.ensure_future(worker.ended())
+        gone = worker.exit()
         handed = False
         try:
             await asyncio.wait((wanted, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -184,7 +184,6 @@ class Pool:
             if wanted.done() and not handed:
                 _tell(wanted.result(), Unread.FAILED)
             wanted.cancel()
-            gone.cancel()
 
     def _learn(self, job: _Job, said: Sequence[Spans | None] | None) -> None:
         """Remember what a worker said of each text, even when whoever asked has stopped waiting."""
@@ -212,20 +211,25 @@ class _Worker:
     def __init__(self, ner: Ner) -> None:
         self._ner = ner
         self.process: asyncio.subprocess.Process | None = None
+        self._exit: asyncio.Task[int] | None = None
 
     async def start(self) -> None:
         """Start the process and wait until it has loaded the model. Raises ``NerError``."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # the folder the gate was started in is no place to import from
-            "-m",
-            "tidegate.inspection.ner.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=_environment(),
-            start_new_session=True,  # a Ctrl-C at the gate's terminal is for the gate, which then ends its workers
-        )
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # the folder the gate was started in is no place to import from
+                "-m",
+                "tidegate.inspection.ner.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env=_environment(),
+                start_new_session=True,  # a Ctrl-C at the gate's terminal is for the gate, which then ends its workers
+            )
+        except OSError as why:
+            raise NerError(f"no process could be made ({type(why).__name__})") from None
+        self._exit = asyncio.get_running_loop().create_task(self.process.wait())
         given = {
             "model": self._ner.model,
             "tokenizer": self._ner.tokenizer,
@@ -254,10 +258,15 @@ class _Worker:
             for found in said["spans"]
         ]
 
+    def exit(self) -> asyncio.Task[int]:
+        """Return what is done once the process is no more: one task for all, since asyncio keeps who waits."""
+        assert self._exit is not None
+        return self._exit
+
     async def ended(self) -> None:
         """Wait until the process is no more."""
-        if self.process is not None:
-            await self.process.wait()
+        if self._exit is not None:
+            await asyncio.wait((self._exit,))
 
     async def lost(self) -> None:
         """Forget a process that is of no use any more."""
