@@ -384,7 +384,8 @@ def test_default_policy_needs_nothing_from_the_environment(monkeypatch: pytest.M
     assert all(connection.credential is None for connection in policy.connections.values())
     assert policy.identities == (StaticIdentity("local", str(ROOT / "rules" / "tokens.yaml")),)
     assert policy.permissions.groups == {"local:dev": ("developer",)}
-    assert policy.warnings == () or policy.warnings[0].startswith("these rules only observe: ")
+    assert policy.warnings[0].startswith("these rules only observe: ")
+    assert re.fullmatch(r"[^,]+(, [^,]+){4} and \d+ more \(tidegate rules list tells\)", policy.warnings[0])
 
 
 def documented() -> set[str]:

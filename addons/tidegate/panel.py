@@ -65,10 +65,8 @@ def _rules(policy: Policy) -> str:
     for rule in policy.engine.rules:
         packs[rule.pack] = packs.get(rule.pack, 0) + 1
     text = ", ".join(f"{name} {count}" for name, count in sorted(packs.items()))
-    observed = [rule.id for rule in policy.engine.rules if rule.observe]
-    return f"{sum(packs.values())} ({text})" + (
-        f"\n[yellow]observed only: {', '.join(observed)}[/]" if observed else ""
-    )
+    observed = sum(rule.observe for rule in policy.engine.rules)
+    return f"{sum(packs.values())} ({text})" + (f"\n[yellow]{observed} of them only observe[/]" if observed else "")
 
 
 def _actions(policy: Policy, direction: Direction) -> str:

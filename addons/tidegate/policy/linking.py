@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ANONYMOUS = "none:anyone"
 ALL = "*"
+SHOWN = 5
+"""Rules that a warning names; of the shipped packs 27 only observe, which fills a screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +314,8 @@ def _warnings(document: Document, rules: Sequence[Rule]) -> tuple[str, ...]:
     )
     observed = sorted(rule.id for rule in rules if rule.observe)
     if observed and document.mode is Mode.ENFORCE:
-        found.append(f"these rules only observe: {', '.join(observed)}")
+        more = f" and {len(observed) - SHOWN} more (tidegate rules list tells)" if len(observed) > SHOWN else ""
+        found.append(f"these rules only observe: {', '.join(observed[:SHOWN])}{more}")
     found.extend(
         f"connection {each.name}: an env: credential can be read by every process of this user"
         for each in document.connections
