@@ -159,6 +159,33 @@ def test_what_reaches_over_a_cut_is_found_however_far_it_reaches(before: int) ->
         assert [each.rule for each in found.findings] == ["t.far"]
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        pytest.param(base64.b64encode(KEY.encode()).decode(), id="base64"),
+        pytest.param(KEY.encode().hex(), id="hex"),
+        pytest.param("\u200b".join(KEY), id="zero-width"),
+        pytest.param("".join(f"\\u{ord(each):04x}" for each in KEY), id="escaped"),
+    ],
+)
+def test_what_one_direction_allows_is_still_found_in_the_other(rules: Engine, secret: str) -> None:
+    known = remembering(rules)
+    text = f'{{"a": "{PADDING}{secret} {PADDING}"}}'
+    calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": text}}]
+    message = {"role": "assistant", "content": text, "tool_calls": calls}
+    answer, request = dump({"choices": [{"message": message}]}), conversation([message])
+    judged(known, request, Action.ALLOW)
+    found = [
+        inspect_answer(endpoint("chat"), each, always(Action.REDACT), answer, status=200) for each in (known, rules)
+    ]
+    assert found[0] == found[1]
+    assert isinstance(found[0], Inspected)
+    assert found[0].findings
+    known = remembering(rules)
+    inspect_answer(endpoint("chat"), known, always(Action.ALLOW), answer, status=200)
+    assert judged(known, request, Action.BLOCK) == judged(rules, request, Action.BLOCK)
+
+
 def test_an_engine_made_for_one_text_has_no_history(rules: Engine) -> None:
     assert remembering(rules).beside(()).history is None
 
