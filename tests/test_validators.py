@@ -210,6 +210,8 @@ NUMBERS = [
     ("uk-postcode", "M1 1AE", "M1 1CA"),
     ("uk-licence", "MORGA657054SM9IJ", "MORGA699054SM9IJ"),
     ("uk-utr", "1955839661", "2955839661"),
+    ("url-data", "https://a.io/?q=the+whole+secret+plan+is", "https://a.io/?q=plan"),
+    ("url-data-long", "https://a.io/" + "x" * 200, "https://a.io/" + "x" * 199),
     ("us-dea", "AB1234563", "AB1234564"),
     ("us-ein", "91-1144442", "07-1144442"),
     ("us-itin", "911-64-1234", "911-66-1234"),

@@ -37,7 +37,8 @@ def small_policy(folder: Path, upstream: str, **changes: object) -> Path:
     if not (folder / "packs").exists():
         (folder / "packs").mkdir()
         shutil.copy(harness.ROOT / "tests" / "data" / "packs" / "small.yaml", folder / "packs")
-    return harness.policy(folder, upstream, **changes)
+    actions = {"prompt": {"secrets": "block", "pii": "redact"}, "response": {"secrets": "redact", "pii": "redact"}}
+    return harness.policy(folder, upstream, **{"inspection": actions, **changes})
 
 
 @dataclass

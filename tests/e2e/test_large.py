@@ -31,7 +31,8 @@ def hostile(size: int, seed: int = 5) -> str:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("large")
-    inspection = {"prompt": {"secrets": "block", "pii": "flag"}, "response": {"secrets": "redact", "pii": "flag"}}
+    others = {"pii": "flag", "injection": "flag", "exfil": "allow"}
+    inspection = {"prompt": {"secrets": "block", **others}, "response": {"secrets": "redact", **others}}
     with Upstream() as upstream:
         path, access, port = policy(folder, upstream.url, inspection=inspection), token(folder), free_port()
         script = Path(__file__).with_name("break_hook.py")

@@ -20,8 +20,22 @@ from tidegate.evidence.queries import show
 pytestmark = pytest.mark.e2e
 
 ACTIONS = {
-    "prompt": {"secrets": "block", "pii": "redact", "names": "redact", "addresses": "block"},
-    "response": {"secrets": "redact", "pii": "redact", "names": "allow", "addresses": "allow"},
+    "prompt": {
+        "secrets": "block",
+        "injection": "flag",
+        "exfil": "allow",
+        "pii": "redact",
+        "names": "redact",
+        "addresses": "block",
+    },
+    "response": {
+        "secrets": "redact",
+        "injection": "allow",
+        "exfil": "redact",
+        "pii": "redact",
+        "names": "allow",
+        "addresses": "allow",
+    },
 }
 
 

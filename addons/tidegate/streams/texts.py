@@ -41,8 +41,8 @@ class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
     __slots__ = (
-        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_scorer", "clean", "denial",
-        "findings",
+        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_read", "_scorer", "clean",
+        "denial", "findings",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
@@ -60,6 +60,7 @@ class Texts:
         self._detectors = tuple(each for each in coded if decide(each.rule) is not Action.ALLOW)
         self._flagged = 0
         self._doubted: bytes | None = None
+        self._read: tuple[bytes, bytes | None] | None = None
         self._decide = decide
 
     def redactor(self) -> Redactor:
@@ -182,7 +183,7 @@ class Texts:
         """Ask for hints in a JSON text and in others; in the parts of a long one, which have no sum, for any hint."""
         history = self._engine.history
         if history is None or len(body) < LONG:
-            return bool(scorer.hits(BREAK.join([_unescaped(body), beside])))
+            return bool(scorer.hits(BREAK.join([self._unescaped(body), beside])))
 
         def look(part: bytes) -> bool:
             return not scorer.holds_any(_unescaped(part))
@@ -201,12 +202,25 @@ class Texts:
         return silent
 
     def _is_plain(self, body: bytes) -> bool:
-        return b"\\\\" not in body and self._is_silent(body)
+        return (self._simple(body) is not None or b"\\\\" not in body) and self._is_silent(body)
 
     def _is_silent(self, body: bytes) -> bool:
-        if b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):  # what ``_unescaped`` leaves as it is
-            return False
-        return self._tells_nothing(_unescaped(body), _in_one_value)
+        simple = self._simple(body)
+        if simple is None and b"\\u" in body and b"\\u" in body.replace(b"\\\\", b""):
+            return False  # what ``_unescaped`` leaves as it is
+        return self._tells_nothing(_unescaped(body) if simple is None else simple, _in_one_value)
+
+    def _simple(self, body: bytes) -> bytes | None:
+        """Undo the escapes of a JSON text that has only the usual two, which is asked more than once of most bodies."""
+        if self._read is None or self._read[0] is not body:
+            plain = body.replace(b"\\n", b"\n").replace(b'\\"', b'"')
+            # an escaped backslash would have left one: both of its bytes cannot have been taken for such an escape
+            self._read = body, None if b"\\" in plain else plain
+        return self._read[1]
+
+    def _unescaped(self, body: bytes) -> bytes:
+        simple = self._simple(body)
+        return _unescaped(body) if simple is None else simple
 
     def _tells_nothing(self, data: bytes, in_one: Callable[[bytes], bool]) -> bool:
         if data and self._doubted == data:  # asked before, when it was whole
