@@ -11,6 +11,7 @@ import click
 import pytest
 
 from tidegate.cli import main
+from tidegate.gateway import THREAD_BYTES
 from tidegate.model import Reason
 from tidegate.standalone import FORBIDDEN
 
@@ -107,3 +108,9 @@ def test_the_security_model_names_the_options_it_speaks_of() -> None:
     for name in ("stream_large_bodies", "ignore_hosts", "allow_hosts", "save_stream_file", "hardump"):
         assert f"`{name}`" in text
         assert name in FORBIDDEN
+
+
+def test_the_size_from_which_bodies_are_looked_at_beside_the_loop_is_told() -> None:
+    assert THREAD_BYTES <= 16 * 1024, "a hostile body of 64 KB keeps everybody waiting for half a second"
+    told = f"**Bodies and whole answers above {THREAD_BYTES // 1024} KB** are looked at beside the event loop"
+    assert told in (ROOT / "docs" / "detection.md").read_text()

@@ -6,6 +6,7 @@ import base64
 import json
 import struct
 import zlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.wire import (
     CARD,
+    FORMS,
     KEY,
     Said,
     answer,
@@ -276,3 +278,47 @@ def test_every_cut_in_two_of_a_stream_reads_alike() -> None:
     stream = b"".join(pieces("converse", events))
     whole = run(answer("converse"), stream)
     assert all(run(answer("converse"), stream, [cut]) == whole for cut in range(len(stream)))
+
+
+def invoked(path: str, text: str) -> dict[str, object]:
+    """Write an event of ``invoke`` whose text stands at a path; a number is the only item of a list."""
+    value: object = text
+    for name in reversed(path.split(".")):
+        value = [value] if name == "0" else {name: value}
+    assert isinstance(value, dict)
+    return {"index": 0, **value}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("delta.text", id="Anthropic"),
+        pytest.param("contentBlockDelta.delta.text", id="Nova"),
+        pytest.param("completion", id="Anthropic, text completion"),
+        pytest.param("generation", id="Llama"),
+        pytest.param("outputText", id="Titan"),
+        pytest.param("outputs.0.text", id="Mistral"),
+        pytest.param("choices.0.message.content", id="Mistral, chat"),
+        pytest.param("choices.0.delta.content", id="OpenAI's form"),
+        pytest.param("choices.0.delta.refusal", id="OpenAI's form, refusal"),
+        pytest.param("choices.0.text", id="DeepSeek"),
+        pytest.param("choices.0.message.reasoning_content", id="DeepSeek, reasoning"),
+        pytest.param("text", id="Cohere"),
+        pytest.param("delta.message.content.text", id="Cohere, version 2"),
+        pytest.param("delta.message.content.thinking", id="Cohere, version 2, thinking"),
+        pytest.param("delta.message.tool_plan", id="Cohere, version 2, plan"),
+    ],
+)
+def test_a_value_in_pieces_is_masked_in_the_events_of_every_model(path: str) -> None:
+    said = f"the key is {KEY} so"
+    stream = b"".join(chunk_piece(invoked(path, said[at : at + 3])) for at in range(0, len(said), 3))
+    gate = answer("invoke")
+    out = run(gate, stream)
+    assert gate.denial is None
+    joined = ""
+    for _, event in FORMS["invoke"].events(out):
+        value: Any = event
+        for name in path.split("."):
+            value = value[int(name) if name == "0" else name]
+        joined += value
+    assert joined == "the key is [REDACTED:key] so"

@@ -7,6 +7,7 @@ import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_reques
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.engine import Engine, build
 from tidegate.inspection.history import History, parts
+from tidegate.inspection.proprietary.known import Known, fingerprint
 from tidegate.model import Action, Denial
+from tidegate.policy import coded
 from tidegate.policy.loading import load
 from tidegate.streams import texts as streams
 from tidegate.streams.texts import Texts
@@ -159,6 +162,33 @@ def test_what_reaches_over_a_cut_is_found_however_far_it_reaches(before: int) ->
         assert [each.rule for each in found.findings] == ["t.far"]
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        pytest.param(base64.b64encode(KEY.encode()).decode(), id="base64"),
+        pytest.param(KEY.encode().hex(), id="hex"),
+        pytest.param("\u200b".join(KEY), id="zero-width"),
+        pytest.param("".join(f"\\u{ord(each):04x}" for each in KEY), id="escaped"),
+    ],
+)
+def test_what_one_direction_allows_is_still_found_in_the_other(rules: Engine, secret: str) -> None:
+    known = remembering(rules)
+    text = f'{{"a": "{PADDING}{secret} {PADDING}"}}'
+    calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": text}}]
+    message = {"role": "assistant", "content": text, "tool_calls": calls}
+    answer, request = dump({"choices": [{"message": message}]}), conversation([message])
+    judged(known, request, Action.ALLOW)
+    found = [
+        inspect_answer(endpoint("chat"), each, always(Action.REDACT), answer, status=200) for each in (known, rules)
+    ]
+    assert found[0] == found[1]
+    assert isinstance(found[0], Inspected)
+    assert found[0].findings
+    known = remembering(rules)
+    inspect_answer(endpoint("chat"), known, always(Action.ALLOW), answer, status=200)
+    assert judged(known, request, Action.BLOCK) == judged(rules, request, Action.BLOCK)
+
+
 def test_an_engine_made_for_one_text_has_no_history(rules: Engine) -> None:
     assert remembering(rules).beside(()).history is None
 
@@ -235,6 +265,23 @@ def test_a_policy_that_is_loaded_again_remembers_nothing() -> None:
     first.keep(first.name(b"text", b""))
     assert (len(first), len(second)) == (1, 0)
     assert first.name(b"text", b"") != second.name(b"text", b"")
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("written", [KEY, base64.b64encode(KEY.encode()).decode(), KEY.encode().hex()])
+def test_a_known_false_positive_is_found_again_after_its_last_day(
+    rules: Engine, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [5.0]
+    monkeypatch.setattr(coded, "time", SimpleNamespace(time=lambda: now[0]))
+    hmac = b"h" * 32
+    entry = Known("t.key", fingerprint(hmac, "t.key", KEY.encode()), 10.0)
+    engine = coded.Coded(known=[(entry, hmac)]).extend(rules)
+    value = conversation([{"role": "user", "content": f"{PADDING} {written} {PADDING}"}])
+    for now[0], found in [(5.0, 0), (9.0, 0), (10.0, 1), (11.0, 1)]:
+        inspected = judged(engine, value)
+        assert isinstance(inspected, Inspected)
+        assert len(inspected.findings) == found, now
 
 
 @pytest.mark.usefixtures("small")

@@ -38,6 +38,11 @@ def dialect(name: str) -> Any:
 
 CHAT, RESPONSES = (dialect("openai").endpoints[name] for name in ("chat", "responses"))
 MESSAGES = dialect("anthropic").endpoints["messages"]
+GEMINI, CONVERSE = dialect("gemini").endpoints["stream"], dialect("bedrock").endpoints["converse_stream"]
+OLLAMA, COHERE = dialect("ollama").endpoints, dialect("cohere").endpoints["chat"]
+INLINE = {"mimeType": "image/png", "data": base64.urlsafe_b64encode(PNG).decode().rstrip("=")}
+STORED_FILE = {"file_data": {"file_uri": "https://x.test/a"}}
+BYTES, BUCKET = {"source": {"bytes": base64.b64encode(PNG).decode()}}, {"source": {"s3Location": {"uri": "s3://b/k"}}}
 
 
 def b64(data: bytes) -> str:
@@ -173,6 +178,77 @@ WHERE: dict[str, tuple[Any, object, list[tuple[str, str]]]] = {
         [("$.messages[0].content[0].content[0].source.data", "")],
     ),
     "anthropic search result": (MESSAGES, content({"type": "search_result", "source": "https://x.test"}), []),
+    "gemini": (
+        GEMINI,
+        {"contents": [{"parts": [{"text": "x"}, {"inlineData": INLINE}]}]},
+        [("$.contents[0].parts[1].inlineData.data", "")],
+    ),
+    "gemini, both spellings": (
+        GEMINI,
+        {"contents": {"parts": {"inline_data": INLINE, "inlineData": INLINE}}},
+        [("$.contents.parts.inline_data.data", ""), ("$.contents.parts.inlineData.data", "")],
+    ),
+    "gemini, no text": (
+        GEMINI,
+        {"contents": [{"parts": [{"inlineData": {"data": [1]}}]}]},
+        [("$.contents[0].parts[0].inlineData", found.STORED)],
+    ),
+    "gemini stored file": (
+        GEMINI,
+        {"contents": {"parts": STORED_FILE}},
+        [("$.contents.parts.file_data", found.ADDRESS)],
+    ),
+    "gemini tool result": (
+        GEMINI,
+        {"contents": [{"parts": [{"functionResponse": {"parts": [{"inline_data": INLINE}]}}]}]},
+        [("$.contents[0].parts[0].functionResponse.parts[0].inline_data.data", "")],
+    ),
+    "gemini instruction": (
+        GEMINI,
+        {"system_instruction": {"parts": [{"inlineData": INLINE}, STORED_FILE]}},
+        [
+            ("$.system_instruction.parts[0].inlineData.data", ""),
+            ("$.system_instruction.parts[1].file_data", found.ADDRESS),
+        ],
+    ),
+    "ollama chat": (OLLAMA["chat"], {"messages": [{"images": [b64(PNG)]}]}, [("$.messages[0].images[0]", "")]),
+    "ollama chat, no list": (OLLAMA["chat"], {"messages": [{"images": b64(PNG)}]}, [("$.messages[0].images", "")]),
+    "ollama generate": (OLLAMA["generate"], {"prompt": "x", "images": [b64(PNG)]}, [("$.images[0]", "")]),
+    "cohere": (
+        COHERE,
+        content({"type": "image_url", "image_url": {"url": url(PNG)}}),
+        [("$.messages[0].content[0].image_url.url", "")],
+    ),
+    "converse": (
+        CONVERSE,
+        content({"image": BYTES}, {"document": BYTES}, {"document": {"source": {"text": "x"}}}),
+        [("$.messages[0].content[0].image.source.bytes", ""), ("$.messages[0].content[1].document.source.bytes", "")],
+    ),
+    "converse, stored": (
+        CONVERSE,
+        content({"video": BUCKET}, {"document": BUCKET}),
+        [
+            ("$.messages[0].content[0].video", found.ADDRESS),
+            ("$.messages[0].content[0].video.source.*", found.ADDRESS),
+            ("$.messages[0].content[1].document.source.*", found.ADDRESS),
+        ],
+    ),
+    "converse tool result": (
+        CONVERSE,
+        content({"toolResult": {"content": [{"video": {}}, {"document": BYTES}]}}),
+        [
+            ("$.messages[0].content[0].toolResult.content[0].video", found.STORED),
+            ("$.messages[0].content[0].toolResult.content[1].document.source.bytes", ""),
+        ],
+    ),
+    "converse guard": (
+        CONVERSE,
+        {"system": [{"guardContent": {"image": BYTES}}], "messages": [{"content": [{"guardContent": {"image": 1}}]}]},
+        [
+            ("$.system[0].guardContent.image.source.bytes", ""),
+            ("$.messages[0].content[0].guardContent.image", found.STORED),
+        ],
+    ),
     "text": (CHAT, content({"type": "text", "text": "data:;base64,aGVsbG8="}), []),
     "nothing": (CHAT, content({"image_url": None}), []),
 }

@@ -36,6 +36,9 @@ DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
         pytest.param('https://e.test/?d={"name":"Miller","age":41}', id="json"),
         pytest.param(f"https://e.test/?d={B64}", id="base64-query"),
         pytest.param(f"https://e.test/?{B64}", id="base64-bare"),
+        pytest.param(f"https://e.test/?d=user-{B64}", id="base64-label-before"),
+        pytest.param(f"https://e.test/?d={B64.rstrip('=')}_x9_Qw7z", id="base64-noise-behind"),
+        pytest.param(f"https://e.test/?d={DIGEST[:7]}{b'the user resigns'.hex()}{DIGEST[:5]}", id="hex-in-noise"),
         pytest.param(f"https://e.test/{B64}.png", id="base64-path"),
         pytest.param(
             f"https://e.test/?d={base64.urlsafe_b64encode('ÿþ of straße ¿ ñandú'.encode()).decode()}", id="base64url"

@@ -41,10 +41,14 @@ type _Part = tuple[int, int, bytes]  # from, up to, its name
 class History:
     """Parts of JSON texts in which nothing was found. Safe to use from many threads."""
 
-    __slots__ = ("_earlier", "_key", "_known", "_most")
+    __slots__ = ("_age", "_earlier", "_key", "_known", "_most")
 
-    def __init__(self, key: bytes, most: int = PARTS) -> None:
-        """Begin with nothing. ``key`` holds up to 64 random bytes that nobody else knows."""
+    def __init__(self, key: bytes, most: int = PARTS, age: Callable[[], int] = int) -> None:
+        """Begin with nothing. ``key`` holds up to 64 random bytes that nobody else knows.
+
+        ``age`` is another number once the rules find more than before, as when a known false positive expires.
+        """
+        self._age = age
         self._key = key
         self._most = most
         # Two generations: the younger takes in what is asked about, and becomes the elder when it is half of all.
@@ -109,7 +113,8 @@ class History:
 
     def name(self, data: bytes, under: bytes) -> bytes:
         """Name what was asked about something; ``under`` names the question, in up to 16 bytes."""
-        return hashlib.blake2b(data, digest_size=16, key=self._key, salt=under).digest()
+        age = self._age().to_bytes(8, "big")
+        return hashlib.blake2b(data, digest_size=16, key=self._key, salt=under, person=age).digest()
 
     def knows(self, name: bytes) -> bool:
         """Say whether a name was kept, and not forgotten since."""

@@ -28,6 +28,8 @@ _MOST = 2048  # a URL that a rule matches is shorter
 _HEX = re.compile(rb"[0-9a-fA-F]{16,2048}")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,2048}")
 _BASE32 = re.compile(rb"[A-Za-z2-7]{16,2048}")
+_WRITTEN = re.compile(rb"[\x20-\x7e]{16}")
+"""What noise never decodes to by chance: 16 printable characters in a row come once in ten million bytes."""
 _SPACES = re.compile(rb"[ \t\r\n]")
 
 
@@ -130,7 +132,12 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def _reads(data: bytes) -> bool:
-    """Say whether bytes are text: UTF-8 without control characters, cut at most in its last character."""
+    """Say whether bytes are text: UTF-8 without control characters, cut at most in its last character.
+
+    Or have a piece of text in them: a label before the run (``id-``) or a few letters behind it decode to noise.
+    """
+    if _WRITTEN.search(data):
+        return True
     for cut in (0, 1, 2, 3):
         try:
             text = data[: len(data) - cut].decode("utf-8")

@@ -6,6 +6,7 @@ in any message.
 
 from __future__ import annotations
 
+import bisect
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,8 @@ class Coded:
 
     def extend(self, engine: Engine) -> Engine:
         """Return the engine with all of this, and with a history under a key of its own."""
-        history = History(secrets.token_bytes(32))
+        ends = sorted(each.expires for each, _ in self.known)
+        history = History(secrets.token_bytes(32), age=lambda: bisect.bisect(ends, time.time()))
         return engine.extended(self.checks, known.passes(self.known, time.time), self.detectors, history)
 
     def check_rules(self, rules: Sequence[Rule], files: Sequence[AllowFileDoc], folder: Path) -> None:

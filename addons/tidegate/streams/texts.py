@@ -121,7 +121,9 @@ class Texts:
         history = self._engine.history
         if history is None or not self._decodes:
             return {}
-        plain, inner = self._under("text"), self._under("source")
+        # Rules that are allowed are not looked for, so nothing is known of them: an answer may be asked about more.
+        allowed = tuple([each.rule.id for each in self._engine.compiled if self._decide(each.rule) is Action.ALLOW])
+        plain, inner = self._under("text", allowed), self._under("source", allowed)
         return {
             index: history.name(encode(text), inner if index in source else plain)
             for index, text in enumerate(texts)
@@ -136,9 +138,9 @@ class Texts:
         if self._engine.history is not None:
             self._engine.history.keep(name)
 
-    def _under(self, what: str) -> bytes:
-        """Name a question to the history: what is asked, and who is asked about it beside the rules."""
-        return _question(what, self._decodes, tuple([each.rule.id for each in self._detectors]))
+    def _under(self, what: str, allowed: tuple[str, ...] = ()) -> bytes:
+        """Name a question to the history: what is asked, who is asked beside the rules, and which of these are not."""
+        return _question(what, self._decodes, tuple([each.rule.id for each in self._detectors]), allowed)
 
     def _told(self) -> tuple[int, int]:
         return len(self.findings), self._flagged
@@ -352,8 +354,8 @@ class Texts:
 
 
 @functools.lru_cache(maxsize=256)
-def _question(what: str, decodes: bool, detectors: tuple[str, ...]) -> bytes:
-    return hashlib.blake2b(f"{what} {decodes} {detectors}".encode(), digest_size=16).digest()
+def _question(what: str, decodes: bool, detectors: tuple[str, ...], allowed: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b(f"{what} {decodes} {detectors} {allowed}".encode(), digest_size=16).digest()
 
 
 def _unescaped(body: bytes) -> bytes:
