@@ -60,7 +60,7 @@ async def test_an_exchange_keeps_the_credentials_it_began_with(tmp_path: Path, m
 
 def with_model(folder: Path, name: str, model: str) -> Path:
     """Write a policy whose local model reads names in prompts."""
-    actions = {"secrets": "block", "pii": "redact"}
+    actions = {"secrets": "block", "pii": "redact", "injection": "flag", "exfil": "allow"}
     inspection = {
         "prompt": {**actions, "names": "redact"},
         "response": {**actions, "names": "allow"},
