@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tidegate.inspection.proprietary.detector import coded_rule
 from tidegate.inspection.rules import Rule, Severity
 from tidegate.model import Role
 
@@ -90,19 +91,4 @@ def begins(label: str) -> bool:
 
 def rule_of(cls: str, file: str) -> Rule:
     """Make the rule that stands for what the model finds of a class."""
-    return Rule(
-        id=f"{PACK}.{cls}",
-        cls=cls,
-        pack=PACK,
-        description=f"What the model of inspection.ner takes for {cls}",
-        severity=Severity.MEDIUM,
-        pattern="",
-        end=None,
-        cap=0,
-        validators=(),
-        observe=False,
-        match=(),
-        passes=(),
-        references=(),
-        file=file,
-    )
+    return coded_rule(cls, cls, f"What the model of inspection.ner takes for {cls}", Severity.MEDIUM, file, pack=PACK)

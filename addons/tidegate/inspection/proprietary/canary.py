@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tidegate.inspection.proprietary.detector import PACK
+from tidegate.inspection.proprietary.detector import coded_rule
 from tidegate.inspection.proprietary.table import mac
 from tidegate.inspection.rules import Rule, Severity
 
@@ -66,22 +66,8 @@ def canary_rule(canary: Canary, cls: str, file: str) -> Rule:
     """Return the rule that finds everything of a canary's form; ``check`` then accepts the canary alone."""
     lead = re.sub(r"([^A-Za-z0-9])", r"\\\1", canary.lead)
     rest = {Form.KEY: "[A-Z2-7]{16}", Form.URL: "[a-z2-7]{26}", Form.WORDS: "(?:-[a-z]{5}){6}"}[canary.form]
-    return Rule(
-        id=f"{PACK}.{canary.name}",
-        cls=cls,
-        pack=PACK,
-        description=f"Canary token {canary.name}",
-        severity=Severity.CRITICAL,
-        pattern=rf"\b{lead}{rest}\b",
-        end=None,
-        cap=0,
-        validators=(),
-        observe=False,
-        match=(),
-        passes=(),
-        references=(),
-        file=file,
-    )
+    description, pattern = f"Canary token {canary.name}", rf"\b{lead}{rest}\b"
+    return coded_rule(canary.name, cls, description, Severity.CRITICAL, file, pattern=pattern)
 
 
 def check(canary: Canary, key: bytes) -> Callable[[bytes], bool]:

@@ -38,15 +38,17 @@ class Detector(Protocol):
         """Return what is found in a whole text, sorted by start."""
 
 
-def coded_rule(name: str, cls: str, description: str, severity: Severity, file: str) -> Rule:
-    """Make the rule that stands for a detector: it has a class and a severity like any other, and no pattern."""
+def coded_rule(
+    name: str, cls: str, description: str, severity: Severity, file: str, *, pack: str = PACK, pattern: str = ""
+) -> Rule:
+    """Make the rule that stands for a detector: it has a class and a severity like any other, and mostly no pattern."""
     return Rule(
-        id=f"{PACK}.{name}",
+        id=f"{pack}.{name}",
         cls=cls,
-        pack=PACK,
+        pack=pack,
         description=description,
         severity=severity,
-        pattern="",
+        pattern=pattern,
         end=None,
         cap=0,
         validators=(),
