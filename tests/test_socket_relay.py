@@ -12,7 +12,7 @@ from mitmproxy import http, options, websocket
 from mitmproxy.proxy import commands, context, events
 from mitmproxy.proxy.layers.websocket import WebsocketEndHook, WebsocketLayer, WebSocketMessageInjected
 from mitmproxy.test import tflow
-from wsproto.connection import ConnectionType
+from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 from wsproto.frame_protocol import Opcode
 
@@ -60,6 +60,7 @@ class Wire:
         self.client = wsproto.Connection(ConnectionType.CLIENT)
         self.server = wsproto.Connection(ConnectionType.SERVER)
         self.closed: list[object] = []
+        self.wakeups: list[commands.RequestWakeup] = []
         self.ended = 0
         self.run(events.Start())
 
@@ -75,6 +76,8 @@ class Wire:
             elif isinstance(command, commands.SendData):
                 peer = self.client if command.connection is self.context.client else self.server
                 peer.receive_data(command.data)
+            elif isinstance(command, commands.RequestWakeup):
+                self.wakeups.append(command)
             elif isinstance(command, commands.CloseConnection):
                 self.closed.append(command.connection)
 
@@ -88,6 +91,11 @@ class Wire:
 
     @property
     def is_closed(self) -> bool:
+        """Say whether it is over: the upstream cut off, the client's connection closed once it has said its end too."""
+        if self.closed == [self.context.server]:
+            _texts(self.client)
+            if self.client.state is ConnectionState.REMOTE_CLOSING:
+                self.says(CloseConnection(code=1000))
         return self.closed == [self.context.server, self.context.client]
 
 
@@ -184,6 +192,28 @@ def test_nothing_follows_the_end(wire: Callable[[Judge], Wire]) -> None:
     assert here.got() == ([], [])
     assert here.is_closed
     assert here.ended == 1
+
+
+@pytest.mark.parametrize("then", ["it says its end", "it is late", "it is gone", "it sends what is no frame"])
+def test_a_client_that_still_sends_can_read_why_it_ended(wire: Callable[[Judge], Wire], then: str) -> None:
+    here = wire(lambda _: Relay((b"bye",), (), 1008))
+    for _ in range(3):
+        here.says(TextMessage("x" * 1001, message_finished=False))
+    assert here.closed == [here.context.server]  # not the client's: closed while it sends, it would be reset
+    assert [each.delay for each in here.wakeups] == [socket_relay.LEAVE]
+    here.run(events.DataReceived(here.context.server, b"\x81\x01x"))
+    here.run(events.ConnectionClosed(here.context.server))
+    assert here.closed == [here.context.server]
+    last: dict[str, events.Event] = {
+        "it says its end": events.DataReceived(here.context.client, b"\x88\x82\0\0\0\0\x03\xf0"),
+        "it is late": events.Wakeup(here.wakeups[0]),
+        "it is gone": events.ConnectionClosed(here.context.client),
+        "it sends what is no frame": events.DataReceived(here.context.client, b"\xff" * 20),
+    }
+    for event in last.values() if then == "it says its end" else [last[then], *last.values()]:
+        here.run(event)
+    assert here.closed == [here.context.server, here.context.client]
+    assert here.got() == (["bye", "1008"], ["1008"])
 
 
 def test_a_cut_says_its_words_and_closes(wire: Callable[[Judge], Wire]) -> None:

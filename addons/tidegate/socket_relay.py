@@ -36,6 +36,10 @@ Commands = Generator[commands.Command, Any, None]
 MAX_CONTROL_PAYLOAD = 8
 """Bytes of a WebSocket ping that is answered: room for a counter or a time (RFC 6455 allows 125). None is relayed."""
 
+LEAVE = 2.0
+"""Seconds that a client has to answer the last close frame (RFC 6455, 7.1.1). A connection that is closed under a
+client that is still sending is reset, and the client may never read why."""
+
 Ask = Callable[..., Any]
 """Asks the keeper: (question, flow). No keeper, and a bug in it, give ``None``."""
 
@@ -98,7 +102,7 @@ def harden(ask: Ask) -> None:
     WebsocketLayer.tidegate_hardened = True  # type: ignore[attr-defined]
     WebsocketLayer._handle_event = _start
     WebsocketLayer.relay_messages = _guarded  # type: ignore[method-assign]
-    WebsocketLayer.done = _nothing  # type: ignore[method-assign]
+    WebsocketLayer.done = _leave  # type: ignore[method-assign]
     send2 = WebsocketConnection.send2
     WebsocketConnection.send2 = lambda self, event: send2(self, _small(event))  # type: ignore[method-assign]
 
@@ -120,8 +124,33 @@ def _guarded(self: WebsocketLayer, event: events.Event) -> Commands:
         yield from _close(self, POLICY)
 
 
-def _nothing(_self: WebsocketLayer, _event: events.Event) -> Commands:
-    """Take no more events: the WebSocket is over."""
+def _leave(self: WebsocketLayer, event: events.Event) -> Commands:
+    """Throw away what comes after the end; close the client's connection when it has said its end too, or is late."""
+    client = self.context.client
+    if isinstance(event, events.DataReceived) and event.connection is client:
+        if not _has_ended(self.client_ws, event.data):
+            return
+    elif not isinstance(event, events.Wakeup) and not (
+        isinstance(event, events.ConnectionClosed) and event.connection is client
+    ):
+        return
+    self._handle_event = _nothing
+    yield commands.CloseConnection(client)
+
+
+def _has_ended(source: WebsocketConnection, data: bytes) -> bool:
+    """Say whether a peer's data hold its close frame, or no frames at all."""
+    if source.state is ConnectionState.CLOSED:
+        return True
+    try:
+        source.receive_data(data)
+        return any(isinstance(each, wsproto.events.CloseConnection) for each in source.events())
+    except wsproto.utilities.RemoteProtocolError:
+        return True
+
+
+def _nothing(_event: events.Event) -> Commands:
+    """Take no more events."""
     yield from ()
 
 
@@ -224,7 +253,12 @@ def _close(self: WebsocketLayer, code: int) -> Commands:
     self.flow.websocket.close_reason = ""
     for each in (self.server_ws, self.client_ws):
         yield from _send(each, wsproto.events.CloseConnection(code=code))
-        yield commands.CloseConnection(each.conn)
+    yield commands.CloseConnection(self.server_ws.conn)
+    if self.client_ws.state is ConnectionState.LOCAL_CLOSING:
+        yield commands.RequestWakeup(LEAVE)
+    else:
+        self._handle_event = _nothing
+        yield commands.CloseConnection(self.client_ws.conn)
     yield WebsocketEndHook(self.flow)
     self.flow.live = False
     _ask("over", self.flow)
@@ -250,7 +284,7 @@ def _send(to: WebsocketConnection, event: wsproto.events.Event) -> Commands:
 
 
 def _is_over(self: WebsocketLayer) -> bool:
-    return bool(self._handle_event == self.done)
+    return self._handle_event == self.done or self._handle_event is _nothing
 
 
 def _small(event: wsproto.events.Event) -> wsproto.events.Event:
