@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,6 +62,7 @@ class Layer:
     def __init__(self) -> None:
         self.seen: list[str | bytes] = []
         self.during: Any = None
+        self.asks: Iterable[commands.Command] = ()
 
     def handle_event(self, event: events.Event) -> Iterator[commands.Command]:
         name = event.data if isinstance(event, events.DataReceived) else type(event).__name__
@@ -71,7 +72,7 @@ class Layer:
             self.seen.append("end of first")
         if name == b"crash":
             raise RuntimeError("a text of the peer")
-        yield from ()
+        yield from self.asks
 
 
 class Handler:
@@ -153,6 +154,42 @@ async def test_an_event_in_the_middle_of_a_turn_waits_for_its_end() -> None:
     handler.layer.during = lambda: turns.turn(handler, second, lambda _: None)
     turns.turn(handler, events.DataReceived(handler.client, b"first"), lambda _: None)
     assert handler.layer.seen == [b"first", "end of first", b"second"]
+    handler.transport.close()
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["others wait", "nobody else waits"])
+async def test_a_turn_writes_in_one_piece_while_others_wait(busy: bool) -> None:
+    handler: Any = Handler()
+    written: list[bytes] = []
+    handler.transport.write = lambda data: written.append(bytes(data))
+    handler.layer.asks = [
+        commands.SendData(handler.client, b"head"),
+        commands.SendData(handler.client, b"body"),
+        commands.CloseTcpConnection(handler.client, half_close=True),
+        commands.SendData(handler.client, b"after the end"),
+    ]
+    handler.close_connection = lambda *_: written.append(b"closed")
+    if busy:
+        asyncio.get_running_loop().call_soon(lambda: None)
+    turns.turn(handler, events.DataReceived(handler.client, b"x"), lambda _: None)
+    assert written == [*([b"headbody"] if busy else [b"head", b"body"]), b"closed", b"after the end"]
+    handler.transport.close()
+
+
+async def test_what_a_turn_had_to_send_before_a_crash_is_sent() -> None:
+    handler: Any = Handler()
+    written: list[bytes] = []
+    handler.transport.write = lambda data: written.append(bytes(data))
+
+    def crashes() -> Iterator[commands.Command]:
+        yield commands.SendData(handler.client, b"refusal")
+        raise RuntimeError("a text of the peer")
+
+    handler.layer.asks = crashes()
+    asyncio.get_running_loop().call_soon(lambda: None)
+    turns.turn(handler, events.DataReceived(handler.client, b"x"), lambda _: None)
+    assert written == [b"refusal"]
+    assert handler.logged == ["mitmproxy failed: RuntimeError"]
     handler.transport.close()
 
 

@@ -33,6 +33,7 @@ _STEPS = (
     ("codes", listed, Disguise.LISTED),
     ("labels", labelled, Disguise.LABELLED),
     ("spaced", spaced, Disguise.SPACED),
+    ("ascii85", ascii85, Disguise.BASE85),
 )
 _TRIM = 3  # quotes and a comma around a token
 
@@ -92,7 +93,6 @@ def _edits(text: bytes, spots: Spots) -> Iterator[tuple[str, Iterator[Edit]]]:
         yield "unicode", folded(text)
     if spots.runs:
         yield "encoding", encoded(text, spots.runs)
-    yield "ascii85", ascii85(text)
     for name, step, kind in _STEPS:
         if kind in spots.kinds:
             yield name, step(text)

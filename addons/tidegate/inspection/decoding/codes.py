@@ -40,6 +40,10 @@ _LISTS = compile_re2(
 )
 _LABELS = compile_re2(r"(?:[0-9A-Fa-f]{16,63}\.)+[0-9A-Fa-f]{2,63}")
 _LINE = compile_re2(r"[A-Za-z0-9+/]{20}\r?\n[A-Za-z0-9+/]{4}")
+# The beginning of a text in UTF-8, a little wider than it may be: most runs say none, and are told by this alone.
+_BEGINNING = re.compile(
+    rb"(?:[\t\n\r -~]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})*+"
+)
 _ALPHABET = bytes.maketrans(b"-_", b"+/")
 _LOWER = bytes(range(0x61, 0x7B)) + b"_-/+="
 _CONTROLS = bytes(set(range(0x20)) - {9, 10, 13}) + b"\x7f"
@@ -209,8 +213,12 @@ def _is_packed(body: bytes) -> bool:
 
 def _begins_text(body: bytes) -> bool:
     """Say whether the beginning of what base64 says may be text."""
-    probe = binascii.a2b_base64(body) if len(body) == _PROBE else b"\0"
-    return (probe.isascii() or _utf8(probe)) and not _controls(probe)
+    if len(body) != _PROBE:
+        return False
+    probe = binascii.a2b_base64(body)
+    told = _BEGINNING.match(probe)
+    assert told is not None
+    return told.end() >= len(probe) - 3 and (probe.isascii() or _utf8(probe)) and not _controls(probe)
 
 
 def _unpadded(said: bytes) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 
 from tidegate.inspection.decoding.views import Edit
-from tidegate.inspection.patterns import compile_re2
+from tidegate.inspection.patterns import compile_re2, matcher
 from tidegate.inspection.spotting import HINT, NUMBER, SIDE, Disguise
 from tidegate.inspection.turning import LEET, ROT13
 
@@ -25,7 +25,7 @@ _STRINGS = (
 )
 _BETWEEN = rf"[{SIDE}@](?P<value>{_LITERALS}|{_STRINGS}|\r?\n)"
 _BETWEENS = compile_re2(rf"{_BETWEEN}(?: ?[0-9(]|{_SIDE})")
-_LAST = compile_re2(rf"{_BETWEEN} ?{_SIDE}[{SIDE}@]{{0,{_REACH}}}\z")
+_LAST = matcher(rf"{_BETWEEN} ?{_SIDE}[{SIDE}@]{{0,{_REACH}}}\z")
 _HINT = re.compile(HINT.encode())
 _APART = bytes(byte if re.match(f"[{SIDE}@]", chr(byte)) else 0x20 for byte in range(256))
 _WORDS = (b"zero", b"one", b"two", b"three", b"four", b"five", b"six", b"seven", b"eight", b"nine")
@@ -38,7 +38,7 @@ _NUMBERS = compile_re2(r"[0-9A-Z+()-][0-9A-Z()+.-]{0,20}(?: [0-9A-Z()+.-]{1,15})
 _AROUND = 40
 _GROUPED = compile_re2(NUMBER)
 _BLOCKS = compile_re2(r"-{5}[A-Za-z ]{8,40}-{5}\s[A-Za-z0-9+/=\s]{16,}(?:-{5}[A-Za-z ]{8,40}-{5})?")
-_BASE85 = compile_re2(r"(?:\A|[\s(>\x22])[+-I][!-u]{4}[+-I][!-u]{4}[+-I][!-u]{3,}")
+_BASE85 = matcher(r"(?:\A|[\s(>\x22])[+-I][!-u]{4}[+-I][!-u]{4}[+-I][!-u]{3,}")
 _END85 = re.compile(rb"\x22[,:}\]]")
 _BEFORE85 = b' \t\n\f\r(>"'
 _OPENING85 = b"+,-./0123456789:;<=>?@ABCDEFGHI"
@@ -88,11 +88,8 @@ def _line_end(data: bytes, at: int) -> tuple[int, int] | None:
 
 def _joint(data: bytes, left: int, at: int) -> tuple[int, int]:
     """Return the last joint between two positions, or (0, 0)."""
-    match = _LAST.search(data[left:at])
-    if match is None:
-        return 0, 0
-    start, end = match.span(1)
-    return start + left, end + left
+    start, end = _LAST(data[left:at], 0, at - left)[1]
+    return (start + left, end + left) if start >= 0 else (0, 0)
 
 
 def _meet(data: bytes, start: int, end: int) -> bool:
@@ -166,8 +163,10 @@ def is_grouped(run: bytes) -> bool:
 
 def ascii85(data: bytes) -> Iterator[Edit]:
     """Find ascii85 that says text."""
-    for match in _BASE85.finditer(data):
-        start, end = match.span()
+    at = 0
+    while (hit := _BASE85(data, at, len(data))[0])[0] >= 0:
+        start, end = hit
+        at = end
         start += data[start : start + 1] in _BEFORE85
         quote = _END85.search(data, start, end + 1)  # the end of a string in JSON
         token = data[start : quote.start() if quote else end]
