@@ -21,12 +21,14 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tidegate import asking, headers, sockets
+from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
-from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
+from tidegate.inspection.bodies import MALFORMED, Inspected
+from tidegate.inspection.composed import Judge, inspect_whole
 from tidegate.inspection.ner.spec import Ner, Unread
 from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
@@ -116,6 +118,7 @@ class Crossing:
         self.socket: sockets.Socket | None = None
         self._stream: StreamedAnswer | None = None
         self._encodings: list[str] = []
+        self._written_type: str | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
 
     @property
@@ -209,7 +212,12 @@ class Crossing:
         if self._endpoint().socket is not None:
             return self._without_model(ner, judged, Unread.SOCKET)
         encodings = headers.values(self.head.headers, "content-encoding")
-        texts = asking.texts(ner, self._endpoint(), event.data, encodings, self.grant.request_bytes)
+        endpoint = self._endpoint()
+        if endpoint.body and not endpoint.made_of.asks_plainly:
+            told = self._content_type()
+            texts = asking.texts_within(ner, self.policy, endpoint, self.grant, event.data, encodings, told)
+        else:
+            texts = asking.texts(ner, endpoint, event.data, encodings, self.grant.request_bytes)
         if not texts:
             return self._judged(judged)
         self._unread = event, judged, texts
@@ -256,6 +264,7 @@ class Crossing:
         self.asked = judged.asked or self.asked
         self._scan(judged)
         self.prompt_findings, self.masked_body = judged.findings, judged.body
+        self._written_type = judged.content_type
         if judged.denial is not None:
             return self._refuse(judged.stage, judged.denial)
         assert judged.asked is not None
@@ -286,6 +295,10 @@ class Crossing:
         if isinstance(plain, Denial):
             return Judged(grant, "body", plain)
         extra = beside(head, grant.route)
+        if endpoint.body and endpoint.socket is None and not endpoint.made_of.asks_plainly:
+            return judge_body(
+                policy, endpoint, grant, plain, self._content_type(), extra=extra, extracted=event.extracted
+            )
         if endpoint.body and endpoint.socket is None:
             value = parse(plain)
             if isinstance(value, Denial):
@@ -300,6 +313,12 @@ class Crossing:
         if isinstance(permitted, Denial):
             return Judged(grant, "permission", permitted, nothing)
         return inspect(policy, endpoint, permitted, nothing, None, extra)
+
+    def _content_type(self) -> str:
+        """Return the media type of the request, empty where there is none, or several that could be meant."""
+        assert self.head is not None
+        told = [value for name, value in self.head.headers if name == "content-type"]
+        return told[0] if len(told) == 1 else ""
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None
@@ -318,6 +337,9 @@ class Crossing:
         fields = tuple((k, v) for k, v in crossing if f"header {k}" not in masked)
         if self._endpoint().socket is not None:
             fields = sockets.opening(fields)
+        if self._written_type is not None:
+            fields = tuple(pair for pair in fields if pair[0] != "content-type")
+            fields += (("content-type", self._written_type),)
         return Send(Clearance(self.verdict, self.exchange), fields)
 
     # answer ──────────────────────────────────────────────────────────────────
@@ -444,7 +466,8 @@ class Crossing:
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
         decide = self.policy.decide(Direction.RESPONSE)
-        found = inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
+        judge = Judge(self._dialect().endpoints, self.policy.engine, decide)
+        found = inspect_whole(self._endpoint(), judge, plain, status=self.status)
         return self._unannounced(plain) if found is MALFORMED and self._endpoint().stream is not None else found
 
     def _unannounced(self, plain: bytes) -> Inspected | Denial:

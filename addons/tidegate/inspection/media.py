@@ -19,6 +19,9 @@ from tidegate.inspection.attachments.kinds import Kind
 from tidegate.inspection.engine import Engine, encode
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Scanned
 
+ANSWER = "the answer"
+"""The place of what comes back and cannot be scanned, as is known before it was asked for."""
+
 _NAME_LETTERS = frozenset(string.ascii_letters + "_-[]")
 _SHORT = 1024
 """Characters of base64 from which on, without white space, it is no text: rules would only find chance in it."""
@@ -206,6 +209,12 @@ def unscanned(found: Opened, rule: OnUnknown) -> Denial | None:
     if not found.unread or rule is not OnUnknown.BLOCK:
         return None
     place, why = found.unread[0]
+    if place == ANSWER:
+        return Denial(
+            Reason.BODY_OPAQUE,
+            400,
+            f"The answer could not be scanned: it would be {why}. Nothing was sent to the model.",
+        )
     return Denial(
         Reason.BODY_OPAQUE,
         400,
