@@ -24,7 +24,7 @@ from tidegate import asking, headers, sockets
 from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC
-from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
+from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected
@@ -369,7 +369,8 @@ class Crossing:
 
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
         decide = self.policy.decide(Direction.RESPONSE)
-        head = AnswerHead(content_type, status)
+        assert self.route is not None
+        head = AnswerHead(content_type, status, self.route.connection.on_unknown)
         return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
 
     def _open(self, event: AnswerBegan) -> Step:
@@ -454,9 +455,17 @@ class Crossing:
             return self._refuse("answer", found)
         assert isinstance(found, Inspected)
         self.answer_findings += found.findings
+        if found.unread:
+            self._miss(found.unread)
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
+
+    def _miss(self, what: str) -> None:
+        """Note that some of the answer was not scanned, and that the connection lets that pass."""
+        assert self.route is not None
+        self.scanned = Scanned.PARTLY
+        self._decide("media", self.route.connection.on_unknown, f"answer not scanned: {what}")
 
     def _masked(self, data: bytes) -> Inspected | Denial:
         """Decode the whole body of an answer and mask it."""
@@ -468,14 +477,21 @@ class Crossing:
         decide = self.policy.decide(Direction.RESPONSE)
         judge = Judge(self._dialect().endpoints, self.policy.engine, decide)
         found = inspect_whole(self._endpoint(), judge, plain, status=self.status)
-        return self._unannounced(plain) if found is MALFORMED and self._endpoint().stream is not None else found
+        stream = self._endpoint().stream
+        if found == MALFORMED and stream is not None:
+            found = self._unannounced(plain)
+            if plain[:1] == b"\0" and FramingKind.EVENTSTREAM in stream.framings:
+                return found  # messages that are broken
+        if found == MALFORMED and (why := media.opaque(plain)) is not None:
+            return media.unscanned_answer(why, self.route.connection.on_unknown) or Inspected(plain, (), why)
+        return found
 
     def _unannounced(self, plain: bytes) -> Inspected | Denial:
         """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
         assert self.status is not None
         stream = self._streamed(JSON, self.status)
         body = stream.feed(plain) + stream.end()
-        return stream.denial or Inspected(body, stream.findings)
+        return stream.denial or Inspected(body, stream.findings, stream.unread)
 
     # endings ─────────────────────────────────────────────────────────────────
 
@@ -521,6 +537,8 @@ class Crossing:
     def _close(self, outcome: Outcome) -> None:
         if self._stream is not None:
             self.answer_findings += tuple(self._stream.findings)
+            if self._stream.unread:
+                self._miss(self._stream.unread)
         if self.socket is not None:
             self.prompt_findings += tuple(self.socket.prompt_findings)
             self.answer_findings += self.socket.answer_findings

@@ -32,6 +32,7 @@ class FramingKind(enum.StrEnum):
     NDJSON = "ndjson"
     ARRAY = "array"
     EVENTSTREAM = "eventstream"
+    TEXT = "text"
     JSON = "json"
 
 

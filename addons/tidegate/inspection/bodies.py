@@ -27,10 +27,14 @@ type Place = tuple[Pointer, object]
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """A body as it may travel, and what was found in it. What the policy blocks is masked in ``body`` too."""
+    """A body as it may travel, and what was found in it. What the policy blocks is masked in ``body`` too.
+
+    ``unread``: what it is, of a closed list, if nobody could look at it.
+    """
 
     body: bytes = field(repr=False)
     findings: tuple[Finding, ...]
+    unread: str = ""
 
 
 def inspect_request(
