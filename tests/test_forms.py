@@ -236,6 +236,22 @@ def test_a_field_twice_is_refused_unless_it_repeats() -> None:
     assert found.message == "The request body is malformed: it has a field twice."
 
 
+LIKE_TWO = {
+    "with and without brackets": form(named("a"), named("a[]")),
+    "lines that are no file": form(named("purpose", b"batch"), named("f")),
+    "a field that tells, as a file": form(
+        named("purpose", b"batch", '; filename="x"'), named("f", b"{}", '; filename="x"')
+    ),
+}
+
+
+@pytest.mark.parametrize("data", LIKE_TWO.values(), ids=LIKE_TWO.keys())
+def test_what_others_may_read_as_another_field_is_refused(data: bytes) -> None:
+    found = reading.read(endpoint(BodyKind.FORM, form=SEVERAL), data, LABEL)
+    assert isinstance(found, Denial)
+    assert found.reason is Reason.BODY_MALFORMED
+
+
 def test_lines_are_lines_where_the_fields_beside_say_so() -> None:
     at = endpoint(BodyKind.FORM, form=SEVERAL)
     lines = named("f", b'{"a": 1}\n\n{"b": 2}\n', '; filename="x"')
@@ -247,6 +263,7 @@ def test_lines_are_lines_where_the_fields_beside_say_so() -> None:
         "filename": "x",
         "lines": [{"a": 1}, {"b": 2}],
     }
+    assert "lines" in body(form(named("purpose", b" Batch\n"), lines), LABEL, at).value["f"]  # type: ignore[operator]
     assert body(form(named("purpose", b"other"), lines), LABEL, at).value["f"] == {"filename": "x"}
 
 
@@ -282,3 +299,9 @@ def test_what_a_body_is_its_bytes_tell(kinds: tuple[BodyKind, ...], data: bytes,
     assert (None if isinstance(found, Denial) else found.kind) == expected
     if not isinstance(found, Denial) and found.kind is not JSON:
         assert reading.write(found, found.value) == (data, None)
+
+
+@pytest.mark.parametrize("label", ["multipart/form-data; boundary=b1", "Multipart/Mixed; boundary=b1", "multipart/x"])
+@pytest.mark.parametrize("data", [b'{"a": 1}', b"hello", b"\0"])
+def test_no_other_body_is_called_a_form(data: bytes, label: str) -> None:
+    assert isinstance(reading.read(endpoint(JSON, TEXT, DATA), data, label), Denial)

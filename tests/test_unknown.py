@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ from tests.test_composing import CARD, KEY, crossed, file, form, parts_of, polic
 from tests.wire import always, dialect, engine
 from tidegate import steps
 from tidegate.crossing import Crossing
-from tidegate.model import Action, Head, OnUnknown, Outcome, Reason, Scanned
+from tidegate.model import Action, Denial, Head, OnUnknown, Outcome, Reason, Scanned
 from tidegate.policy.policy import Policy
 from tidegate.steps import Stage
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
@@ -203,13 +204,67 @@ def test_a_text_that_somebody_could_read_is_never_let_pass(policy: Policy, data:
     assert exchange.stage is Stage.OVER
 
 
-def test_speech_that_was_let_ask_for(policy: Policy) -> None:
-    exchange, step = answered(with_rule(policy, OnUnknown.FLAG), MP3, "audio/mpeg", REQUESTS["a spoken answer"][0])
-    assert step == steps.Emit(MP3, last=True)
+def spoken(policy: Policy, pieces: Sequence[bytes], label: str = "audio/mpeg") -> tuple[Crossing, list[bytes]]:
+    """Let a spoken answer cross in pieces; return what leaves after each, and at the end."""
+    path, asked, kind = REQUESTS["a spoken answer"][0]
+    exchange, _ = crossed(with_rule(policy, OnUnknown.FLAG), asked, path, kind)
+    sent(exchange)
+    assert isinstance(exchange.receive(steps.AnswerBegan(200, (("content-type", label),))), steps.Stream)
+    out = [exchange.receive(steps.AnswerChunk(piece)) for piece in pieces]
+    out += [exchange.receive(steps.AnswerEnded())] if exchange.stage is Stage.STREAM else []
+    assert all(isinstance(each, steps.Emit) for each in out)
+    return exchange, [each.data for each in out if isinstance(each, steps.Emit)]
+
+
+def pieces_of(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("size", [1, 100, 1024, 5000])
+def test_speech_that_was_let_ask_for_is_live(policy: Policy, size: int) -> None:
+    data = MP3 * 20
+    exchange, out = spoken(policy, pieces_of(data, size))
+    assert b"".join(out) == data
+    assert len([each for each in out if each]) >= len(data) // max(size, 1025)
+    assert exchange.scanned is Scanned.PARTLY
     assert [each.detail for each in exchange.decisions if each.stage == "media"] == [
         "not scanned: speech, in which no rule hears a text",
         "answer not scanned: sound or video",
     ]
+    assert (exchange.outcome, exchange.streamed) == (Outcome.ANSWERED, True)
+
+
+@pytest.mark.parametrize("size", [1, 700, 5000])
+def test_a_short_answer_is_told_at_its_end(policy: Policy, size: int) -> None:
+    exchange, out = spoken(policy, pieces_of(MP3, size))
+    assert out == [*([b""] * len(pieces_of(MP3, size))), MP3]
+    assert exchange.scanned is Scanned.PARTLY
+
+
+@pytest.mark.parametrize("size", [1, 700, 5000])
+@pytest.mark.parametrize("length", [10, 3000])
+def test_a_text_in_the_place_of_speech_is_inspected(policy: Policy, size: int, length: int) -> None:
+    body = json.dumps({"audio": "", "text": "hello " * length, "card": CARD}).encode()
+    exchange, out = spoken(policy, pieces_of(body, size), "application/octet-stream")
+    assert json.loads(b"".join(out))["card"] == "[REDACTED:card-visa]"
+    assert not any(out[:-1])
+    assert exchange.answer_findings
+    exchange, out = spoken(policy, pieces_of(f"{'hello ' * length} {KEY}".encode(), size))
+    assert json.loads(b"".join(out))["error"]["code"] == "answer_malformed", "no text is due here"
+    assert exchange.outcome is Outcome.DENIED
+
+
+def test_speech_that_is_stopped_says_nothing_more(policy: Policy) -> None:
+    path, asked, kind = REQUESTS["a spoken answer"][0]
+    for first, words in ((MP3 * 9, b""), (MP3, b'{"error":')):
+        exchange, _ = crossed(with_rule(policy, OnUnknown.FLAG), asked, path, kind)
+        sent(exchange)
+        exchange.receive(steps.AnswerBegan(200, (("content-type", "audio/mpeg"),)))
+        exchange.receive(steps.AnswerChunk(first))
+        step = exchange.receive(steps.Stopped(Denial(Reason.ANSWER_IDLE, 502, "It is late.")))
+        assert isinstance(step, steps.Emit)
+        assert step.data.startswith(words)
+        assert bool(step.data) == bool(words)
 
 
 TRANSCRIBE = asked_form(f"{V1}/audio/transcriptions", file(WAV, "a.wav", label="audio/wav"))

@@ -23,7 +23,7 @@ from typing import Any, cast
 from tidegate import asking, headers, sockets
 from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
-from tidegate.dialects.errors import GENERIC
+from tidegate.dialects.errors import GENERIC, render
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
@@ -85,6 +85,7 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.opaque import OpaqueAnswer
 
 JSON = "application/json"
 
@@ -116,7 +117,7 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
-        self._stream: StreamedAnswer | None = None
+        self._stream: StreamedAnswer | OpaqueAnswer | None = None
         self._encodings: list[str] = []
         self._written_type: str | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
@@ -356,6 +357,11 @@ class Crossing:
         self._encodings = headers.values(event.headers, "content-encoding")
         readable = self._endpoint().stream is not None and all(each.lower() == "identity" for each in self._encodings)
         asked = self.asked.stream and event.status < 300
+        if self._endpoint().unread and event.status < 300 and not self._encodings and _is_opaque(content_type):
+            self._stream = OpaqueAnswer(self._masked, self._words)
+            self.stage = Stage.STREAM
+            self.streamed = True
+            return Stream(drop)
         # the label of both whole answers and streams: where it cannot be a stream it may still be whole
         if content_type not in framings.LABELS and (not asked or (content_type == JSON and not readable)):
             self.stage = Stage.WHOLE
@@ -372,6 +378,9 @@ class Crossing:
         assert self.route is not None
         head = AnswerHead(content_type, status, self.route.connection.on_unknown)
         return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+
+    def _words(self, denial: Denial) -> bytes:
+        return render(self.shape, denial, self.exchange)[1]
 
     def _open(self, event: AnswerBegan) -> Step:
         assert self.head is not None
@@ -575,6 +584,12 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.PASSING, AnswerEnded): Crossing._passed,
     },
 )
+
+
+def _is_opaque(label: str) -> bool:
+    """Say whether a media type is one of data that are no text."""
+    return label.startswith(("audio/", "image/", "video/")) or label == "application/octet-stream"
+
 
 _PROTOCOL = Denial(Reason.UPSTREAM_PROTOCOL, 502, "The upstream answered in a form that the gateway cannot inspect.")
 NO_BODY = Denial(Reason.BODY_MALFORMED, 400, "This endpoint takes no request body.")

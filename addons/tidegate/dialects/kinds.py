@@ -38,8 +38,9 @@ class Lines:
     when: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
     def concerns(self, name: str, fields: Mapping[str, object]) -> bool:
-        """Say whether the part of this name in a form with these fields is lines."""
-        return name == self.part and all(fields.get(key) in values for key, values in self.when.items())
+        """Say whether the part of this name in a form with these fields is lines; spaces and capitals mean nothing."""
+        told = {key: value.strip().lower() if isinstance(value, str) else value for key, value in fields.items()}
+        return name == self.part and all(told.get(key) in values for key, values in self.when.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,11 @@ class Composition:
     def asks_plainly(self) -> bool:
         """Whether a request is one JSON value that holds no other body."""
         return self.bodies == JSON_ALONE and not self.inner.paths
+
+    @property
+    def may_name_model(self) -> bool:
+        """Whether a request could name a model somewhere that no path of the dialect leads to."""
+        return self.bodies != (BodyKind.FORM,) and not self.inner.paths
 
     @property
     def answers_plainly(self) -> bool:

@@ -37,8 +37,11 @@ class Body:
 def read(endpoint: Endpoint, plain: bytes, content_type: str) -> Body | Denial:
     """Read a decoded body as one of the kinds that the endpoint has; a form by its content type, others by bytes."""
     kinds = endpoint.made_of.bodies
-    if BodyKind.FORM in kinds and content_type.partition(";")[0].strip().lower() == forms.LABEL:
+    label = content_type.partition(";")[0].strip().lower()
+    if BodyKind.FORM in kinds and label == forms.LABEL:
         return _form(endpoint.made_of.form, plain, content_type)
+    if label.startswith("multipart/"):  # the upstream would read parts that nobody here has seen
+        return _refused("it is a form where none belongs, or of an odd kind")
     if BodyKind.JSON in kinds:
         value = strict_json(plain)
         if isinstance(value, dict):
@@ -71,6 +74,10 @@ def write(body: Body, masked: object) -> tuple[bytes, str | None] | Denial:
         return _UNBROKEN
 
 
+def _refused(what: str) -> Denial:
+    return Denial(Reason.BODY_MALFORMED, 400, f"The request body is malformed: {what}.")
+
+
 def _like_json(plain: bytes) -> bool:
     """Say whether a body that is no strict JSON may be one to a more lenient reader."""
     return plain.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[", b'"')
@@ -91,8 +98,14 @@ def _form(spec: FormSpec, plain: bytes, content_type: str) -> Body | Denial:
     named: dict[str, list[forms.Part]] = {}
     for part in parts:
         if part.name in named and not spec.repeats(part.name):
-            return Denial(Reason.BODY_MALFORMED, 400, "The request body is malformed: it has a field twice.")
+            return _refused("it has a field twice")
+        if any(part.name == each.part for each in spec.lines) and part.filename is None:
+            return _refused("a field is a text that must be a file")
+        if any(part.name in each.when for each in spec.lines) and part.filename is not None:
+            return _refused("a field is a file that must be a text")
         named.setdefault(part.name, []).append(part)
+    if any(f"{name}[]" in named for name in named):  # to some readers they are one
+        return _refused("it has a field twice")
     texts = {name: found[0].text for name, found in named.items() if found[0].filename is None}
     value: JsonObject = {}
     files: list[tuple[Pointer, bytes]] = []
