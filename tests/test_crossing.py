@@ -80,7 +80,7 @@ def test_a_whole_exchange_passes_every_stage_once(policy: Policy) -> None:
 
 HEADS = {
     "no connection": (head("/nowhere/v1/chat/completions"), Reason.NO_CONNECTION),
-    "no endpoint": (head("/openai/v1/files"), Reason.NO_ENDPOINT),
+    "no endpoint": (head("/openai/v1/uploads"), Reason.NO_ENDPOINT),
     "wrong method": (head(CHAT, "PUT"), Reason.NO_ENDPOINT),
     "unlisted host": (head("/v1/messages", origin=Origin("https", "evil.example", 443)), Reason.UNLISTED_HOST),
     "upgrade": (head(CHAT, "GET", ("upgrade", "something")), Reason.PROTOCOL),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.dialects import load, messages, streaming
+from tidegate.dialects import composition, load, messages, streaming
 from tidegate.dialects.addresses import match, model_named
 from tidegate.dialects.asking import asked
 from tidegate.dialects.body import strict_json
@@ -288,7 +288,7 @@ def test_what_is_no_dialect_is_a_fault(text: str) -> None:
 
 
 FRAMING_KEY = (
-    "small.yaml:24: endpoints.chat.stream.framing: found {}; accepted: a list of sse, ndjson, array, eventstream"
+    "small.yaml:24: endpoints.chat.stream.framing: found {}; accepted: a list of sse, ndjson, array, eventstream, text"
 )
 
 
@@ -319,11 +319,36 @@ def test_ollama_streams_unless_told_otherwise(body: dict, *, stream: bool, outpu
     assert asked(OLLAMA.endpoints["chat"], body) == Asked("m", stream, (), output)
 
 
+@pytest.mark.parametrize("found", ["a.*.b", "*"])
+def test_events_are_types_or_beginnings_of_types(found: str) -> None:
+    text = SMALL.replace("stream:\n", f'stream:\n      events: [x, "{found}"]\n')
+    accepted = "event types, with * at the end of one alone"
+    assert faults_of(text) == [f"small.yaml:24: endpoints.chat.stream.events: found {found}; accepted: {accepted}"]
+
+
+def test_what_nobody_can_read_is_told_apart_from_what_is_denied() -> None:
+    text = SMALL.replace("because: token ids}", "because: token ids, unread: true}")
+    found, _ = parse_dialect(text, "small.yaml")
+    assert found is not None
+    chat = found.endpoints["chat"]
+    unread: list[tuple[str, str]] = []
+    assert refused(chat, {"ids": [1], "text": "x"}, redacting=True, unread=unread) is None
+    assert unread == [("$.ids", "token ids")]
+    assert refused(chat, {"ids": [1]}, redacting=True) is not None, "who does not ask what is unread refuses it"
+    assert refused(chat, {"ids": [1], "echo": True}, redacting=True, unread=[]) is not None
+    assert faults_of(SMALL.replace("because: token ids}", "because: token ids, unread: 1}")) == [
+        "small.yaml:19: endpoints.chat.deny[0].unread: found 1; accepted: true or false"
+    ]
+    assert faults_of(SMALL.replace("    asked:\n", "    unread: 1\n    asked:\n")) == [
+        "small.yaml:13: endpoints.chat.unread: found 1; accepted: the reason, in a few words"
+    ]
+
+
 def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "dialects.md").read_text(encoding="utf-8")
     tables = {
         name: value
-        for module in (load, messages, streaming)
+        for module in (load, composition, messages, streaming)
         for name, value in vars(module).items()
         if name.endswith("_KEYS")
     }
@@ -363,9 +388,9 @@ def test_every_key_is_documented() -> None:
         (OPENAI, "GET", "/v1/models/a%2e", None),
         (OPENAI, "GET", "/v1/models/a/b", None),
         (OPENAI, "GET", "/v1/responses/resp_1", None),
-        (OPENAI, "POST", "/v1/files", None),
+        (OPENAI, "POST", "/v1/files", "files"),
         (OPENAI, "DELETE", "/v1/models/m", None),
-        (ANTHROPIC, "POST", "/v1/messages/batches", None),
+        (ANTHROPIC, "POST", "/v1/messages/batches", "message_batches"),
         (OPENAI, "POST", "", None),
     ],
 )
@@ -692,7 +717,6 @@ def test_what_rules_cannot_read_is_refused(endpoint, body: dict, path: str) -> N
         (CHAT, {"logprobs": True}, "$.logprobs"),
         (CHAT, {"logprobs": 1}, "$.logprobs"),
         (CHAT, {"logprobs": "true"}, "$.logprobs"),
-        (CHAT, {"modalities": ["text", "audio"]}, "$.modalities[*]"),
         (COMPLETIONS, {"logprobs": 0}, "$.logprobs"),
         (COMPLETIONS, {"echo": True}, "$.echo"),
         (COMPLETIONS, {"return_token_ids": True}, "$.return_token_ids"),

@@ -14,7 +14,8 @@ from tidegate.dialects.spec import FramingKind
 from tidegate.streams import framings
 from tidegate.streams.framings import Undecided, expected, find
 
-EVERY = tuple(framings.MAKERS)
+EVERY = tuple(kind for kind in framings.MAKERS if kind is not FramingKind.TEXT)
+"""All that tell by their bytes; any other text is ``TEXT``, where that may come."""
 JSON, SSE, NDJSON, ARRAY = FramingKind.JSON, FramingKind.SSE, FramingKind.NDJSON, FramingKind.ARRAY
 MESSAGES = FramingKind.EVENTSTREAM
 EVENT_STREAM, AWS = "text/event-stream", "application/vnd.amazon.eventstream"

@@ -82,7 +82,7 @@ def test_by_origin(policy: Policy, path: str, origin: Origin, name: str, upstrea
         pytest.param("/v1/chat/completions", None, "POST", Reason.NO_CONNECTION, 404, id="no prefix"),
         pytest.param("/openaix/v1/chat/completions", None, "POST", Reason.NO_CONNECTION, 404, id="prefix of a word"),
         pytest.param("/openai", None, "POST", Reason.NO_CONNECTION, 404, id="prefix alone"),
-        pytest.param("/openai/v1/files", None, "POST", Reason.NO_ENDPOINT, 404, id="unknown endpoint"),
+        pytest.param("/openai/v1/uploads", None, "POST", Reason.NO_ENDPOINT, 404, id="unknown endpoint"),
         pytest.param("/openai/v1/chat/completions", None, "PUT", Reason.NO_ENDPOINT, 404, id="other method"),
         pytest.param("/openai/eu/x", None, "POST", Reason.NO_ENDPOINT, 404, id="no fall-back to a shorter prefix"),
         pytest.param("/v1/models", SHARED, "GET", Reason.NO_CONNECTION, 404, id="two connections know it"),

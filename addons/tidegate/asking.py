@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from tidegate import composing
 from tidegate.dialects import body as bodies
 from tidegate.dialects.spec import Endpoint
 from tidegate.inspection.ner.spec import PACK, Late, Ner, NerSpan, Unread, rule_of
 from tidegate.inspection.ner.told import Told, questions
-from tidegate.model import Action, Denial, Direction, Finding, Mode, Reason
+from tidegate.model import Action, Denial, Direction, Finding, Grant, Mode, Reason
 from tidegate.policy.policy import Policy
 
 UNREAD = f"{PACK}.unread"
@@ -41,6 +42,22 @@ def texts(ner: Ner, endpoint: Endpoint, data: bytes, encodings: Sequence[str], l
     value = plain if isinstance(plain, Denial) else bodies.strict_json(plain)
     assert not isinstance(value, Denial), "a body that was judged can be read"
     return questions(ner, endpoint, value)
+
+
+def texts_within(
+    ner: Ner,
+    policy: Policy,
+    endpoint: Endpoint,
+    grant: Grant,
+    data: bytes,
+    encodings: Sequence[str],
+    content_type: str,
+) -> tuple[str, ...]:
+    """Return the texts that the model is to read of a judged body that is no single JSON value."""
+    plain = bodies.decode(data, encodings, grant.request_bytes)
+    assert not isinstance(plain, Denial), "a body that was judged can be read"
+    parts = composing.values(policy, endpoint, grant, plain, content_type)
+    return tuple(dict.fromkeys(text for each, value in parts for text in questions(ner, each, value)))
 
 
 def with_told(policy: Policy, spans: Mapping[str, tuple[NerSpan, ...]]) -> tuple[Policy, tuple[Told, ...]]:

@@ -21,12 +21,14 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tidegate import asking, headers, sockets
+from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
-from tidegate.dialects.errors import GENERIC
-from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
+from tidegate.dialects.errors import GENERIC, render
+from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
-from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
+from tidegate.inspection.bodies import MALFORMED, Inspected
+from tidegate.inspection.composed import Judge, inspect_whole
 from tidegate.inspection.ner.spec import Ner, Unread
 from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
@@ -83,6 +85,7 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.opaque import OpaqueAnswer
 
 JSON = "application/json"
 
@@ -114,8 +117,9 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
-        self._stream: StreamedAnswer | None = None
+        self._stream: StreamedAnswer | OpaqueAnswer | None = None
         self._encodings: list[str] = []
+        self._written_type: str | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
 
     @property
@@ -209,7 +213,12 @@ class Crossing:
         if self._endpoint().socket is not None:
             return self._without_model(ner, judged, Unread.SOCKET)
         encodings = headers.values(self.head.headers, "content-encoding")
-        texts = asking.texts(ner, self._endpoint(), event.data, encodings, self.grant.request_bytes)
+        endpoint = self._endpoint()
+        if endpoint.body and not endpoint.made_of.asks_plainly:
+            told = self._content_type()
+            texts = asking.texts_within(ner, self.policy, endpoint, self.grant, event.data, encodings, told)
+        else:
+            texts = asking.texts(ner, endpoint, event.data, encodings, self.grant.request_bytes)
         if not texts:
             return self._judged(judged)
         self._unread = event, judged, texts
@@ -256,6 +265,7 @@ class Crossing:
         self.asked = judged.asked or self.asked
         self._scan(judged)
         self.prompt_findings, self.masked_body = judged.findings, judged.body
+        self._written_type = judged.content_type
         if judged.denial is not None:
             return self._refuse(judged.stage, judged.denial)
         assert judged.asked is not None
@@ -286,6 +296,10 @@ class Crossing:
         if isinstance(plain, Denial):
             return Judged(grant, "body", plain)
         extra = beside(head, grant.route)
+        if endpoint.body and endpoint.socket is None and not endpoint.made_of.asks_plainly:
+            return judge_body(
+                policy, endpoint, grant, plain, self._content_type(), extra=extra, extracted=event.extracted
+            )
         if endpoint.body and endpoint.socket is None:
             value = parse(plain)
             if isinstance(value, Denial):
@@ -300,6 +314,12 @@ class Crossing:
         if isinstance(permitted, Denial):
             return Judged(grant, "permission", permitted, nothing)
         return inspect(policy, endpoint, permitted, nothing, None, extra)
+
+    def _content_type(self) -> str:
+        """Return the media type of the request, empty where there is none, or several that could be meant."""
+        assert self.head is not None
+        told = [value for name, value in self.head.headers if name == "content-type"]
+        return told[0] if len(told) == 1 else ""
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None
@@ -318,6 +338,9 @@ class Crossing:
         fields = tuple((k, v) for k, v in crossing if f"header {k}" not in masked)
         if self._endpoint().socket is not None:
             fields = sockets.opening(fields)
+        if self._written_type is not None:
+            fields = tuple(pair for pair in fields if pair[0] != "content-type")
+            fields += (("content-type", self._written_type),)
         return Send(Clearance(self.verdict, self.exchange), fields)
 
     # answer ──────────────────────────────────────────────────────────────────
@@ -334,6 +357,11 @@ class Crossing:
         self._encodings = headers.values(event.headers, "content-encoding")
         readable = self._endpoint().stream is not None and all(each.lower() == "identity" for each in self._encodings)
         asked = self.asked.stream and event.status < 300
+        if self._endpoint().unread and event.status < 300 and not self._encodings and _is_opaque(content_type):
+            self._stream = OpaqueAnswer(self._masked, self._words)
+            self.stage = Stage.STREAM
+            self.streamed = True
+            return Stream(drop)
         # the label of both whole answers and streams: where it cannot be a stream it may still be whole
         if content_type not in framings.LABELS and (not asked or (content_type == JSON and not readable)):
             self.stage = Stage.WHOLE
@@ -347,8 +375,12 @@ class Crossing:
 
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
         decide = self.policy.decide(Direction.RESPONSE)
-        head = AnswerHead(content_type, status)
+        assert self.route is not None
+        head = AnswerHead(content_type, status, self.route.connection.on_unknown)
         return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+
+    def _words(self, denial: Denial) -> bytes:
+        return render(self.shape, denial, self.exchange)[1]
 
     def _open(self, event: AnswerBegan) -> Step:
         assert self.head is not None
@@ -432,9 +464,17 @@ class Crossing:
             return self._refuse("answer", found)
         assert isinstance(found, Inspected)
         self.answer_findings += found.findings
+        if found.unread:
+            self._miss(found.unread)
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
+
+    def _miss(self, what: str) -> None:
+        """Note that some of the answer was not scanned, and that the connection lets that pass."""
+        assert self.route is not None
+        self.scanned = Scanned.PARTLY
+        self._decide("media", self.route.connection.on_unknown, f"answer not scanned: {what}")
 
     def _masked(self, data: bytes) -> Inspected | Denial:
         """Decode the whole body of an answer and mask it."""
@@ -444,15 +484,23 @@ class Crossing:
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
         decide = self.policy.decide(Direction.RESPONSE)
-        found = inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
-        return self._unannounced(plain) if found is MALFORMED and self._endpoint().stream is not None else found
+        judge = Judge(self._dialect().endpoints, self.policy.engine, decide)
+        found = inspect_whole(self._endpoint(), judge, plain, status=self.status)
+        stream = self._endpoint().stream
+        if found == MALFORMED and stream is not None:
+            found = self._unannounced(plain)
+            if plain[:1] == b"\0" and FramingKind.EVENTSTREAM in stream.framings:
+                return found  # messages that are broken
+        if found == MALFORMED and (why := media.opaque(plain)) is not None:
+            return media.unscanned_answer(why, self.route.connection.on_unknown) or Inspected(plain, (), why)
+        return found
 
     def _unannounced(self, plain: bytes) -> Inspected | Denial:
         """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
         assert self.status is not None
         stream = self._streamed(JSON, self.status)
         body = stream.feed(plain) + stream.end()
-        return stream.denial or Inspected(body, stream.findings)
+        return stream.denial or Inspected(body, stream.findings, stream.unread)
 
     # endings ─────────────────────────────────────────────────────────────────
 
@@ -498,6 +546,8 @@ class Crossing:
     def _close(self, outcome: Outcome) -> None:
         if self._stream is not None:
             self.answer_findings += tuple(self._stream.findings)
+            if self._stream.unread:
+                self._miss(self._stream.unread)
         if self.socket is not None:
             self.prompt_findings += tuple(self.socket.prompt_findings)
             self.answer_findings += self.socket.answer_findings
@@ -534,6 +584,12 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.PASSING, AnswerEnded): Crossing._passed,
     },
 )
+
+
+def _is_opaque(label: str) -> bool:
+    """Say whether a media type is one of data that are no text."""
+    return label.startswith(("audio/", "image/", "video/")) or label == "application/octet-stream"
+
 
 _PROTOCOL = Denial(Reason.UPSTREAM_PROTOCOL, 502, "The upstream answered in a form that the gateway cannot inspect.")
 NO_BODY = Denial(Reason.BODY_MALFORMED, 400, "This endpoint takes no request body.")

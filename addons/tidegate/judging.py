@@ -5,7 +5,7 @@ A body of a request and a client's message on a socket are judged alike; ``cross
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote_plus
 
@@ -17,7 +17,7 @@ from tidegate.identity import permission
 from tidegate.inspection import media
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.bodies import inspect_request
-from tidegate.inspection.media import Opened
+from tidegate.inspection.media import Opened, Part
 from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Reason, Route
 from tidegate.policy.policy import Policy
 
@@ -36,6 +36,8 @@ class Judged:
     body: bytes = field(default=b"", repr=False)
     findings: tuple[Finding, ...] = ()
     media: Opened | None = None
+    content_type: str | None = None
+    """That of ``body``, where it is another than the client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,18 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     extra: Mapping[str, str] | None = None,
     known: str = "",
     extracted: tuple[Extraction, ...] | None = None,
+    files: Sequence[Part] = (),
 ) -> Judged | Unopened:
     """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, unless it is ``Unopened``.
 
     ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for. ``extra``
     holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
-    the dialect's conditions do not speak of this time; it is inspected like any other.
+    the dialect's conditions do not speak of this time; it is inspected like any other. ``files`` stand beside
+    the value.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
-    denial = refused(endpoint, judged, redacting=policy.redacts_answers)
+    unread: list[tuple[str, str]] = [(media.ANSWER, endpoint.unread)] if endpoint.unread else []
+    denial = refused(endpoint, judged, redacting=policy.redacts_answers, unread=unread)
     if denial is not None:
         return Judged(grant, "body", denial)
     what = asked(endpoint, value, grant.route.model)
@@ -86,12 +91,14 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
         return Judged(permitted, "body", too_large(permitted.request_bytes), what)
     parts = media.parts(endpoint, value)
     parts += media.beside(parts, value, plain)
-    if not parts:
+    parts += tuple(files)
+    if not parts and not unread:
         return inspect(policy, endpoint, permitted, what, value, extra)
     slow = media.slow(parts)
     if slow and extracted is None:
         return Unopened(slow)
     opened = media.opened(parts, extracted or (), policy.engine)
+    opened = replace(opened, unread=(*opened.unread, *unread))
     seen = replace(inspect(policy, endpoint, permitted, what, value, extra, opened), media=opened)
     denial = seen.denial or media.unmaskable(opened.texts, seen.findings)
     if denial is not None:

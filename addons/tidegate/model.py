@@ -42,7 +42,7 @@ class OnUnknown(enum.StrEnum):
 
 
 class Scanned(enum.StrEnum):
-    """How much of what a client sent the rules have seen."""
+    """How much of what crossed the rules have seen."""
 
     WHOLE = "scanned"
     PARTLY = "partly scanned"
@@ -107,6 +107,7 @@ class Reason(enum.StrEnum):
     UPSTREAM_PROTOCOL = "upstream_protocol"
     ANSWER_FINDING = "answer_finding"
     ANSWER_MALFORMED = "answer_malformed"
+    ANSWER_OPAQUE = "answer_opaque"
     ANSWER_TOO_LARGE = "answer_too_large"
     ANSWER_FIRST_BYTE = "answer_first_byte"
     ANSWER_IDLE = "answer_idle"

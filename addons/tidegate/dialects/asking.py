@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tidegate.dialects.fields import Trie
+from tidegate.dialects.kinds import BodyKind
 from tidegate.dialects.spec import Endpoint, JsonObject, ToolNames
 from tidegate.model import Asked, Denial, Reason
+
+_FLAGS: Mapping[str, bool] = {"true": True, "True": True, "1": True, "false": False, "False": False, "0": False}
+"""How SDKs write true and false in a form."""
 
 
 def asked(endpoint: Endpoint, body: JsonObject, model: str | None = None) -> Asked | Denial:
@@ -14,8 +20,11 @@ def asked(endpoint: Endpoint, body: JsonObject, model: str | None = None) -> Ask
     """
     spec = endpoint.asked
     models = [_short(each, spec.model_prefixes) for each in _values(spec.model, body)]
-    models += [model] if model is not None else []
+    if model is not None:
+        models = [model] if spec.path_model else [*models, model]
     streams = _values(spec.stream, body)
+    if BodyKind.FORM in endpoint.made_of.bodies:
+        streams = [_FLAGS.get(each, each) if isinstance(each, str) else each for each in streams]
     outputs = _values(spec.max_output, body)
     tools: list[str] = []
     for found in spec.tools.select(body):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from tidegate.dialects.addresses import MODEL
+from tidegate.dialects.composition import COMPOSITION_KEYS, composition
 from tidegate.dialects.errors import PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
@@ -37,13 +38,14 @@ SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
+    *COMPOSITION_KEYS, "unread",
 )  # fmt: skip
-ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
+ASKED_KEYS = ("model", "path_model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
 MEDIA_KEYS = ("path", "data", "kinds", "when", "unless")
-CONDITION_KEYS = ("path", "because", "kinds", "values", "unless")
+CONDITION_KEYS = ("path", "because", "kinds", "values", "unless", "unread")
 KINDS = ("string", "number", "boolean", "object", "list")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -154,6 +156,8 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
         socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
+        made_of=composition(reader, entry, nodes),
+        unread=reader.text(entry.get("unread"), REASON).strip().rstrip("."),
     )
 
 
@@ -184,6 +188,7 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
         max_output=paths("max_output"),
         streams=reader.flag(entry.get("streams"), default=False),
         endless=reader.flag(entry.get("endless"), default=False),
+        path_model=reader.flag(entry.get("path_model"), default=False),
         model_prefixes=words(reader, entry.get("model_prefixes"), "a list of prefixes such as models/"),
     )
 
@@ -254,10 +259,10 @@ def _condition(reader: Reader, node: Node) -> tuple[Node, Condition] | None:
     entry = reader.section(node, CONDITION_KEYS, _required(because=True))
     kinds = _kinds(reader, entry)
     values, unless = (tuple(map(plain, reader.items(entry.get(key)))) for key in ("values", "unless"))
-    because = _because(reader, entry)
+    because, unread = _because(reader, entry), reader.flag(entry.get("unread"), default=False)
     if "path" not in entry:
         return None
-    return entry["path"], Condition(str(entry["path"].value), because, kinds, values, unless)
+    return entry["path"], Condition(str(entry["path"].value), because, kinds, values, unless, unread)
 
 
 def _role(reader: Reader, node: Node | None) -> Role | None:

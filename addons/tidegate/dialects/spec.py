@@ -11,7 +11,8 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie
+from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, where
+from tidegate.dialects.kinds import Composition
 from tidegate.model import Denial, Reason, Role
 
 JsonObject = dict[str, object]
@@ -31,6 +32,7 @@ class FramingKind(enum.StrEnum):
     NDJSON = "ndjson"
     ARRAY = "array"
     EVENTSTREAM = "eventstream"
+    TEXT = "text"
     JSON = "json"
 
 
@@ -120,7 +122,8 @@ class Condition:
     """A path whose values are refused in a request. ``null`` is never refused.
 
     ``kinds`` narrows it to JSON types (string, number, boolean, object, list), ``values`` to these values, ``unless``
-    lets these values pass.
+    lets these values pass. ``unread``: it is refused because nobody can read it, so the connection's ``on_unknown`` may
+    let it pass.
     """
 
     path: str
@@ -128,6 +131,7 @@ class Condition:
     kinds: frozenset[str] = frozenset()
     values: tuple[object, ...] = ()
     unless: tuple[object, ...] = ()
+    unread: bool = False
 
     def meets(self, value: object) -> bool:
         """Say whether a value is refused."""
@@ -164,6 +168,11 @@ class Media:
 
 def _has(value: object, name: str, values: tuple[object, ...]) -> bool:
     return isinstance(value, dict) and any(_same(value.get(name), each) for each in values)
+
+
+def is_listed(events: tuple[str, ...], kind: str) -> bool:
+    """Say whether a type of event is among those listed, of which one with ``*`` at its end stands for any rest."""
+    return any(kind.startswith(each[:-1]) if each.endswith("*") else kind == each for each in events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +249,8 @@ class StreamSpec:
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
     a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
-    strings are whole texts: repeats of what the deltas said, or text that arrives whole.
+    strings are whole texts: repeats of what the deltas said, or text that arrives whole. ``events`` are the types of
+    event that are known (``*`` at the end: any rest); none: any.
     """
 
     event_type: str | None
@@ -255,6 +265,11 @@ class StreamSpec:
     framings: tuple[FramingKind, ...] = (FramingKind.SSE,)
     absent: Mapping[str, object] = field(default_factory=dict, hash=False)
     wrapped: str | None = None
+    events: tuple[str, ...] = ()
+
+    def knows(self, kind: str | None) -> bool:
+        """Say whether an event of this type may come; any may where the dialect lists none."""
+        return not self.events or (kind is not None and is_listed(self.events, kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +289,7 @@ class SocketSpec:
 
     def knows(self, kind: str) -> bool:
         """Say whether an upstream may send an event of this type."""
-        return any(kind.startswith(each[:-1]) if each.endswith("*") else kind == each for each in self.events)
+        return is_listed(self.events, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +312,8 @@ class AskedSpec:
     """Where a request body says which model, whether to stream, which tools and how many output tokens.
 
     ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none.
-    ``model_prefixes`` may stand before the name of a model in the body and are no part of it.
+    ``model_prefixes`` may stand before the name of a model in the body and are no part of it. ``path_model``: where the
+    path names the model, what the body says of it means nothing to the upstream.
     """
 
     model: Trie[str]
@@ -306,6 +322,7 @@ class AskedSpec:
     max_output: Trie[str]
     streams: bool = False
     endless: bool = False
+    path_model: bool = False
     model_prefixes: tuple[str, ...] = ()
 
 
@@ -331,6 +348,8 @@ class Endpoint:
 
     ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
+    ``made_of`` says what bodies are made of that are not one JSON value. ``unread``: what its answers are that nobody
+    can inspect; empty for those that can be.
     """
 
     name: str
@@ -345,6 +364,8 @@ class Endpoint:
     refuse: Trie[Condition]
     socket: SocketSpec | None = None
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
+    made_of: Composition = Composition()  # noqa: RUF009 - frozen, and nothing but defaults
+    unread: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,16 +415,24 @@ def is_exempt(leaf: Leaf[RequestField] | Leaf[AnswerField]) -> bool:
     return False
 
 
-def refused(endpoint: Endpoint, body: object, *, redacting: bool) -> Denial | None:
-    """Refuse a request that holds what rules cannot read, or that asks for second copies of a text to be redacted."""
-    for found in endpoint.deny.select(body):
-        for condition in found.payloads:
-            if condition.meets(found.value):
-                return Denial(Reason.BODY_OPAQUE, 400, f"The request uses {condition.path}: {condition.because}.")
-    for found in endpoint.refuse.select(body) if redacting else ():
-        for condition in found.payloads:
-            if condition.meets(found.value):
-                return Denial(Reason.SECOND_COPY, 400, f"The request asks for {condition.path}: {condition.because}.")
+def refused(
+    endpoint: Endpoint, body: object, *, redacting: bool, unread: list[tuple[str, str]] | None = None
+) -> Denial | None:
+    """Refuse a request that holds what rules cannot read, or that asks for second copies of a text to be redacted.
+
+    With a list ``unread``, what only nobody can read is no refusal: its place and what it is are added there.
+    """
+    checks = [(endpoint.deny, Reason.BODY_OPAQUE, "uses")]
+    if redacting:
+        checks.append((endpoint.refuse, Reason.SECOND_COPY, "asks for"))
+    for conditions, reason, verb in checks:
+        for found in conditions.select(body):
+            for condition in found.payloads:
+                if not condition.meets(found.value):
+                    continue
+                if not condition.unread or unread is None:
+                    return Denial(reason, 400, f"The request {verb} {condition.path}: {condition.because}.")
+                unread.append((where(found.pointer), condition.because))
     return None
 
 

@@ -10,7 +10,7 @@ from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 STREAM_KEYS = (
-    "framing", "wrapped", "absent", "event_type", "done", "sequence", "padding",
+    "framing", "wrapped", "absent", "event_type", "events", "done", "sequence", "padding",
     "deltas", "source", "flush", "keep", "drop",
 )  # fmt: skip
 DELTA_KEYS = ("path", "key", "when", "source", "beside")
@@ -41,8 +41,17 @@ def stream(reader: Reader, node: Node) -> StreamSpec:
         fields=compiled(reader, named),
         framings=_framings(reader, entry.get("framing")),
         wrapped=_name(reader, entry.get("wrapped")),
+        events=_events(reader, entry),
         absent={name: plain(child) for name, child in reader.entries(entry.get("absent")).items()},
     )
+
+
+def _events(reader: Reader, entry: Mapping[str, Node]) -> tuple[str, ...]:
+    found = words(reader, entry.get("events"), "a list of event types")
+    for each in found:
+        if "*" in each[:-1] or each == "*":
+            reader.fault(entry["events"], "event types, with * at the end of one alone", each)
+    return found
 
 
 def _framings(reader: Reader, node: Node | None) -> tuple[FramingKind, ...]:

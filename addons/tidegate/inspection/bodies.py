@@ -27,10 +27,14 @@ type Place = tuple[Pointer, object]
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """A body as it may travel, and what was found in it. What the policy blocks is masked in ``body`` too."""
+    """A body as it may travel, and what was found in it. What the policy blocks is masked in ``body`` too.
+
+    ``unread``: what it is, of a closed list, if nobody could look at it.
+    """
 
     body: bytes = field(repr=False)
     findings: tuple[Finding, ...]
+    unread: str = ""
 
 
 def inspect_request(
@@ -51,19 +55,19 @@ def inspect_request(
     Denies ``BODY_MALFORMED`` where a body could not be masked without breaking it.
     """
     texts = Texts(engine, decide)
-    exempt: list[Place] = [(pointer, _at(value, pointer)) for pointer in opaque]
+    exempt: list[Place] = [(pointer, at(value, pointer)) for pointer in opaque]
     for pointer, _ in exempt:
-        _put(value, pointer, "")
+        put(value, pointer, "")
     body = dump(value) if value is not None else b""
     clean = texts.are_clean(body, (extra or {}).values())
     if clean and not texts.hinted:
         for pointer, data in exempt:
-            _put(value, pointer, data)
+            put(value, pointer, data)
         return Inspected(dump(value) if exempt else body, ())
     leaves: list[Leaf[RequestField]] = []
     for leaf in endpoint.request.walk(value):
         if _may_exempt(leaf) and is_exempt(leaf):
-            exempt.append((leaf.pointer, _at(value, leaf.pointer)))
+            exempt.append((leaf.pointer, at(value, leaf.pointer)))
         else:
             leaves.append(leaf)
     _weigh(texts, value, leaves, extra or {})
@@ -113,14 +117,22 @@ def inspect_answer(
     return Inspected(dump(root[0] if bare and isinstance(root, list) else root), tuple(texts.findings))
 
 
-def _plain_text(texts: Texts, body: bytes) -> Inspected | Denial:
-    """Inspect an error that is no JSON as one text. What only looks like JSON could hide a value behind escapes."""
+def inspect_text(engine: Engine, decide: Callable[[Rule], Action], body: bytes) -> Inspected | Denial:
+    """Inspect a whole answer that is a plain text. Denies ``ANSWER_FINDING``, and ``ANSWER_MALFORMED`` for no text."""
+    return _plain_text(Texts(engine, decide), body, quotes=True)
+
+
+def _plain_text(texts: Texts, body: bytes, *, quotes: bool = False) -> Inspected | Denial:
+    """Inspect what is no JSON as one text. What only looks like JSON could hide a value behind escapes.
+
+    ``quotes``: it may begin like JSON where it has no escapes.
+    """
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
         return MALFORMED
-    if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"'):
-        return MALFORMED
+    if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"') and not (quotes and "\\" not in text):
+        return MALFORMED  # a speaker's words may begin so too, but they have no escapes
     texts.weigh([text], lambda _: Role.OTHER, lambda _: "$")
     changed = texts.check([text], lambda _: "$")
     said = changed.get(0, text)
@@ -133,7 +145,7 @@ def _look[T: (RequestField, AnswerField)](
 ) -> bytes | None:
     """Look at every leaf and then at the JSON text; return the body as it may travel, ``None`` if masking breaks it."""
     for pointer, _ in exempt:
-        _put(value, pointer, "")
+        put(value, pointer, "")
     original = body = dump(value)
     source = {index for index, leaf in enumerate(leaves) if leaf.payloads and is_source(leaf)}
     hidden = any("\\" in leaves[index].text for index in source)
@@ -150,7 +162,7 @@ def _look[T: (RequestField, AnswerField)](
     masked = {leaf.pointer[:-1] for leaf in edited}
     for pointer, old in exempt:
         # a signature belongs to the text that was masked beside it
-        if not _put(written, pointer, "" if pointer[-1] == "signature" and pointer[:-1] in masked else old):
+        if not put(written, pointer, "" if pointer[-1] == "signature" and pointer[:-1] in masked else old):
             return None
     return dump(written)
 
@@ -209,10 +221,10 @@ def _empty_copies(endpoint: Endpoint, value: object) -> None:
     """Empty the second copies of a text that was masked; a list stays a list, so that readers find what they expect."""
     for one in list(endpoint.answer.select(value)):
         if one.value and any(payload.drop for payload in one.payloads):
-            _put(value, one.pointer, [] if isinstance(one.value, list) else None)
+            put(value, one.pointer, [] if isinstance(one.value, list) else None)
 
 
-def _at(value: object, pointer: Pointer) -> object:
+def at(value: object, pointer: Pointer) -> object:
     """Follow a pointer; ``None`` where it leads nowhere, as in a body whose keys were masked."""
     for part in pointer:
         try:
@@ -222,9 +234,9 @@ def _at(value: object, pointer: Pointer) -> object:
     return value
 
 
-def _put(value: object, pointer: Pointer, new: object) -> bool:
+def put(value: object, pointer: Pointer, new: object) -> bool:
     """Write to the place of a pointer; say whether there is such a place."""
-    holder = _at(value, pointer[:-1])
+    holder = at(value, pointer[:-1])
     if not isinstance(holder, dict | list):
         return False
     holder[pointer[-1]] = new  # type: ignore[index]  # the part came from a value of the same form

@@ -14,12 +14,16 @@ from tidegate.dialects.fields import Pointer, where
 from tidegate.dialects.spec import Endpoint, Media
 from tidegate.inspection import data_urls
 from tidegate.inspection.attachments import Extraction, extract, is_quick, packed
-from tidegate.inspection.attachments.found import ADDRESS, NOT_BASE64, STORED
-from tidegate.inspection.attachments.kinds import Kind
+from tidegate.inspection.attachments.found import ADDRESS, NOT_BASE64, STORED, UNKNOWN, UNOPENED
+from tidegate.inspection.attachments.kinds import UNREADABLE, Kind, kinds
 from tidegate.inspection.engine import Engine, encode
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Scanned
 
+ANSWER = "the answer"
+"""The place of what comes back and cannot be scanned, as is known before it was asked for."""
+
 _NAME_LETTERS = frozenset(string.ascii_letters + "_-[]")
+_TEXTS = frozenset({Kind.TEXT, Kind.JSON, Kind.XML, Kind.HTML, Kind.MAIL, Kind.RTF})
 _SHORT = 1024
 """Characters of base64 from which on, without white space, it is no text: rules would only find chance in it."""
 _NAME = 60
@@ -206,12 +210,36 @@ def unscanned(found: Opened, rule: OnUnknown) -> Denial | None:
     if not found.unread or rule is not OnUnknown.BLOCK:
         return None
     place, why = found.unread[0]
+    if place == ANSWER:
+        return Denial(
+            Reason.BODY_OPAQUE,
+            400,
+            f"The answer could not be scanned: it would be {why}. Nothing was sent to the model.",
+        )
     return Denial(
         Reason.BODY_OPAQUE,
         400,
         f"{place} was not scanned: it is or holds {why}. Nothing was sent to the model; send text, or a document that "
         "can be read.",
     )
+
+
+def opaque(data: bytes) -> str | None:
+    """Say what an answer is that is no text in any encoding, one of ``REASONS``; ``None`` for a text.
+
+    So a text that the gate cannot inspect, in UTF-16 say, is malformed; ``on_unknown`` does not let it pass.
+    """
+    found = kinds(data)
+    if not _TEXTS.isdisjoint(found):
+        return None
+    return UNKNOWN if found[0] is Kind.UNKNOWN else UNREADABLE.get(found[0], UNOPENED)
+
+
+def unscanned_answer(why: str, rule: OnUnknown) -> Denial | None:
+    """Refuse an answer that was not scanned, where the connection blocks that."""
+    if rule is not OnUnknown.BLOCK:
+        return None
+    return Denial(Reason.ANSWER_OPAQUE, 502, f"The upstream's answer was not scanned: it is or holds {why}.")
 
 
 def scanned(found: Opened) -> Scanned:

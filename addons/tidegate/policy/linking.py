@@ -163,11 +163,12 @@ class _Roles:
         """Collect a role's rules on one endpoint.
 
         A token limit means nothing where the dialect counts no tokens. A condition on models means nothing where no
-        request can name one: a list of models has no body to name it in. With a body, an unknown model stays unknown.
+        request can name one: a list of models has no body to name it in, a form has no field for it, and bodies inside
+        of a body are asked one by one. With any other body, an unknown model stays unknown.
         """
         endpoint = self.dialects[self.connections[at[0]].dialect].endpoints[at[1]]
         counts = bool(endpoint.asked.max_output.paths)
-        names = endpoint.body or bool(endpoint.asked.model.paths)
+        names = bool(endpoint.asked.model.paths) or (endpoint.body and endpoint.made_of.may_name_model)
         here = [rule for rule, covered in denied if at in covered and (names or rule.models is None)]
         return Place(
             allows=tuple(

@@ -14,7 +14,7 @@ from tidegate.dialects.spec import Endpoint, ErrorShape, FramingKind
 from tidegate.inspection.bodies import inspect_answer
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
 from tidegate.streams import framings
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
 from tidegate.streams.envelope import Envelope, open_up, seal
@@ -32,10 +32,14 @@ TOO_LARGE = Denial(
 
 @dataclass(frozen=True, slots=True)
 class AnswerHead:
-    """What the head of an answer says: its media type in lower case, without parameters, and its status."""
+    """What the head of an answer says: its media type in lower case, without parameters, and its status.
+
+    ``on_unknown``: what its connection does with what cannot be inspected.
+    """
 
     label: str = ""
     status: int = 200
+    on_unknown: OnUnknown = OnUnknown.BLOCK
 
 
 class StreamedAnswer:
@@ -70,13 +74,18 @@ class StreamedAnswer:
         self._head = bytearray()
         self._whole = False
         self._framing: Framing | None = None
-        self._events = EventRedactor(endpoint.stream, engine, decide, caps)
+        self._events = EventRedactor(endpoint.stream, engine, decide, caps, head.on_unknown)
         self._found: tuple[Finding, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What was found so far; ``where`` begins with ``stream:``, or with ``$`` in an answer that is no stream."""
         return (*self._events.findings, *self._found)
+
+    @property
+    def unread(self) -> str:
+        """What came of which nobody knows what it means, if anything did."""
+        return self._events.unread
 
     @property
     def held(self) -> int:

@@ -17,7 +17,7 @@ from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, replace, whe
 from tidegate.dialects.spec import Delta, Drop, Flush, Keep, Source, StreamSpec
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
 from tidegate.streams.events import JsonObject, Key, agree, key_of, slim, stretch, value_at
 from tidegate.streams.redactor import Piece, Redactor
 from tidegate.streams.source import JsonSource
@@ -31,6 +31,8 @@ MALFORMED = Denial(
 UNDECIDED = Denial(
     Reason.ANSWER_MALFORMED, 502, "The answer keeps more text undecided than the gateway holds back, so it ends here."
 )
+UNKNOWN_EVENT = "an event of an unknown type"
+_UNKNOWN = Denial(Reason.ANSWER_OPAQUE, 502, f"The upstream's answer was not scanned: it is or holds {UNKNOWN_EVENT}.")
 RESUMED = Denial(Reason.ANSWER_MALFORMED, 502, "The answer goes on with a text that it had ended, so it ends here.")
 
 
@@ -143,13 +145,21 @@ def _plan(spec: StreamSpec) -> _Plan:
 class EventRedactor:
     """The channels of one stream of JSON events: of SSE, and of any framing that carries such events.
 
-    ``findings`` grows as the stream goes. After a denial nothing may be fed any more.
+    ``findings`` grows as the stream goes. After a denial nothing may be fed any more. ``unread`` says what came that
+    nobody knows the meaning of; its texts are looked at all the same, each as a whole.
     """
 
     def __init__(
-        self, spec: StreamSpec, engine: Engine, decide: Callable[[Rule], Action], caps: HeldCaps | None = None
+        self,
+        spec: StreamSpec,
+        engine: Engine,
+        decide: Callable[[Rule], Action],
+        caps: HeldCaps | None = None,
+        on_unknown: OnUnknown = OnUnknown.BLOCK,
     ) -> None:
+        self.unread = ""
         self.texts = Texts(engine, decide, streamed=True)
+        self._on_unknown = on_unknown
         self._spec = spec
         self._plan = _plan(spec)
         self._caps = caps or HeldCaps()
@@ -183,6 +193,10 @@ class EventRedactor:
         if isinstance(told, str) and name is not None and told != name:
             return MALFORMED  # two readers would take it for two different events
         work = _Event(value, told if isinstance(told, str) else name, like)
+        if self._spec.events and not self._spec.knows(work.kind):
+            if self._on_unknown is OnUnknown.BLOCK:
+                return _UNKNOWN
+            self.unread = UNKNOWN_EVENT
         self._sort(work)
         denial = self._feed(work)
         if denial is not None:

@@ -18,12 +18,14 @@ from tidegate.streams.eventstream import PRELUDE, EventStream
 from tidegate.streams.framing import Framing
 from tidegate.streams.ndjson import Ndjson
 from tidegate.streams.sse import Sse
+from tidegate.streams.text import PlainText
 
 MAKERS: Mapping[FramingKind, Callable[[], Framing]] = {
     FramingKind.SSE: Sse,
     FramingKind.NDJSON: Ndjson,
     FramingKind.ARRAY: JsonArray,
     FramingKind.EVENTSTREAM: EventStream,
+    FramingKind.TEXT: PlainText,
 }
 
 LABELS: Mapping[str, FramingKind] = {
@@ -63,7 +65,7 @@ def find(head: bytes, label: str, known: Collection[FramingKind], *, final: bool
         return FramingKind.ARRAY
     if text[:1] in (b"{", b"["):
         return FramingKind.JSON
-    found = _sse(text, label, final=final)
+    found = _sse(text, label, final=final) or FramingKind.TEXT
     return found if found in known else None
 
 
