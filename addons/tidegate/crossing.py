@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import asking, headers, sockets
+from tidegate import asking, calls, headers, sockets
 from tidegate.dialects import body as bodies
-from tidegate.dialects.errors import GENERIC
+from tidegate.dialects.errors import GENERIC, NO_CALLS, Calls
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
@@ -117,11 +117,17 @@ class Crossing:
         self._stream: StreamedAnswer | None = None
         self._encodings: list[str] = []
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
+        self._calls = NO_CALLS
 
     @property
     def shape(self) -> ErrorShape:
         """The form of a refusal that this caller's SDK understands."""
         return GENERIC if self.route is None else self._dialect().error
+
+    @property
+    def calls(self) -> Calls:
+        """The JSON-RPC calls that a refusal answers."""
+        return calls.answerable(self.policy.engine, self._calls)
 
     def receive(self, event: Event) -> Step:
         """Take one event, move to the next stage, and say what to do."""
@@ -198,6 +204,7 @@ class Crossing:
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
         assert isinstance(judged, Judged)
+        self._calls, self.route = judged.calls, judged.grant.route
         if self.policy.ner is not None and judged.denial is None:
             return self._ask(self.policy.ner, event, judged)
         return self._judged(judged)
@@ -279,12 +286,15 @@ class Crossing:
         data = event.data
         assert self.grant is not None
         assert self.head is not None
-        grant, head, endpoint = self.grant, self.head, self._endpoint()
+        grant, head = self.grant, self.head
+        endpoint = self._dialect().endpoints[grant.route.endpoint]
         if len(data) > grant.request_bytes:
             return Judged(grant, "body", too_large(grant.request_bytes))
         plain = bodies.decode(data, headers.values(head.headers, "content-encoding"), grant.request_bytes)
         if isinstance(plain, Denial):
             return Judged(grant, "body", plain)
+        if endpoint.calls is not None:
+            return calls.judge(policy, endpoint, grant, plain, head, extracted=event.extracted)
         extra = beside(head, grant.route)
         if endpoint.body and endpoint.socket is None:
             value = parse(plain)
@@ -348,7 +358,9 @@ class Crossing:
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
         decide = self.policy.decide(Direction.RESPONSE)
         head = AnswerHead(content_type, status)
-        return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+        answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+        answer.calls = self.calls
+        return answer
 
     def _open(self, event: AnswerBegan) -> Step:
         assert self.head is not None

@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 from tidegate import headers
 from tidegate.dialects import body as bodies
 from tidegate.dialects.asking import asked
+from tidegate.dialects.errors import NO_CALLS, Calls
 from tidegate.dialects.spec import Endpoint, JsonObject, refused
 from tidegate.identity import permission
 from tidegate.inspection import media
@@ -27,7 +28,10 @@ NAMES = "header names"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What came of it. ``denial`` was made by ``stage``; what was known by then is there all the same."""
+    """What came of it. ``denial`` was made by ``stage``; what was known by then is there all the same.
+
+    ``calls`` are the JSON-RPC calls that the body holds.
+    """
 
     grant: Grant
     stage: str = "inspect"
@@ -36,6 +40,7 @@ class Judged:
     body: bytes = field(default=b"", repr=False)
     findings: tuple[Finding, ...] = ()
     media: Opened | None = None
+    calls: Calls = NO_CALLS
 
 
 @dataclass(frozen=True, slots=True)

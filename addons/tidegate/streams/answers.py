@@ -6,12 +6,12 @@ Law: a frame leaves with the bytes it came in unless a text of it changed; what 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.dialects.body import dump, strict_json
-from tidegate.dialects.errors import render_event
+from tidegate.dialects.errors import NO_CALLS, render_event
 from tidegate.dialects.spec import Endpoint, ErrorShape, FramingKind
-from tidegate.inspection.bodies import inspect_answer
+from tidegate.inspection.bodies import inspect_answer, inspect_message
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason
@@ -43,7 +43,7 @@ class StreamedAnswer:
 
     One that turns out to be a single JSON value is kept until its end and inspected as a whole. ``exchange`` is the id
     that an error event shows. ``denial`` is set when the answer must be cut: the bytes returned then end with the
-    family's own error event, and nothing comes after it.
+    family's own error event, and nothing comes after it; ``calls`` are what it then answers.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class StreamedAnswer:
     ) -> None:
         assert endpoint.stream is not None  # the crossing refuses a stream where the dialect knows none
         self.denial: Denial | None = None
+        self.calls = NO_CALLS
         self._endpoint = endpoint
         self._spec = endpoint.stream
         self._done = {DONE, endpoint.stream.done or DONE}
@@ -159,7 +160,21 @@ class StreamedAnswer:
             return self._deny(MALFORMED)
         if self._spec.wrapped is not None:
             return self._open_up(framing, frame, value)
+        if self._spec.whole:
+            return self._message(framing, frame, value)
         return self._written(framing, self._events.event(value, frame.name, frame))
+
+    def _message(self, framing: Framing, frame: Frame, value: object) -> bytes:
+        """Inspect an event that is an answer of its own; what it holds of a text in pieces is the channel's."""
+        before = (frame.data or "").encode()
+        pieces = self._events.pieces(value)
+        looked = inspect_message(self._endpoint, self._engine, self._decide, value, before, pieces)
+        if isinstance(looked, Denial):
+            return self._deny(looked)
+        self._found += tuple(replace(each, where=f"stream:{each.where}") for each in looked.findings)
+        if looked.body == before:
+            return self._written(framing, self._events.event(strict_json(before), frame.name, frame))
+        return self._written(framing, self._events.event(strict_json(looked.body), frame.name, frame), edited=True)
 
     def _open_up(self, framing: Framing, frame: Frame, value: object) -> bytes:
         """Take an event out of the object around it; what else is there goes if some of it must not leave."""
@@ -186,7 +201,10 @@ class StreamedAnswer:
     def _flush(self, framing: Framing) -> bytes:
         return self._written(framing, self._events.end())
 
-    def _written(self, framing: Framing, events: list[Outgoing] | Denial, *, alone: bool = False) -> bytes:
+    def _written(
+        self, framing: Framing, events: list[Outgoing] | Denial, *, alone: bool = False, edited: bool = False
+    ) -> bytes:
+        """Write what may leave; ``alone``: without what is around an event; ``edited``: an event was changed before."""
         if isinstance(events, Denial):
             return self._deny(events)
         if self._events.texts.denial is not None:
@@ -198,7 +216,7 @@ class StreamedAnswer:
             assert isinstance(frame, Frame)
             if event.inserted:
                 out.append(framing.added(seal(like, event.value, alone=True), frame))
-            elif event.changed or alone:
+            elif event.changed or alone or edited:
                 out.append(framing.changed(frame, seal(like, event.value, alone=alone)))
             else:
                 out.append(framing.same(frame))
@@ -208,7 +226,9 @@ class StreamedAnswer:
         self.denial = denial
         if self._framing is None:
             self._framing = framings.MAKERS[framings.expected(self._label, self._spec.framings)]()
-        return self._framing.refusal(render_event(self._shape, denial, self._exchange), self._shape.event_name)
+        framing, name = self._framing, self._shape.event_name
+        events = [render_event(self._shape, denial, self._exchange, call) for call in self.calls.ids or (None,)]
+        return b"".join(framing.refusal(event, name) for event in events)
 
     def _cut(self) -> bool:
         return self.denial is not None
