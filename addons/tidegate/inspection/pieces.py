@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from tidegate.dialects.fields import Pointer, Selected, Trie, where
-from tidegate.streams.redactor import Dropped, Kept, Masked, Noted
+from tidegate.streams.redactor import Dropped, Kept, Masked
 from tidegate.streams.texts import Texts
 
 type Run = tuple[int, int, str]
@@ -66,7 +66,7 @@ def _runs(texts: Texts, text: str, place: Callable[[int], str], begins: Sequence
         elif isinstance(piece, Masked):
             texts.say([piece], partial(place, piece.start))
             runs.append((here, here, piece.text))
-        elif isinstance(piece, Noted) and any(piece.start < each < piece.start + piece.length for each in begins):
+        elif any(piece.start < each < piece.start + piece.length for each in begins):
             texts.say([piece], partial(place, piece.start))
     return runs
 
