@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from tests.wire import dialect
-from tidegate import calls, steps
+from tidegate import asking, calls, steps
 from tidegate.crossing import Crossing
 from tidegate.dialects.errors import Calls, render, status
 from tidegate.dialects.load import parse_dialect
 from tidegate.inspection.cache import DiskCache
-from tidegate.model import Denial, Head, Outcome, Reason, Scanned
+from tidegate.inspection.ner.spec import Late, Ner
+from tidegate.model import Denial, Head, OnUnknown, Outcome, Reason, Role, Scanned
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy
 
@@ -307,10 +308,7 @@ MEDIA = {
 def test_files_that_nobody_reads_follow_on_unknown(policy: Policy, path: str, body: object) -> None:
     _, denial = refused(policy, body, path)
     assert denial.reason is Reason.BODY_OPAQUE
-    passing = {name: replace(each, on_unknown=type(each.on_unknown).PASS) for name, each in policy.connections.items()}
-    prefixes = tuple((at, passing[each.name]) for at, each in policy.routes.prefixes)
-    open_policy = replace(policy, connections=passing, routes=replace(policy.routes, prefixes=prefixes))
-    exchange, got = sent(open_policy, body, path)
+    exchange, got = sent(passing(policy, OnUnknown.PASS), body, path)
     assert (got, exchange.scanned) == (body, Scanned.PARTLY)
 
 
@@ -602,3 +600,115 @@ def test_a_small_dialect_is_read() -> None:
 def test_each_fault_is_said_in_one_sentence(old: str, new: str, message: str) -> None:
     assert SMALL.count(old) == 1, "the table must change exactly one place"
     assert message in [str(each) for each in parse_dialect(SMALL.replace(old, new), "small.yaml")[1]]
+
+
+# ── what a server sends that is no text ──────────────────────────────────────────────────────────────────────────────
+
+NO_TEXT = {
+    "picture": result(content=[PICTURE]),
+    "sound": result(content=[{"type": "audio", "data": "SUQzBAAAAAAAI1RTU0UAAAAPAAADTGF2ZjU4", "mimeType": "a/b"}]),
+    "document": result(contents=[{"uri": "a://b", "blob": "JVBERi0xLjQKJcOkw7zDtsOfCjIgMCBvYmoKPDwvTGVuZ3Ro"}]),
+    "embedded": result(content=[{"type": "resource", "resource": {"uri": "a://b", "blob": PICTURE["data"]}}]),
+    "no base64": result(contents=[{"uri": "a://b", "blob": "?"}]),
+    "in a request": {"jsonrpc": "2.0", "id": 9, "method": "sampling/createMessage",
+                     "params": {"messages": [{"role": "user", "content": PICTURE}]}},
+}  # fmt: skip
+
+
+def passing(policy: Policy, rule: OnUnknown) -> Policy:
+    connections = {name: replace(each, on_unknown=rule) for name, each in policy.connections.items()}
+    prefixes = tuple((at, connections[each.name]) for at, each in policy.routes.prefixes)
+    return replace(policy, connections=connections, routes=replace(policy.routes, prefixes=prefixes))
+
+
+@pytest.mark.parametrize("body", NO_TEXT.values(), ids=NO_TEXT.keys())
+def test_what_no_rule_can_read_is_withheld(policy: Policy, body: object) -> None:
+    exchange, _ = sent(policy, call("tools/list", id="q"))
+    exchange.receive(steps.AnswerBegan(200, JSON))
+    step = exchange.receive(steps.AnswerWhole(json.dumps(body).encode()))
+    assert isinstance(step, steps.Refuse)
+    assert step.denial.reason is Reason.ANSWER_OPAQUE
+    assert answer_to(exchange)[1]["id"] == "q"
+    exchange, out = cut(policy, body)
+    assert exchange.denial is not None
+    assert exchange.denial.reason is Reason.ANSWER_OPAQUE
+    assert b"iVBOR" not in out
+
+
+def cut(policy: Policy, body: object) -> tuple[Crossing, bytes]:
+    exchange, _ = sent(policy, call("tools/list"))
+    exchange.receive(steps.AnswerBegan(200, SSE))
+    step = exchange.receive(steps.AnswerChunk(b"data: " + json.dumps(body).encode() + b"\n\n"))
+    assert isinstance(step, steps.Emit)
+    return exchange, step.data
+
+
+@pytest.mark.parametrize("rule", [OnUnknown.FLAG, OnUnknown.PASS], ids=str)
+@pytest.mark.parametrize("body", NO_TEXT.values(), ids=NO_TEXT.keys())
+def test_a_connection_may_let_it_pass_and_it_is_noted(policy: Policy, body: object, rule: OnUnknown) -> None:
+    for exchange, got in (whole(passing(policy, rule), body), streamed(passing(policy, rule), body)):
+        if isinstance(got, bytes):
+            assert json.loads(re.findall(rb"data: (.*)\n\n", got)[0]) == body
+        else:
+            assert got == body
+        assert any(each.result == rule and "not scanned: " in each.detail for each in exchange.decisions)
+
+
+def test_a_plain_text_in_base64_is_read_and_passes(policy: Policy) -> None:
+    body = result(contents=[{"uri": "a://b", "blob": "aGVsbG8gdGhlcmUsIGFsbCBpcyB3ZWxs"}])
+    assert whole(policy, body)[1] == body
+    secret = result(contents=[{"uri": "a://b", "blob": "dXNlIEFLSUFaN1FLNFdKWDJNVlQ1UjNQIG5vdw=="}])
+    assert "dXNlIEFL" not in json.dumps(whole(policy, secret)[1])
+
+
+# ── the rest of the way ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_fields_of_a_session_cross_both_ways(policy: Policy) -> None:
+    fields = (("mcp-session-id", "5f3e"), ("mcp-protocol-version", "2025-11-25"), ("last-event-id", "7_1"))
+    exchange = Crossing(policy, "ex_1")
+    exchange.receive(steps.HeadArrived(Head("GET", "/mcp", (*fields, ("accept", "text/event-stream")), None)))
+    assert isinstance(exchange.receive(steps.BodyArrived(b"")), steps.KeepIntent)
+    step = exchange.receive(steps.IntentKept(kept=True))
+    assert isinstance(step, steps.Send)
+    assert set(fields) <= set(step.fields)
+    began = exchange.receive(steps.AnswerBegan(200, (*SSE, ("mcp-session-id", "5f3e"))))
+    assert isinstance(began, steps.Stream)
+    assert "mcp-session-id" not in began.drop
+
+
+@pytest.mark.parametrize("status_", [202, 200], ids=str)
+def test_a_notification_is_answered_with_nothing(policy: Policy, status_: int) -> None:
+    exchange, _ = sent(policy, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+    assert isinstance(exchange.receive(steps.AnswerBegan(status_, JSON)), steps.Buffer)
+    assert exchange.receive(steps.AnswerWhole(b"")) == steps.Emit(b"", last=True)
+
+
+def test_a_standing_stream_ends_in_words_of_the_protocol(policy: Policy) -> None:
+    exchange = Crossing(policy, "ex_1")
+    exchange.receive(steps.HeadArrived(Head("GET", "/mcp", (), None)))
+    exchange.receive(steps.BodyArrived(b""))
+    exchange.receive(steps.IntentKept(kept=True))
+    exchange.receive(steps.AnswerBegan(200, SSE))
+    exchange.receive(steps.AnswerChunk(b": ping\n\n"))
+    step = exchange.receive(steps.Stopped(Denial(Reason.ANSWER_IDLE, 502, "Too long.")))
+    assert isinstance(step, steps.Emit)
+    assert step.data.startswith(b"event: message\ndata: ")
+    event = json.loads(step.data.partition(b"data: ")[2])
+    assert (event["id"], event["error"]["data"]["reason"]) == (None, "answer_idle")
+
+
+def test_a_list_in_an_event_is_inspected(policy: Policy) -> None:
+    body = [SAYS["tool text"][0], SAYS["progress"][0]]
+    _, out = streamed(policy, body)
+    (event,) = re.findall(rb"data: (.*)\n\n", out)
+    assert json.loads(event) == whole(policy, body)[1]
+
+
+def test_a_model_that_reads_prompts_reads_every_message_of_a_list(policy: Policy) -> None:
+    body = json.dumps([tool("search", query="Anna lives here"), call("ping", {"_meta": {"x": "Not Read"}})]).encode()
+    roles = frozenset({Role.USER})
+    ner = Ner("m", "t", ("O",), (("person", "pii"),), 512, "d", 1.0, Late.BLOCK, 1, roles, 0.5)
+    door = policy.dialects["mcp"].endpoints["post"]
+    assert "Anna lives here" in asking.texts(ner, door, body, [], 1000)
+    assert "Not Read" not in asking.texts(ner, door, body, [], 1000)

@@ -16,7 +16,7 @@ This is the only place where the order is written and the only place where the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -279,7 +279,7 @@ class Crossing:
             return
         self.scanned = media.scanned(judged.media)
         if judged.denial is None and judged.media.unread:
-            self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media))
+            self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media.unread))
 
     def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened:
         """Decode and read a body, then judge it with the rest of its request."""
@@ -356,10 +356,11 @@ class Crossing:
         return Stream(drop)
 
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
+        assert self.route is not None
         decide = self.policy.decide(Direction.RESPONSE)
         head = AnswerHead(content_type, status)
         answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
-        answer.calls = self.calls
+        answer.calls, answer.on_unknown = self.calls, self.route.connection.on_unknown
         return answer
 
     def _open(self, event: AnswerBegan) -> Step:
@@ -443,6 +444,7 @@ class Crossing:
         if isinstance(found, Denial):
             return self._refuse("answer", found)
         assert isinstance(found, Inspected)
+        self._unscanned(found.unread)
         self.answer_findings += found.findings
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
@@ -457,14 +459,23 @@ class Crossing:
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
         decide = self.policy.decide(Direction.RESPONSE)
         found = inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
-        return self._unannounced(plain) if found is MALFORMED and self._endpoint().stream is not None else found
+        if found is MALFORMED and self._endpoint().stream is not None:
+            return self._unannounced(plain)
+        unread = found.unread if isinstance(found, Inspected) else ()
+        return media.withheld(unread, self.route.connection.on_unknown) or found
 
     def _unannounced(self, plain: bytes) -> Inspected | Denial:
         """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
         assert self.status is not None
         stream = self._streamed(JSON, self.status)
         body = stream.feed(plain) + stream.end()
-        return stream.denial or Inspected(body, stream.findings)
+        return stream.denial or Inspected(body, stream.findings, tuple(stream.unread))
+
+    def _unscanned(self, unread: Sequence[tuple[str, str]]) -> None:
+        """Note what nobody has read of an answer that leaves all the same."""
+        if unread:
+            assert self.route is not None
+            self._decide("answer", self.route.connection.on_unknown, media.told(unread))
 
     # endings ─────────────────────────────────────────────────────────────────
 
@@ -509,6 +520,7 @@ class Crossing:
 
     def _close(self, outcome: Outcome) -> None:
         if self._stream is not None:
+            self._unscanned(self._stream.unread)
             self.answer_findings += tuple(self._stream.findings)
         if self.socket is not None:
             self.prompt_findings += tuple(self.socket.prompt_findings)

@@ -115,6 +115,13 @@ def tools(heard: Heard) -> MCPServer:
         answer = await ctx.session.create_message([said], max_tokens=10, related_request_id=ctx.request_id)
         return f"the model said {answer.content.text}"
 
+    @server.tool()
+    async def change(ctx: Context) -> str:
+        """Tells of a change, on the standing stream."""
+        heard.ran.append("change")
+        await ctx.session.send_resource_updated("note://jane.doe@example.com")
+        return "changed"
+
     @server.resource("note://{name}")
     def note(name: str) -> str:
         """A note."""

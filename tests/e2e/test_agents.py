@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -143,7 +144,7 @@ def test_a_session_works_and_what_tools_say_is_masked(setting: Setting, name: st
 
     version, names, leaked, record, note, plan = setting.talk(name, what, mode=mode)
     assert version == ("2025-11-25" if mode == "legacy" else "2026-07-28")
-    assert names == ["ask", "bash", "count", "leak", "record"]
+    assert names == ["ask", "bash", "change", "count", "leak", "record"]
     assert leaked.content[0].text == MASKED
     assert leaked.structured_content == {"result": MASKED}
     assert record.structured_content == {"name": "[REDACTED:email]", "mail": "[REDACTED:email]", "plan": "gold"}
@@ -226,6 +227,46 @@ def test_what_a_server_asks_and_a_client_answers_is_masked(setting: Setting) -> 
     answer = setting.talk("sse", what, sampling_callback=sampling)
     assert asked == ["whose is [REDACTED:email]?"]
     assert answer.content[0].text == "the model said it is [REDACTED:email]"
+
+
+@both
+def test_a_standing_stream_brings_what_nobody_asked_for(setting: Setting, name: str) -> None:
+    seen: list[str] = []
+    arrived = asyncio.Event()
+
+    async def heard(message: Any) -> None:
+        seen.append(message.model_dump_json() if hasattr(message, "model_dump_json") else repr(message))
+        arrived.set()
+
+    async def what(client: Client) -> Any:
+        while not arrived.is_set():  # before the stream is open there is nobody to tell
+            answer = await client.call_tool("change")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(arrived.wait(), 0.5)
+        return answer
+
+    answer = setting.talk(name, what, message_handler=heard)
+    assert answer.content[0].text == "changed"
+    assert any("note://[REDACTED:email]" in each for each in seen), seen
+    assert "jane.doe" not in str(seen)
+
+
+@both
+def test_a_long_argument_is_judged_like_a_short_one(setting: Setting, name: str) -> None:
+    heard = setting.heard[name]
+    long = "all is well. " * 5000
+
+    async def what(client: Client) -> str:
+        answer = await client.call_tool("record", {"name": f"{long} max@example.com"})
+        assert answer.structured_content["name"] == f"{long} [REDACTED:email]"
+        before = len(heard.requests)
+        with pytest.raises(MCPError, match="Blocked by policy") as raised:
+            await client.call_tool("record", {"name": f"{long} {KEY}"})
+        assert "tools/call" not in heard.methods(before)
+        return str(raised.value)
+
+    said = setting.talk(name, what)
+    assert setting.row(said)["reason"] == "finding"
 
 
 def test_a_secret_in_what_a_client_answers_stays_here(setting: Setting) -> None:

@@ -88,6 +88,7 @@ def _answering(endpoint: Endpoint, door: Endpoint) -> Endpoint:
         endpoint,
         answer=endpoint.answer if endpoint.answer.paths else door.answer,
         stream=endpoint.stream or door.stream,
+        answer_media=endpoint.answer_media if endpoint.answer_media.paths else door.answer_media,
         pieces=endpoint.pieces if endpoint.pieces.paths else door.pieces,
     )
 

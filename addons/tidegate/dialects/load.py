@@ -38,7 +38,7 @@ SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "types", "answered")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "calls", "called", "body", "asked", "request", "media", "deny", "refuse", "pieces",
-    "answer", "stream", "socket",
+    "answer", "answer_media", "stream", "socket",
 )  # fmt: skip
 ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
@@ -168,6 +168,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
         socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
+        answer_media=_trie(reader, entry.get("answer_media"), lambda node: _media(reader, node)),
         pieces=_paths(reader, entry.get("pieces")),
         calls=calling.calls(reader, entry),
         called=called,

@@ -378,6 +378,7 @@ class Endpoint:
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
     calls: CallSpec | None = None
     called: tuple[str, ...] = ()
+    answer_media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
     pieces: Trie[str] = field(default_factory=lambda: Trie[str]([]))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, replace, where
 from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source, role_of
-from tidegate.inspection import pieces
+from tidegate.inspection import media, pieces
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason, Role
@@ -29,10 +29,14 @@ type Place = tuple[Pointer, object]
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """A body as it may travel, and what was found in it. What the policy blocks is masked in ``body`` too."""
+    """A body as it may travel, and what was found in it. What the policy blocks is masked in ``body`` too.
+
+    ``unread`` are the places of an answer's media that were not scanned, and why.
+    """
 
     body: bytes = field(repr=False)
     findings: tuple[Finding, ...]
+    unread: tuple[tuple[str, str], ...] = ()
 
 
 def inspect_request(
@@ -102,6 +106,7 @@ def _each(
 ) -> Inspected | Denial:
     """Inspect each of a list of messages by itself."""
     written: list[bytes] = []
+    unread: list[tuple[str, str]] = []
     findings: list[Finding] = []
     for index, value in enumerate(values):
         as_is = dump(value)
@@ -109,10 +114,11 @@ def _each(
         if isinstance(found, Denial):
             return found
         written.append(found.body)
+        unread += [(f"$[{index}]{place[1:]}", why) for place, why in found.unread]
         findings += [dataclasses.replace(each, where=f"$[{index}]{each.where[1:]}") for each in found.findings]
     if not any(each.action in (Action.REDACT, Action.BLOCK) for each in findings):
-        return Inspected(body, tuple(findings))
-    return Inspected(b"[" + b",".join(written) + b"]", tuple(findings))
+        return Inspected(body, tuple(findings), tuple(unread))
+    return Inspected(b"[" + b",".join(written) + b"]", tuple(findings), tuple(unread))
 
 
 def inspect_message(
@@ -127,7 +133,16 @@ def inspect_message(
 
     ``beside`` points at texts that are looked at elsewhere: pieces of a text in a stream.
     """
-    texts = Texts(engine, decide)
+    if not endpoint.answer_media.paths:
+        return _inspect_message(endpoint, Texts(engine, decide), value, body, beside)
+    opened = media.in_answer(endpoint, value)
+    found = _inspect_message(endpoint, Texts(engine, decide), value, body, {*beside, *opened.opaque})
+    return found if isinstance(found, Denial) else dataclasses.replace(found, unread=opened.unread)
+
+
+def _inspect_message(
+    endpoint: Endpoint, texts: Texts, value: object, body: bytes, beside: Collection[Pointer]
+) -> Inspected | Denial:
     if endpoint.pieces.paths and pieces.mask(texts, endpoint.pieces, value, beside):
         body = dump(value)
     clean = texts.are_clean(dump(value), ())

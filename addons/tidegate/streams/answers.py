@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.errors import NO_CALLS, render_event
 from tidegate.dialects.spec import Endpoint, ErrorShape, FramingKind
-from tidegate.inspection.bodies import inspect_answer, inspect_message
+from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_message
 from tidegate.inspection.engine import Engine
+from tidegate.inspection.media import withheld
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
 from tidegate.streams import framings
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
 from tidegate.streams.envelope import Envelope, open_up, seal
@@ -22,6 +23,9 @@ from tidegate.streams.framing import MAX_FRAME, Frame, FrameFault, Framing
 
 DONE = "[DONE]"
 """The terminator most OpenAI-compatible servers send. It is no JSON and holds no text, so it may end any stream."""
+
+MAX_UNREAD = 100
+"""Places of media that are remembered of one stream; its record says why they were not scanned, each reason once."""
 
 TOO_LARGE = Denial(
     Reason.ANSWER_TOO_LARGE,
@@ -44,6 +48,8 @@ class StreamedAnswer:
     One that turns out to be a single JSON value is kept until its end and inspected as a whole. ``exchange`` is the id
     that an error event shows. ``denial`` is set when the answer must be cut: the bytes returned then end with the
     family's own error event, and nothing comes after it; ``calls`` are what it then answers.
+    ``unread`` are the places of media that were not scanned, and why; ``on_unknown`` says what becomes of an answer
+    that holds any.
     """
 
     def __init__(
@@ -59,6 +65,8 @@ class StreamedAnswer:
         assert endpoint.stream is not None  # the crossing refuses a stream where the dialect knows none
         self.denial: Denial | None = None
         self.calls = NO_CALLS
+        self.on_unknown = OnUnknown.BLOCK
+        self.unread: list[tuple[str, str]] = []
         self._endpoint = endpoint
         self._spec = endpoint.stream
         self._done = {DONE, endpoint.stream.done or DONE}
@@ -132,8 +140,17 @@ class StreamedAnswer:
         found = inspect_answer(self._endpoint, self._engine, self._decide, bytes(self._head), status=self._status)
         if isinstance(found, Denial):
             return self._deny(found)
+        if (denial := self._withheld(found)) is not None:
+            return self._deny(denial)
         self._found = found.findings
         return found.body
+
+    def _withheld(self, found: Inspected) -> Denial | None:
+        """Refuse an answer with media that was not scanned, unless the connection lets it pass: then it is noted."""
+        denial = withheld(found.unread, self.on_unknown)
+        if denial is None:
+            self.unread += found.unread[: max(0, MAX_UNREAD - len(self.unread))]
+        return denial
 
     def _relay(self, framing: Framing, frames: list[Frame]) -> bytes:
         out: list[bytes] = []
@@ -167,11 +184,19 @@ class StreamedAnswer:
     def _message(self, framing: Framing, frame: Frame, value: object) -> bytes:
         """Inspect an event that is an answer of its own; what it holds of a text in pieces is the channel's."""
         before = (frame.data or "").encode()
-        pieces = self._events.pieces(value)
-        looked = inspect_message(self._endpoint, self._engine, self._decide, value, before, pieces)
+        alone = isinstance(value, list) and not self._spec.deltas  # a list of messages, none of which is a piece
+        if alone:
+            looked = inspect_answer(self._endpoint, self._engine, self._decide, before, status=self._status)
+        else:
+            pieces = self._events.pieces(value)
+            looked = inspect_message(self._endpoint, self._engine, self._decide, value, before, pieces)
         if isinstance(looked, Denial):
             return self._deny(looked)
+        if (denial := self._withheld(looked)) is not None:
+            return self._deny(denial)
         self._found += tuple(replace(each, where=f"stream:{each.where}") for each in looked.findings)
+        if alone:
+            return framing.same(frame) if looked.body == before else framing.changed(frame, looked.body)
         if looked.body == before:
             return self._written(framing, self._events.event(strict_json(before), frame.name, frame))
         return self._written(framing, self._events.event(strict_json(looked.body), frame.name, frame), edited=True)
