@@ -18,7 +18,7 @@ from tidegate.dialects.errors import Calls, render, status
 from tidegate.dialects.load import parse_dialect
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.ner.spec import Late, Ner
-from tidegate.model import Denial, Head, OnUnknown, Outcome, Reason, Role, Scanned
+from tidegate.model import Denial, Head, OnUnknown, Origin, Outcome, Reason, Role, Scanned
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy
 
@@ -116,7 +116,7 @@ METHODS = {
     },
     "a2a": {
         "message/send": "send", "SendMessage": "send", "message/stream": "stream", "SendStreamingMessage": "stream",
-        "tasks/get": "get_task", "GetTask": "get_task", "tasks/list": "list_tasks", "ListTasks": "list_tasks",
+        "tasks/get": "get_task", "GetTask": "get_task",
         "tasks/cancel": "cancel_task", "CancelTask": "cancel_task", "tasks/resubscribe": "resubscribe",
         "SubscribeToTask": "resubscribe", "agent/getAuthenticatedExtendedCard": "extended_card",
         "GetExtendedAgentCard": "extended_card",
@@ -712,3 +712,33 @@ def test_a_model_that_reads_prompts_reads_every_message_of_a_list(policy: Policy
     door = policy.dialects["mcp"].endpoints["post"]
     assert "Anna lives here" in asking.texts(ner, door, body, [], 1000)
     assert "Not Read" not in asking.texts(ner, door, body, [], 1000)
+
+
+@pytest.mark.parametrize("kind", ["whole", "streamed"])
+def test_a_value_in_two_parts_of_a_result_is_found(policy: Policy, kind: str) -> None:
+    body = result(content=[{"type": "text", "text": "mail jane.doe"}, {"type": "text", "text": "@example.com now"}])
+    if kind == "whole":
+        _, got = whole(policy, body)
+    else:
+        got = json.loads(re.findall(rb"data: (.*)\n\n", streamed(policy, body)[1])[0])
+    assert [each["text"] for each in got["result"]["content"]] == ["mail [REDACTED:email]", " now"]
+
+
+@pytest.mark.parametrize("value", ["text", 7, None, True], ids=str)
+def test_an_event_that_is_no_message_ends_the_answer(policy: Policy, value: object) -> None:
+    exchange, out = cut(policy, value)
+    assert exchange.denial is not None
+    assert exchange.denial.reason is Reason.ANSWER_MALFORMED
+    assert json.loads(out.split(b"data: ")[1])["id"] == 1
+
+
+def test_a_proxied_client_reaches_the_address_itself(policy: Policy) -> None:
+    exchange = Crossing(policy, "ex_1")
+    origin = Origin("https", "mcp.example", 443)
+    assert isinstance(exchange.receive(steps.HeadArrived(Head("POST", "/mcp", (), origin))), steps.ReadBody)
+    assert isinstance(exchange.receive(steps.BodyArrived(json.dumps(call("ping")).encode())), steps.KeepIntent)
+    assert exchange.route is not None
+    assert (exchange.route.path, exchange.route.endpoint) == ("/mcp", "session")
+    step = Crossing(policy, "ex_2").receive(steps.HeadArrived(Head("POST", "/mcpx", (), origin)))
+    assert isinstance(step, steps.Refuse)
+    assert step.denial.reason is Reason.NO_ENDPOINT

@@ -184,8 +184,9 @@ class StreamedAnswer:
     def _message(self, framing: Framing, frame: Frame, value: object) -> bytes:
         """Inspect an event that is an answer of its own; what it holds of a text in pieces is the channel's."""
         before = (frame.data or "").encode()
-        alone = isinstance(value, list) and not self._spec.deltas  # a list of messages, none of which is a piece
-        if alone:
+        if not isinstance(value, dict | list):
+            return self._deny(MALFORMED)
+        if isinstance(value, list):
             looked = inspect_answer(self._endpoint, self._engine, self._decide, before, status=self._status)
         else:
             pieces = self._events.pieces(value)
@@ -195,7 +196,7 @@ class StreamedAnswer:
         if (denial := self._withheld(looked)) is not None:
             return self._deny(denial)
         self._found += tuple(replace(each, where=f"stream:{each.where}") for each in looked.findings)
-        if alone:
+        if not self._spec.deltas:
             return framing.same(frame) if looked.body == before else framing.changed(frame, looked.body)
         if looked.body == before:
             return self._written(framing, self._events.event(strict_json(before), frame.name, frame))
