@@ -4,6 +4,13 @@ from __future__ import annotations
 
 # ruff: noqa: E501 - a message is one line
 
+from pathlib import Path
+
+import yaml
+
+_OPENAI = yaml.safe_load((Path(__file__).parent.parent / "rules" / "dialects" / "openai.yaml").read_text())
+ENDPOINTS = " or ".join(sorted(_OPENAI["endpoints"]))
+
 FAULTS: dict[str, list[str]] = {
     "action-later": [
         "FILE:21: inspection.prompt.pii: found 'tokenise'; accepted: allow or flag or redact or block (tokenise and approve are not in this version)",
@@ -112,10 +119,10 @@ FAULTS: dict[str, list[str]] = {
         "FILE:15: roles.engineer.allow[0].connections[0]: found 'opnai'; accepted: openai",
     ],
     "unknown-dialect": [
-        "FILE:8: connections[0].dialect: found 'opnai'; accepted: anthropic or bedrock or cohere or gemini or ollama or openai",
+        "FILE:8: connections[0].dialect: found 'opnai'; accepted: a2a or anthropic or bedrock or cohere or gemini or mcp or ollama or openai",
     ],
     "unknown-endpoint": [
-        "FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: chat or completions or embeddings or models or responses or responses_socket",
+        f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {ENDPOINTS}",
     ],
     "unknown-key": [
         "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.dialects import composition, load, messages, streaming
+from tidegate.dialects import calling, composition, load, messages, streaming
 from tidegate.dialects.addresses import match, model_named
 from tidegate.dialects.asking import asked
 from tidegate.dialects.body import strict_json
@@ -170,7 +170,7 @@ def test_the_small_dialect_loads() -> None:
             'body: {error: "${message}"}',
             'body: {error: "${text}"}',
             "small.yaml:6: error.body.error: found an unknown place in a template; accepted: ${message}, ${reason}, "
-            "${type}, ${id} or ${status}",
+            "${type}, ${id}, ${status} or ${call}",
             id="template",
         ),
         pytest.param(
@@ -348,7 +348,7 @@ def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "dialects.md").read_text(encoding="utf-8")
     tables = {
         name: value
-        for module in (load, composition, messages, streaming)
+        for module in (calling, composition, load, messages, streaming)
         for name, value in vars(module).items()
         if name.endswith("_KEYS")
     }

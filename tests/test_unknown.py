@@ -167,7 +167,7 @@ def answered(
 OPAQUE = {
     "sound": (MP3, "sound or video"),
     "a picture": (PNG, "a picture"),
-    "a document": (docx(run("x")), "a document, which nobody opens in an answer"),
+    "a document": (docx(run("x")), "a document, which is not opened in an answer"),
     "anything": (b"\x80\x00\x01\x02\xff" * 20, "data of an unknown type"),
 }
 
@@ -177,7 +177,10 @@ OPAQUE = {
 def test_answers_that_are_no_text(policy: Policy, data: bytes, what: str, rule: OnUnknown) -> None:
     exchange, step = answered(with_rule(policy, rule), data, "application/octet-stream")
     if rule is OnUnknown.BLOCK:
-        assert refusal(step) == ("answer_opaque", f"The upstream's answer was not scanned: it is or holds {what}.")
+        assert refusal(step) == (
+            "answer_opaque",
+            f"The upstream's answer was not scanned: it is or holds {what}, so it was withheld.",
+        )
         assert exchange.outcome is Outcome.DENIED
     else:
         assert step == steps.Emit(data, last=True)
@@ -348,7 +351,7 @@ STREAMS = {
 @pytest.mark.parametrize(("endpoint", "event"), STREAMS.values(), ids=STREAMS.keys())
 def test_media_in_streams_pass_with_their_bytes(endpoint: str, event: dict[str, Any]) -> None:
     out, gate = streamed(endpoint, [event, event])
-    assert (out, gate.denial, gate.unread) == ([event, event], None, "")
+    assert (out, gate.denial, gate.unread) == ([event, event], None, ())
 
 
 def test_an_event_of_an_unknown_type_follows_on_unknown() -> None:
@@ -362,7 +365,7 @@ def test_an_event_of_an_unknown_type_follows_on_unknown() -> None:
     assert [each.get("delta") for each in out[:-1]] == ["hello "]
     assert out[-1]["code"] == "answer_opaque"
     out, gate = streamed("transcriptions", events, OnUnknown.FLAG)
-    assert (gate.denial, gate.unread) == (None, "an event of an unknown type")
+    assert (gate.denial, gate.unread) == (None, (("the answer", "an event of an unknown type"),))
     assert out[1]["name"] == "is [REDACTED:key]", "its texts are looked at all the same"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tidegate import composing
+from tidegate import calls, composing
 from tidegate.dialects import body as bodies
 from tidegate.dialects.spec import Endpoint
 from tidegate.inspection.ner.spec import PACK, Late, Ner, NerSpan, Unread, rule_of
@@ -41,7 +41,12 @@ def texts(ner: Ner, endpoint: Endpoint, data: bytes, encodings: Sequence[str], l
     plain = bodies.decode(data, encodings, limit)
     value = plain if isinstance(plain, Denial) else bodies.strict_json(plain)
     assert not isinstance(value, Denial), "a body that was judged can be read"
-    return questions(ner, endpoint, value)
+    if endpoint.calls is None:
+        return questions(ner, endpoint, value)
+    every = calls.messages(endpoint, value)
+    assert not isinstance(every, Denial), "a body that was judged can be read"
+    asked = (questions(ner, each.endpoint, each.value) for each in every)
+    return tuple(dict.fromkeys(text for each in asked for text in each))
 
 
 def texts_within(

@@ -16,14 +16,14 @@ This is the only place where the order is written and the only place where the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import asking, headers, sockets
+from tidegate import asking, calls, headers, sockets
 from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
-from tidegate.dialects.errors import GENERIC, render
+from tidegate.dialects.errors import GENERIC, NO_CALLS, Calls, render
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
@@ -121,11 +121,17 @@ class Crossing:
         self._encodings: list[str] = []
         self._written_type: str | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
+        self._calls = NO_CALLS
 
     @property
     def shape(self) -> ErrorShape:
         """The form of a refusal that this caller's SDK understands."""
         return GENERIC if self.route is None else self._dialect().error
+
+    @property
+    def calls(self) -> Calls:
+        """The JSON-RPC calls that a refusal answers."""
+        return calls.answerable(self.policy.engine, self._calls)
 
     def receive(self, event: Event) -> Step:
         """Take one event, move to the next stage, and say what to do."""
@@ -202,6 +208,7 @@ class Crossing:
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
         assert isinstance(judged, Judged)
+        self._calls, self.route = judged.calls, judged.grant.route
         if self.policy.ner is not None and judged.denial is None:
             return self._ask(self.policy.ner, event, judged)
         return self._judged(judged)
@@ -282,19 +289,22 @@ class Crossing:
             return
         self.scanned = media.scanned(judged.media)
         if judged.denial is None and judged.media.unread:
-            self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media))
+            self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media.unread))
 
     def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened:
         """Decode and read a body, then judge it with the rest of its request."""
         data = event.data
         assert self.grant is not None
         assert self.head is not None
-        grant, head, endpoint = self.grant, self.head, self._endpoint()
+        grant, head = self.grant, self.head
+        endpoint = self._dialect().endpoints[grant.route.endpoint]
         if len(data) > grant.request_bytes:
             return Judged(grant, "body", too_large(grant.request_bytes))
         plain = bodies.decode(data, headers.values(head.headers, "content-encoding"), grant.request_bytes)
         if isinstance(plain, Denial):
             return Judged(grant, "body", plain)
+        if endpoint.calls is not None:
+            return calls.judge(policy, endpoint, grant, plain, head, extracted=event.extracted)
         extra = beside(head, grant.route)
         if endpoint.body and endpoint.socket is None and not endpoint.made_of.asks_plainly:
             return judge_body(
@@ -374,10 +384,12 @@ class Crossing:
         return Stream(drop)
 
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
-        decide = self.policy.decide(Direction.RESPONSE)
         assert self.route is not None
+        decide = self.policy.decide(Direction.RESPONSE)
         head = AnswerHead(content_type, status, self.route.connection.on_unknown)
-        return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+        answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+        answer.calls = self.calls
+        return answer
 
     def _words(self, denial: Denial) -> bytes:
         return render(self.shape, denial, self.exchange)[1]
@@ -463,18 +475,11 @@ class Crossing:
         if isinstance(found, Denial):
             return self._refuse("answer", found)
         assert isinstance(found, Inspected)
+        self._unscanned(found.unread)
         self.answer_findings += found.findings
-        if found.unread:
-            self._miss(found.unread)
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
         return Emit(found.body, last=True)
-
-    def _miss(self, what: str) -> None:
-        """Note that some of the answer was not scanned, and that the connection lets that pass."""
-        assert self.route is not None
-        self.scanned = Scanned.PARTLY
-        self._decide("media", self.route.connection.on_unknown, f"answer not scanned: {what}")
 
     def _masked(self, data: bytes) -> Inspected | Denial:
         """Decode the whole body of an answer and mask it."""
@@ -492,15 +497,23 @@ class Crossing:
             if plain[:1] == b"\0" and FramingKind.EVENTSTREAM in stream.framings:
                 return found  # messages that are broken
         if found == MALFORMED and (why := media.opaque(plain)) is not None:
-            return media.unscanned_answer(why, self.route.connection.on_unknown) or Inspected(plain, (), why)
-        return found
+            found = Inspected(plain, (), ((media.ANSWER, why),))
+        unread = found.unread if isinstance(found, Inspected) else ()
+        return media.withheld(unread, self.route.connection.on_unknown) or found
 
     def _unannounced(self, plain: bytes) -> Inspected | Denial:
         """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
         assert self.status is not None
         stream = self._streamed(JSON, self.status)
         body = stream.feed(plain) + stream.end()
-        return stream.denial or Inspected(body, stream.findings, stream.unread)
+        return stream.denial or Inspected(body, stream.findings, tuple(stream.unread))
+
+    def _unscanned(self, unread: Sequence[tuple[str, str]]) -> None:
+        """Note what nobody has read of an answer, and that the connection lets that pass."""
+        if unread:
+            assert self.route is not None
+            self.scanned = Scanned.PARTLY
+            self._decide("media", self.route.connection.on_unknown, f"answer {media.told(unread)}")
 
     # endings ─────────────────────────────────────────────────────────────────
 
@@ -545,9 +558,8 @@ class Crossing:
 
     def _close(self, outcome: Outcome) -> None:
         if self._stream is not None:
+            self._unscanned(self._stream.unread)
             self.answer_findings += tuple(self._stream.findings)
-            if self._stream.unread:
-                self._miss(self._stream.unread)
         if self.socket is not None:
             self.prompt_findings += tuple(self.socket.prompt_findings)
             self.answer_findings += self.socket.answer_findings

@@ -15,7 +15,7 @@ from mitmproxy import http
 
 from tidegate import edits
 from tidegate.crossing import Crossing
-from tidegate.dialects.errors import render
+from tidegate.dialects.errors import render, status
 from tidegate.evidence.records import ExchangeRecord
 from tidegate.identity.credential import Secret
 from tidegate.judging import readings
@@ -114,8 +114,9 @@ class Exchange:
         """Make the refusal, in the shape of the caller's dialect."""
         denial = self.crossing.denial
         assert denial is not None
-        self.crossing.status = denial.status
-        response = edits.refusal(denial.status, *render(self.crossing.shape, denial, self.id))
+        shape, calls = self.crossing.shape, self.crossing.calls
+        self.crossing.status = sent = status(shape, denial, calls)
+        response = edits.refusal(sent, *render(shape, denial, self.id, calls))
         self._let_go(response)
         return response
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 from tidegate import headers
 from tidegate.dialects import body as bodies
 from tidegate.dialects.asking import asked
+from tidegate.dialects.errors import NO_CALLS, Calls
 from tidegate.dialects.spec import Endpoint, JsonObject, refused
 from tidegate.identity import permission
 from tidegate.inspection import media
@@ -27,7 +28,10 @@ NAMES = "header names"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What came of it. ``denial`` was made by ``stage``; what was known by then is there all the same."""
+    """What came of it. ``denial`` was made by ``stage``; what was known by then is there all the same.
+
+    ``calls`` are the JSON-RPC calls that the body holds.
+    """
 
     grant: Grant
     stage: str = "inspect"
@@ -38,6 +42,7 @@ class Judged:
     media: Opened | None = None
     content_type: str | None = None
     """That of ``body``, where it is another than the client's."""
+    calls: Calls = NO_CALLS
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ class Socket:
         self.scanned = media.scanned(judged.media)
         if judged.denial is None:
             rule = self._grant.route.connection.on_unknown
-            self.decisions.append(Decision("media", rule, None, f"{place}: {media.told(judged.media)}"))
+            self.decisions.append(Decision("media", rule, None, f"{place}: {media.told(judged.media.unread)}"))
 
     def _turn(self, down: list[bytes]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """Answer the refused messages that are next, and let the next other one go up."""

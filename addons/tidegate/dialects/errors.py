@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tidegate.dialects.body import dump
 from tidegate.dialects.spec import ErrorShape
 from tidegate.model import Denial
 
-PLACES = ("message", "reason", "type", "id", "status")
+PLACES = ("message", "reason", "type", "id", "status", "call")
 """What a template may name as ``${...}``."""
 
 _GENERIC_BODY = {
@@ -26,8 +27,26 @@ GENERIC = ErrorShape(
 """For a refusal before any connection is known: the OpenAI and the Anthropic SDK both read it."""
 
 
-def render(shape: ErrorShape, denial: Denial, request_id: str) -> tuple[tuple[tuple[str, str], ...], bytes]:
-    """Write a refusal: headers and body.
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The ids of the JSON-RPC calls that a refusal answers: of one message, or with ``batch`` of a list of them."""
+
+    ids: tuple[str | int, ...] = ()
+    batch: bool = False
+
+
+NO_CALLS = Calls()
+
+
+def status(shape: ErrorShape, denial: Denial, calls: Calls = NO_CALLS) -> int:
+    """Return the HTTP status of a refusal: some families answer a call with an error and the status of an answer."""
+    return shape.answered if calls.ids and shape.answered is not None else denial.status
+
+
+def render(
+    shape: ErrorShape, denial: Denial, request_id: str, calls: Calls = NO_CALLS
+) -> tuple[tuple[tuple[str, str], ...], bytes]:
+    """Write a refusal: headers and body. Of a batch each call gets its own error.
 
     ``x-should-retry: false`` stops both SDKs from trying again; ``x-request-id`` is OpenAI's and ``request-id``
     Anthropic's name of the same header.
@@ -39,12 +58,15 @@ def render(shape: ErrorShape, denial: Denial, request_id: str) -> tuple[tuple[tu
         ("request-id", request_id),
         ("x-should-retry", "false"),
     )
-    return headers, dump(_fill(shape.body, _values(shape, denial, request_id)))
+    if calls.batch and calls.ids:
+        bodies = [_fill(shape.body, _values(shape, denial, request_id, call)) for call in calls.ids]
+        return headers, dump(bodies)
+    return headers, dump(_fill(shape.body, _values(shape, denial, request_id, *calls.ids[:1])))
 
 
-def render_event(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:
+def render_event(shape: ErrorShape, denial: Denial, request_id: str, call: str | int | None = None) -> bytes:
     """Write the event that ends an answer which has begun; its framing is put around it by ``streams``."""
-    return dump(_fill(shape.event, _values(shape, denial, request_id)))
+    return dump(_fill(shape.event, _values(shape, denial, request_id, call)))
 
 
 def render_message(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:
@@ -52,13 +74,14 @@ def render_message(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:
     return dump(_fill(shape.message, _values(shape, denial, request_id)))
 
 
-def _values(shape: ErrorShape, denial: Denial, request_id: str) -> dict[str, object]:
+def _values(shape: ErrorShape, denial: Denial, request_id: str, call: str | int | None = None) -> dict[str, object]:
     return {
         "message": denial.message,
         "reason": denial.reason.value,
         "type": shape.types.get(denial.status, shape.types[0]),
         "id": request_id,
         "status": denial.status,
+        "call": call,
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from tidegate.dialects import calling
 from tidegate.dialects.addresses import MODEL
 from tidegate.dialects.composition import COMPOSITION_KEYS, composition
 from tidegate.dialects.errors import PLACES
@@ -35,10 +36,10 @@ from tidegate.policy.source import Node, parse
 
 ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints")
 SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
-ERROR_KEYS = ("body", "event", "event_name", "message", "types")
+ERROR_KEYS = ("body", "event", "event_name", "message", "types", "answered")
 ENDPOINT_KEYS = (
-    "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
-    *COMPOSITION_KEYS, "unread",
+    "like", "methods", "paths", "calls", "called", "body", "asked", "request", "media", "deny", "refuse", "pieces",
+    "answer", "answer_media", "stream", "socket", *COMPOSITION_KEYS, "unread",
 )  # fmt: skip
 ASKED_KEYS = ("model", "path_model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
@@ -73,6 +74,7 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
     error = _error(reader, top["error"]) if "error" in top else ErrorShape(None, None, None, {0: ""})
     nodes = reader.entries(top.get("endpoints"))
     endpoints = {name: _endpoint(reader, name, nodes, shapes) for name in nodes}
+    endpoints = calling.joined(reader, endpoints, nodes)
     if "error" in top and error.message is None and any(each.socket is not None for each in endpoints.values()):
         reader.fault(top["error"], "a message too, which an endpoint with a socket refuses with", "no key message")
     return Dialect(
@@ -87,7 +89,8 @@ def _exact(reader: Reader, endpoints: Mapping[str, Endpoint], nodes: Mapping[str
         for at in ((method, path) for method in endpoint.methods for path in endpoint.paths):
             if owners.setdefault(at, name) != name:
                 reader.fault(nodes[name], "each method and path once", f"{' '.join(at)}, which {owners[at]} has too")
-    return {at: name for at, name in owners.items() if "*" not in at[1] and MODEL not in at[1]}
+    exact = {at: name for at, name in owners.items() if "*" not in at[1] and MODEL not in at[1]}
+    return exact | {(method, ""): name for (method, path), name in exact.items() if path == "/"}
 
 
 def _shape(reader: Reader, node: Node) -> Shape:
@@ -108,18 +111,28 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
     for key in ("body", "event", "message"):
         if key in entry:
             _check_template(reader, entry[key])
-    types = {0: ""}
+    types: dict[int, str | int] = {0: ""}
     for key, child in reader.entries(entry.get("types")).items():
         if key != "other" and not (key.isdecimal() and 400 <= int(key) <= 599):
             reader.fault(child, "an HTTP status from 400 to 599, or other", f"the key {key}")
         else:
-            types[0 if key == "other" else int(key)] = reader.text(child, "the family's name of the error type")
+            types[0 if key == "other" else int(key)] = _type(reader, child)
     if "types" in entry and not types[0]:
         reader.fault(entry["types"], "a type for every other status too", "no key other")
     named = entry.get("event_name")
     name = None if named is None or named.value is None else reader.text(named, "the name of the event")
     body, event, message = (plain(entry[key]) if key in entry else None for key in ("body", "event", "message"))
-    return ErrorShape(body, event, name, types, message)
+    answered = entry["answered"].value if "answered" in entry else None
+    if answered is not None and (type(answered) is not int or not 200 <= answered <= 599):
+        reader.fault(entry["answered"], "an HTTP status from 200 to 599")
+        answered = None
+    return ErrorShape(body, event, name, types, message, answered)
+
+
+def _type(reader: Reader, node: Node) -> str | int:
+    if type(node.value) is int:
+        return node.value
+    return reader.text(node, "the family's name or number of the error type")
 
 
 def _check_template(reader: Reader, node: Node) -> None:
@@ -134,12 +147,12 @@ def _check_template(reader: Reader, node: Node) -> None:
 
 def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapping[str, Shape]) -> Endpoint:
     entry = _liked(reader, name, nodes)
-    methods = words(reader, entry.get("methods"), f"a list of {_either(METHODS)}")
-    if not methods or not set(methods) <= set(METHODS):
-        reader.fault(nodes[name], f"a list of {_either(METHODS)}", _list(methods), f"{nodes[name].key}.methods")
-    paths = words(reader, entry.get("paths"), f"a list with {_PATH}")
-    if not paths or not all(map(_is_path, paths)):
-        reader.fault(nodes[name], f"a list with {_PATH}", _list(paths), f"{nodes[name].key}.paths")
+    methods: tuple[str, ...] = ()
+    paths = called = methods
+    if "called" in entry or name in calling.results(nodes):
+        called = calling.called(reader, entry)
+    else:
+        methods, paths = _address(reader, nodes[name], entry)
     spoken = stream(reader, entry["stream"]) if "stream" in entry and entry["stream"].value is not None else None
     return Endpoint(
         name=name,
@@ -156,9 +169,23 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
         socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
+        answer_media=_trie(reader, entry.get("answer_media"), lambda node: _media(reader, node)),
+        pieces=_paths(reader, entry.get("pieces")),
+        calls=calling.calls(reader, entry),
+        called=called,
         made_of=composition(reader, entry, nodes),
         unread=reader.text(entry.get("unread"), REASON).strip().rstrip("."),
     )
+
+
+def _address(reader: Reader, node: Node, entry: Mapping[str, Node]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    methods = words(reader, entry.get("methods"), f"a list of {_either(METHODS)}")
+    if not methods or not set(methods) <= set(METHODS):
+        reader.fault(node, f"a list of {_either(METHODS)}", _list(methods), f"{node.key}.methods")
+    paths = words(reader, entry.get("paths"), f"a list with {_PATH}")
+    if not paths or not all(map(_is_path, paths)):
+        reader.fault(node, f"a list with {_PATH}", _list(paths), f"{node.key}.paths")
+    return methods, paths
 
 
 def _liked(reader: Reader, name: str, nodes: Mapping[str, Node]) -> dict[str, Node]:
@@ -171,26 +198,28 @@ def _liked(reader: Reader, name: str, nodes: Mapping[str, Node]) -> dict[str, No
     if model is None or not isinstance(model.value, Mapping) or "like" in model.value:
         reader.fault(entry["like"], "the name of an endpoint of this file that has no like itself")
         return entry
-    return {key: node for key, node in model.value.items() if key in ENDPOINT_KEYS} | entry
+    own = ("calls", "called")  # how it is reached by messages is an endpoint's own
+    return {key: node for key, node in model.value.items() if key in ENDPOINT_KEYS and key not in own} | entry
 
 
 def _asked(reader: Reader, node: Node | None) -> AskedSpec:
     entry = {} if node is None else reader.section(node, ASKED_KEYS)
 
-    def paths(key: str) -> Trie[str]:
-        found = reader.texts(entry.get(key), f"a list with {EXPRESSION}")
-        return compiled(reader, [(text, str(text.value)) for text in found])
-
     return AskedSpec(
-        model=paths("model"),
-        stream=paths("stream"),
+        model=_paths(reader, entry.get("model")),
+        stream=_paths(reader, entry.get("stream")),
         tools=_trie(reader, entry.get("tools"), lambda child: _tools(reader, child)),
-        max_output=paths("max_output"),
+        max_output=_paths(reader, entry.get("max_output")),
         streams=reader.flag(entry.get("streams"), default=False),
         endless=reader.flag(entry.get("endless"), default=False),
         path_model=reader.flag(entry.get("path_model"), default=False),
         model_prefixes=words(reader, entry.get("model_prefixes"), "a list of prefixes such as models/"),
     )
+
+
+def _paths(reader: Reader, node: Node | None) -> Trie[str]:
+    found = reader.texts(node, f"a list with {EXPRESSION}")
+    return compiled(reader, [(text, str(text.value)) for text in found])
 
 
 def _tools(reader: Reader, node: Node) -> tuple[Node, ToolNames] | None:
@@ -326,7 +355,7 @@ def _names(node: Node) -> Iterable[str]:
 def _is_path(text: str) -> bool:
     parts = text[1:].split("/")
     plain = (part.removeprefix(MODEL) or "x" for part in parts)
-    return (
+    return text == "/" or (
         text.startswith("/")
         and text.count(MODEL) <= 1
         and all(part == "*" or (part and _PART.issuperset(part)) for part in plain)

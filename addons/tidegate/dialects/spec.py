@@ -182,7 +182,9 @@ class Delta:
     Of several deltas that name the same leaf, the first whose ``when`` allows the event is the one.
     The channel's key is this delta and every (depth, name, value) of the fields ``key`` in the objects along the path,
     root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source. ``beside``
-    are fields of those objects that readers want in every event: one that is made up has them too.
+    are fields of those objects that readers want in every event: one that is made up has them too. ``continues``
+    leads, by field names, to what is true where the text goes on (where it is not, the channel begins anew), ``ends``
+    to what is true where this piece is the last.
     """
 
     path: str
@@ -190,6 +192,8 @@ class Delta:
     when: frozenset[str] | None = None
     source: bool = False
     beside: tuple[str, ...] = ()
+    continues: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +254,8 @@ class StreamSpec:
     a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
     strings are whole texts: repeats of what the deltas said, or text that arrives whole. ``events`` are the types of
-    event that are known (``*`` at the end: any rest); none: any.
+    event that are known (``*`` at the end: any rest); none: any. With ``whole`` each event is an answer of its own, and
+    all of it but its deltas is inspected as one.
     """
 
     event_type: str | None
@@ -266,6 +271,7 @@ class StreamSpec:
     absent: Mapping[str, object] = field(default_factory=dict, hash=False)
     wrapped: str | None = None
     events: tuple[str, ...] = ()
+    whole: bool = False
 
     def knows(self, kind: str | None) -> bool:
         """Say whether an event of this type may come; any may where the dialect lists none."""
@@ -332,14 +338,37 @@ class ErrorShape:
 
     ``types`` maps an HTTP status to the family's error type; 0 is any other status. ``event`` is the body of an error
     in mid-stream and ``event_name`` its SSE event name (``None``: the event has no name). ``message`` is an error on a
-    WebSocket (``None``: the family has none).
+    WebSocket (``None``: the family has none). ``${call}`` is the id of the JSON-RPC call that is refused, null where
+    there is none; ``answered`` is the HTTP status of a refusal that has one (``None``: as of any other).
     """
 
     body: object
     event: object
     event_name: str | None
-    types: Mapping[int, str]
+    types: Mapping[int, str | int]
     message: object = None
+    answered: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """When a body may be a list of messages: without the header field ``header``, or with one of ``values`` in it."""
+
+    header: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpec:
+    """An address at which JSON-RPC is spoken: the method of a message names the endpoint that it is judged by.
+
+    ``results`` judges what is no call but the answer to one of the upstream's (``None``: there are none). ``batch``
+    says when a body may be a list of messages (``None``: never).
+    """
+
+    methods: Mapping[str, Endpoint]
+    results: Endpoint | None = None
+    batch: Batch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +377,8 @@ class Endpoint:
 
     ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
+    With ``calls`` it is no operation but the address of others, which are ``called`` by a JSON-RPC method there and
+    have no path of their own. ``pieces`` select texts of a whole body that are one text, cut in the pieces of a list.
     ``made_of`` says what bodies are made of that are not one JSON value. ``unread``: what its answers are that nobody
     can inspect; empty for those that can be.
     """
@@ -364,6 +395,10 @@ class Endpoint:
     refuse: Trie[Condition]
     socket: SocketSpec | None = None
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
+    calls: CallSpec | None = None
+    called: tuple[str, ...] = ()
+    answer_media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
+    pieces: Trie[str] = field(default_factory=lambda: Trie[str]([]))
     made_of: Composition = Composition()  # noqa: RUF009 - frozen, and nothing but defaults
     unread: str = ""
 

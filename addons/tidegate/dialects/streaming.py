@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tidegate.dialects.fields import ExpressionError, steps
 from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
 from tidegate.dialects.spec import Delta, Drop, Flush, FramingKind, Keep, Source, StreamSpec
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 STREAM_KEYS = (
-    "framing", "wrapped", "absent", "event_type", "events", "done", "sequence", "padding",
+    "framing", "whole", "wrapped", "absent", "event_type", "events", "done", "sequence", "padding",
     "deltas", "source", "flush", "keep", "drop",
 )  # fmt: skip
-DELTA_KEYS = ("path", "key", "when", "source", "beside")
+DELTA_KEYS = ("path", "key", "when", "source", "beside", "continues", "ends")
 FLUSH_KEYS = ("path", "key", "when", "values")
 SOURCE_KEYS = ("path",)
 KEEP_KEYS = DROP_KEYS = ("path", "because")
@@ -21,7 +22,8 @@ KEEP_KEYS = DROP_KEYS = ("path", "because")
 
 def stream(reader: Reader, node: Node) -> StreamSpec:
     """Read a stream section."""
-    entry = reader.section(node, STREAM_KEYS, {"deltas": "a list with at least one delta"})
+    whole = isinstance(node.value, Mapping) and "whole" in node.value  # its events need no text in pieces
+    entry = reader.section(node, STREAM_KEYS, {} if whole else {"deltas": "a list with at least one delta"})
     deltas = [_delta(reader, child) for child in reader.items(entry.get("deltas"))]
     sources: list[tuple[Node, Source]] = [
         (path, Source(text)) for path, text, _ in _entries(reader, entry.get("source"), SOURCE_KEYS)
@@ -43,6 +45,7 @@ def stream(reader: Reader, node: Node) -> StreamSpec:
         wrapped=_name(reader, entry.get("wrapped")),
         events=_events(reader, entry),
         absent={name: plain(child) for name, child in reader.entries(entry.get("absent")).items()},
+        whole=reader.flag(entry.get("whole"), default=False),
     )
 
 
@@ -71,7 +74,19 @@ def _delta(reader: Reader, node: Node) -> tuple[Node, Delta]:
     path = entry.get("path", Node(f"{node.key}.path", node.line, "$"))
     source = reader.flag(entry.get("source"), default=False)
     beside = words(reader, entry.get("beside"), "a list of field names")
-    return path, Delta(str(path.value), _key(reader, entry), _when(reader, entry), source, beside)
+    goes_on, ends = (_way(reader, entry[key]) if key in entry else () for key in ("continues", "ends"))
+    return path, Delta(str(path.value), _key(reader, entry), _when(reader, entry), source, beside, goes_on, ends)
+
+
+def _way(reader: Reader, node: Node) -> tuple[str, ...]:
+    """Read a path that leads to one field."""
+    try:
+        way = steps(str(node.value))
+    except ExpressionError:
+        way = ()
+    if not way or any(step.deep or len(step.names) != 1 for step in way):
+        reader.fault(node, "a path of field names, such as $.result.append")
+    return tuple(step.names[0] for step in way if step.names)
 
 
 def _flush(reader: Reader, node: Node) -> Flush:

@@ -5,6 +5,7 @@ Every string, every object key and every long number is looked at; only what a p
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, replace, where
 from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source, role_of
+from tidegate.inspection import media, pieces
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, Reason, Role
@@ -29,12 +31,12 @@ type Place = tuple[Pointer, object]
 class Inspected:
     """A body as it may travel, and what was found in it. What the policy blocks is masked in ``body`` too.
 
-    ``unread``: what it is, of a closed list, if nobody could look at it.
+    ``unread`` are the places of an answer's media that were not scanned, and why.
     """
 
     body: bytes = field(repr=False)
     findings: tuple[Finding, ...]
-    unread: str = ""
+    unread: tuple[tuple[str, str], ...] = ()
 
 
 def inspect_request(
@@ -58,12 +60,14 @@ def inspect_request(
     exempt: list[Place] = [(pointer, at(value, pointer)) for pointer in opaque]
     for pointer, _ in exempt:
         put(value, pointer, "")
+    if endpoint.pieces.paths:
+        pieces.mask(texts, endpoint.pieces, value)
     body = dump(value) if value is not None else b""
     clean = texts.are_clean(body, (extra or {}).values())
     if clean and not texts.hinted:
         for pointer, data in exempt:
             put(value, pointer, data)
-        return Inspected(dump(value) if exempt else body, ())
+        return Inspected(dump(value) if exempt else body, tuple(texts.findings))
     leaves: list[Leaf[RequestField]] = []
     for leaf in endpoint.request.walk(value):
         if _may_exempt(leaf) and is_exempt(leaf):
@@ -87,19 +91,71 @@ def inspect_answer(
     Denies ``ANSWER_FINDING`` (the policy blocks what was found) and ``ANSWER_MALFORMED`` (neither JSON nor, from a
     status of 400 on, a text). Second copies of the text are emptied where anything was masked.
     """
-    texts = Texts(engine, decide)
     if not body.strip():
         return Inspected(body, ())
     value = strict_json(body)
     if isinstance(value, Denial):
-        return _plain_text(texts, body) if status >= 400 else MALFORMED
+        return _plain_text(Texts(engine, decide), body) if status >= 400 else MALFORMED
+    if isinstance(value, list) and (endpoint.calls or endpoint.called):
+        return _each(endpoint, engine, decide, value, body)
+    return inspect_message(endpoint, engine, decide, value, body)
+
+
+def _each(
+    endpoint: Endpoint, engine: Engine, decide: Callable[[Rule], Action], values: Sequence[object], body: bytes
+) -> Inspected | Denial:
+    """Inspect each of a list of messages by itself."""
+    written: list[bytes] = []
+    unread: list[tuple[str, str]] = []
+    findings: list[Finding] = []
+    for index, value in enumerate(values):
+        as_is = dump(value)
+        found = inspect_message(endpoint, engine, decide, value, as_is)
+        if isinstance(found, Denial):
+            return found
+        written.append(found.body)
+        unread += [(f"$[{index}]{place[1:]}", why) for place, why in found.unread]
+        findings += [dataclasses.replace(each, where=f"$[{index}]{each.where[1:]}") for each in found.findings]
+    if not any(each.action in (Action.REDACT, Action.BLOCK) for each in findings):
+        return Inspected(body, tuple(findings), tuple(unread))
+    return Inspected(b"[" + b",".join(written) + b"]", tuple(findings), tuple(unread))
+
+
+def inspect_message(
+    endpoint: Endpoint,
+    engine: Engine,
+    decide: Callable[[Rule], Action],
+    value: object,
+    body: bytes,
+    beside: Collection[Pointer] = (),
+) -> Inspected | Denial:
+    """Inspect a parsed answer, or an event that is one, as ``inspect_answer`` does; ``value`` is changed in place.
+
+    ``beside`` points at texts that are looked at elsewhere: pieces of a text in a stream.
+    """
+    if not endpoint.answer_media.paths:
+        return _inspect_message(endpoint, Texts(engine, decide), value, body, beside)
+    opened = media.in_answer(endpoint, value)
+    found = _inspect_message(endpoint, Texts(engine, decide), value, body, {*beside, *opened.opaque})
+    return found if isinstance(found, Denial) else dataclasses.replace(found, unread=opened.unread)
+
+
+def _inspect_message(
+    endpoint: Endpoint, texts: Texts, value: object, body: bytes, beside: Collection[Pointer]
+) -> Inspected | Denial:
+    if endpoint.pieces.paths and pieces.mask(texts, endpoint.pieces, value, beside):
+        body = dump(value)
     clean = texts.are_clean(dump(value), ())
     if clean and not texts.hinted:
-        return Inspected(body, ())
+        return texts.denial or Inspected(body, tuple(texts.findings))
     bare = not isinstance(value, dict | list)
     root: object = [value] if bare else value
-    leaves = list(endpoint.answer.walk(root))
-    texts.weigh([leaf.text for leaf in leaves], lambda _: Role.OTHER, lambda index: where(leaves[index].pointer))
+    leaves = [leaf for leaf in endpoint.answer.walk(root) if leaf.pointer not in beside or leaf.kind is LeafKind.KEY]
+    texts.weigh(
+        [leaf.text for leaf in leaves],
+        lambda index: _speaker(leaves[index], root),
+        lambda index: where(leaves[index].pointer),
+    )
     if clean:
         return texts.denial or Inspected(body, tuple(texts.findings))
     exempt = [
@@ -107,6 +163,7 @@ def inspect_answer(
         for one in endpoint.answer.select(root)
         if one.pointer and any(payload.exempt for payload in one.payloads)
     ]
+    exempt += [(pointer, at(root, pointer)) for pointer in beside]
     written = _look(texts, root, leaves, exempt, {})
     if written is None or texts.denial is not None:
         return texts.denial or MALFORMED
@@ -115,6 +172,12 @@ def inspect_answer(
     root = strict_json(written)
     _empty_copies(endpoint, root)
     return Inspected(dump(root[0] if bare and isinstance(root, list) else root), tuple(texts.findings))
+
+
+def _speaker(leaf: Leaf[AnswerField], root: object) -> Role:
+    """Tell who speaks in an answer. What the model says there is new, not one of its earlier words."""
+    role = role_of(leaf, root)
+    return Role.OTHER if role is Role.ASSISTANT else role
 
 
 def inspect_text(engine: Engine, decide: Callable[[Rule], Action], body: bytes) -> Inspected | Denial:

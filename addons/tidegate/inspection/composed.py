@@ -74,6 +74,7 @@ def _by_line(endpoint: Endpoint, judge: Judge, body: bytes, status: int) -> Insp
     """Inspect each line; one that cannot be read makes the whole answer malformed."""
     written: list[bytes] = []
     findings: list[Finding] = []
+    unread: list[tuple[str, str]] = []
     for number, line in enumerate(body.split(b"\n"), 1):
         plain = line.strip()
         if not plain:
@@ -87,12 +88,14 @@ def _by_line(endpoint: Endpoint, judge: Judge, body: bytes, status: int) -> Insp
             return found
         written.append(line if found.body is plain else found.body)
         findings += [replace(each, where=f"line {number}: {each.where}") for each in found.findings]
-    return Inspected(b"\n".join(written), tuple(findings))
+        unread += [(f"line {number}: {place}", why) for place, why in found.unread]
+    return Inspected(b"\n".join(written), tuple(findings), tuple(unread))
 
 
 def _value(endpoint: Endpoint, judge: Judge, value: object, body: bytes, status: int) -> Inspected | Denial:
     """Inspect one JSON value with the answers in it. ``body`` is returned as it is where nothing was masked."""
     findings: list[Finding] = []
+    unread: list[tuple[str, str]] = []
     inner: list[tuple[Pointer, object]] = []
     changed = False
     for found in list(endpoint.made_of.answered.select(value)):
@@ -106,6 +109,7 @@ def _value(endpoint: Endpoint, judge: Judge, value: object, body: bytes, status:
         changed |= seen.body is not plain
         inner.append((found.pointer, found.value if seen.body is plain else strict_json(seen.body)))
         findings += [replace(each, where=where(found.pointer) + each.where[1:]) for each in seen.findings]
+        unread += [(where(found.pointer) + place[1:], why) for place, why in seen.unread]
     for pointer, _ in inner:
         put(value, pointer, None)
     plain = dump(value) if inner else body
@@ -113,11 +117,11 @@ def _value(endpoint: Endpoint, judge: Judge, value: object, body: bytes, status:
     if isinstance(seen, Denial):
         return seen
     if seen.body is plain and not changed:
-        return Inspected(body, (*seen.findings, *findings))
+        return Inspected(body, (*seen.findings, *findings), (*seen.unread, *unread))
     written = strict_json(seen.body)
     if not all(put(written, *each) for each in inner):
         return _unmaskable()
-    return Inspected(dump(written), (*seen.findings, *findings))
+    return Inspected(dump(written), (*seen.findings, *findings), (*seen.unread, *unread))
 
 
 def _unmaskable() -> Denial:

@@ -10,11 +10,11 @@ import string
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tidegate.dialects.fields import Pointer, where
+from tidegate.dialects.fields import Pointer, Trie, where
 from tidegate.dialects.spec import Endpoint, Media
 from tidegate.inspection import data_urls
 from tidegate.inspection.attachments import Extraction, extract, is_quick, packed
-from tidegate.inspection.attachments.found import ADDRESS, NOT_BASE64, STORED, UNKNOWN, UNOPENED
+from tidegate.inspection.attachments.found import ADDRESS, IN_ANSWER, NOT_BASE64, STORED, UNKNOWN
 from tidegate.inspection.attachments.kinds import UNREADABLE, Kind, kinds
 from tidegate.inspection.engine import Engine, encode
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Scanned
@@ -64,8 +64,31 @@ class Opened:
 
 def parts(endpoint: Endpoint, body: object) -> tuple[Part, ...]:
     """Find the media of a request, in the order of the body, each value once."""
+    return _selected(endpoint.media, body)
+
+
+def in_answer(endpoint: Endpoint, body: object) -> Opened:
+    """Look at the media of an answer: what was not scanned, whose letters no rule needs to look at then.
+
+    What is quick to tell by its bytes is told; documents wait for nobody here, so they count as not scanned. A plain
+    text is inspected as base64 in any text is.
+    """
+    unread: list[tuple[str, str]] = []
+    opaque: list[Pointer] = []
+    for part in _selected(endpoint.answer_media, body):
+        if part.data is None:
+            why: tuple[str, ...] = (part.why,)
+        else:
+            why = tuple(extract(part.data).unread) if is_quick(part.data) else (IN_ANSWER,)
+        unread += [(part.place, each) for each in why]
+        if why and part.opaque and not part.wordy:
+            opaque.append(part.pointer)
+    return Opened({}, tuple(opaque), tuple(unread))
+
+
+def _selected(paths: Trie[Media], body: object) -> tuple[Part, ...]:
     found: dict[Pointer, Part] = {}  # by pointer: two keys that are not plain words have one place
-    for selected in endpoint.media.select(body):
+    for selected in paths.select(body):
         for media in selected.payloads:
             if media.concerns(selected.value):
                 for part in _parts(media, selected.pointer, selected.value):
@@ -232,14 +255,16 @@ def opaque(data: bytes) -> str | None:
     found = kinds(data)
     if not _TEXTS.isdisjoint(found):
         return None
-    return UNKNOWN if found[0] is Kind.UNKNOWN else UNREADABLE.get(found[0], UNOPENED)
+    return UNKNOWN if found[0] is Kind.UNKNOWN else UNREADABLE.get(found[0], IN_ANSWER)
 
 
-def unscanned_answer(why: str, rule: OnUnknown) -> Denial | None:
-    """Refuse an answer that was not scanned, where the connection blocks that."""
-    if rule is not OnUnknown.BLOCK:
+def withheld(unread: Sequence[tuple[str, str]], rule: OnUnknown) -> Denial | None:
+    """Refuse an answer that holds what was not scanned, where the connection blocks that."""
+    if not unread or rule is not OnUnknown.BLOCK:
         return None
-    return Denial(Reason.ANSWER_OPAQUE, 502, f"The upstream's answer was not scanned: it is or holds {why}.")
+    place, why = unread[0]
+    whose = "The upstream's answer" if place == ANSWER else f"{place} of the answer"
+    return Denial(Reason.ANSWER_OPAQUE, 502, f"{whose} was not scanned: it is or holds {why}, so it was withheld.")
 
 
 def scanned(found: Opened) -> Scanned:
@@ -247,7 +272,7 @@ def scanned(found: Opened) -> Scanned:
     return Scanned.PARTLY if found.unread else Scanned.WHOLE
 
 
-def told(found: Opened) -> str:
-    """Sum up the media of a request for its record: reasons of a closed list, nothing of the body."""
-    why = dict.fromkeys(reason for _, reason in found.unread)
+def told(unread: Sequence[tuple[str, str]]) -> str:
+    """Sum up the media of a body for its record: reasons of a closed list, nothing of the body."""
+    why = dict.fromkeys(reason for _, reason in unread)
     return f"not scanned: {'; '.join(why)}" if why else ""

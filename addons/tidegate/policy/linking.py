@@ -130,6 +130,8 @@ def _chosen(reader: Reader, nodes: Sequence[Node] | None, known: Iterable[str], 
 Covered = tuple[tuple[str, str], ...]
 """Connection and endpoint, each pair that a rule covers."""
 
+_NO_PLACE = Place((), (), refused=False)
+
 
 @dataclass(frozen=True, slots=True)
 class _Roles:
@@ -144,7 +146,7 @@ class _Roles:
         """List every connection and endpoint a rule covers. An endpoint that none of its connections has is a fault."""
         chosen = _chosen(self.reader, rule.connections, self.names, "a connection")
         has = {
-            name: set(self.dialects[found.dialect].endpoints)
+            name: {each.name for each in self.dialects[found.dialect].endpoints.values() if each.calls is None}
             for name in chosen
             if (found := self.connections.get(name)) is not None and found.dialect in self.dialects
         }
@@ -163,12 +165,14 @@ class _Roles:
         """Collect a role's rules on one endpoint.
 
         A token limit means nothing where the dialect counts no tokens. A condition on models means nothing where no
-        request can name one: a list of models has no body to name it in, a form has no field for it, and bodies inside
-        of a body are asked one by one. With any other body, an unknown model stays unknown.
+        request can name one: a list of models has no body to name it in, a form has no field for it, bodies inside of a
+        body are asked one by one, and what is called by a message has no model unless the dialect says where. With any
+        other body, an unknown model stays unknown.
         """
         endpoint = self.dialects[self.connections[at[0]].dialect].endpoints[at[1]]
         counts = bool(endpoint.asked.max_output.paths)
-        names = bool(endpoint.asked.model.paths) or (endpoint.body and endpoint.made_of.may_name_model)
+        plain = endpoint.body and bool(endpoint.paths) and endpoint.made_of.may_name_model
+        names = plain or bool(endpoint.asked.model.paths)
         here = [rule for rule, covered in denied if at in covered and (names or rule.models is None)]
         return Place(
             allows=tuple(
@@ -185,6 +189,15 @@ class _Roles:
             denies=tuple(DenyRule(role, rule.models, rule.tools) for rule in here),
             refused=any(rule.models is None and rule.tools is None for rule in here),
         )
+
+    def doors(self) -> Iterable[tuple[tuple[str, str], Covered]]:
+        """List every address of calls, with what is called there: who may call anything there may come in."""
+        for name, connection in self.connections.items():
+            dialect = self.dialects.get(connection.dialect)
+            for door in dialect.endpoints.values() if dialect is not None else ():
+                if door.calls is not None:
+                    inside = (*door.calls.methods.values(), *((door.calls.results,) if door.calls.results else ()))
+                    yield (name, door.name), tuple((name, each) for each in dict.fromkeys(one.name for one in inside))
 
     def check(self, rule: AllowDoc, covered: Covered, denied: Sequence[tuple[DenyDoc, Covered]]) -> None:
         """Refuse an allow rule that can have no effect, and a body limit that its connections make pointless."""
@@ -214,6 +227,10 @@ def _permissions(
             resolve.check(allow, covered, denied)
         for at in {at for _, covered in (*denied, *allowed) for at in covered}:
             places.setdefault(at, {})[name] = resolve.place(name, at, allowed, denied)
+        for at, inside in resolve.doors():
+            allows = [rule for each in inside for rule in places.get(each, {}).get(name, _NO_PLACE).allows]
+            if allows:
+                places.setdefault(at, {})[name] = Place(tuple(dict.fromkeys(allows)), (), refused=False)
     groups: dict[str, tuple[str, ...]] = {}
     subjects: dict[str, tuple[str, ...]] = {}
     for binding in document.bindings:

@@ -56,7 +56,10 @@ def route(policy: Policy, head: Head) -> Route | Pass | Denial:
         return found
     connection, endpoint, below = found
     model = model_named(policy.dialects[connection.dialect].endpoints[endpoint], below)
-    return Route(connection, endpoint, f"{connection.upstream_path}{below}{mark}{query}", model)
+    upstream = (
+        f"{connection.upstream_path}{below}" or "/"
+    )  # at the connection's own address there may be no path at all
+    return Route(connection, endpoint, f"{upstream}{mark}{query}", model)
 
 
 def routes(connections: Iterable[Connection]) -> Routes:
@@ -90,11 +93,11 @@ def _strange(path: str, query: str) -> Denial | None:
 
 
 def _below(prefix: str, path: str) -> str | None:
-    """Return what follows a prefix on a segment boundary, or ``None``."""
+    """Return what follows a prefix on a segment boundary (nothing, at the prefix itself), or ``None``."""
     if not path.startswith(prefix):
         return None
     rest = path[len(prefix) :]
-    return rest if rest.startswith("/") else None
+    return rest if not rest or rest.startswith("/") else None
 
 
 def _by_prefix(policy: Policy, head: Head, path: str) -> tuple[Connection, str, str] | Denial:
@@ -104,6 +107,8 @@ def _by_prefix(policy: Policy, head: Head, path: str) -> tuple[Connection, str, 
         if below is None:
             continue
         endpoint = match(policy.dialects[connection.dialect], head.method, below)
+        if endpoint is None and not below:
+            continue  # most APIs have nothing at their connection's own address
         return _no_endpoint(connection) if endpoint is None else (connection, endpoint.name, below)
     # who calls is not known yet, so the paths that are served are not named
     return Denial(Reason.NO_CONNECTION, 404, "No connection of the gateway's policy is served under this path.")

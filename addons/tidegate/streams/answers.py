@@ -6,13 +6,14 @@ Law: a frame leaves with the bytes it came in unless a text of it changed; what 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.dialects.body import dump, strict_json
-from tidegate.dialects.errors import render_event
+from tidegate.dialects.errors import NO_CALLS, render_event
 from tidegate.dialects.spec import Endpoint, ErrorShape, FramingKind
-from tidegate.inspection.bodies import inspect_answer
+from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_message
 from tidegate.inspection.engine import Engine
+from tidegate.inspection.media import ANSWER, withheld
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
 from tidegate.streams import framings
@@ -22,6 +23,9 @@ from tidegate.streams.framing import MAX_FRAME, Frame, FrameFault, Framing
 
 DONE = "[DONE]"
 """The terminator most OpenAI-compatible servers send. It is no JSON and holds no text, so it may end any stream."""
+
+MAX_UNREAD = 100
+"""Places of media that are remembered of one stream; its record says why they were not scanned, each reason once."""
 
 TOO_LARGE = Denial(
     Reason.ANSWER_TOO_LARGE,
@@ -47,7 +51,7 @@ class StreamedAnswer:
 
     One that turns out to be a single JSON value is kept until its end and inspected as a whole. ``exchange`` is the id
     that an error event shows. ``denial`` is set when the answer must be cut: the bytes returned then end with the
-    family's own error event, and nothing comes after it.
+    family's own error event, and nothing comes after it; ``calls`` are what it then answers.
     """
 
     def __init__(
@@ -62,6 +66,9 @@ class StreamedAnswer:
     ) -> None:
         assert endpoint.stream is not None  # the crossing refuses a stream where the dialect knows none
         self.denial: Denial | None = None
+        self.calls = NO_CALLS
+        self._on_unknown = head.on_unknown
+        self._unread: list[tuple[str, str]] = []
         self._endpoint = endpoint
         self._spec = endpoint.stream
         self._done = {DONE, endpoint.stream.done or DONE}
@@ -83,9 +90,10 @@ class StreamedAnswer:
         return (*self._events.findings, *self._found)
 
     @property
-    def unread(self) -> str:
-        """What came of which nobody knows what it means, if anything did."""
-        return self._events.unread
+    def unread(self) -> tuple[tuple[str, str], ...]:
+        """What was not scanned and may pass all the same: its place, and why."""
+        unknown = ((ANSWER, self._events.unread),) if self._events.unread else ()
+        return (*self._unread, *unknown)
 
     @property
     def held(self) -> int:
@@ -140,8 +148,17 @@ class StreamedAnswer:
         found = inspect_answer(self._endpoint, self._engine, self._decide, bytes(self._head), status=self._status)
         if isinstance(found, Denial):
             return self._deny(found)
+        if (denial := self._withheld(found)) is not None:
+            return self._deny(denial)
         self._found = found.findings
         return found.body
+
+    def _withheld(self, found: Inspected) -> Denial | None:
+        """Refuse an answer with media that was not scanned, unless the connection lets it pass: then it is noted."""
+        denial = withheld(found.unread, self._on_unknown)
+        if denial is None:
+            self._unread += found.unread[: max(0, MAX_UNREAD - len(self._unread))]
+        return denial
 
     def _relay(self, framing: Framing, frames: list[Frame]) -> bytes:
         out: list[bytes] = []
@@ -168,7 +185,30 @@ class StreamedAnswer:
             return self._deny(MALFORMED)
         if self._spec.wrapped is not None:
             return self._open_up(framing, frame, value)
+        if self._spec.whole:
+            return self._message(framing, frame, value)
         return self._written(framing, self._events.event(value, frame.name, frame))
+
+    def _message(self, framing: Framing, frame: Frame, value: object) -> bytes:
+        """Inspect an event that is an answer of its own; what it holds of a text in pieces is the channel's."""
+        before = (frame.data or "").encode()
+        if not isinstance(value, dict | list):
+            return self._deny(MALFORMED)
+        if isinstance(value, list):
+            looked = inspect_answer(self._endpoint, self._engine, self._decide, before, status=self._status)
+        else:
+            pieces = self._events.pieces(value)
+            looked = inspect_message(self._endpoint, self._engine, self._decide, value, before, pieces)
+        if isinstance(looked, Denial):
+            return self._deny(looked)
+        if (denial := self._withheld(looked)) is not None:
+            return self._deny(denial)
+        self._found += tuple(replace(each, where=f"stream:{each.where}") for each in looked.findings)
+        if not self._spec.deltas:
+            return framing.same(frame) if looked.body == before else framing.changed(frame, looked.body)
+        if looked.body == before:
+            return self._written(framing, self._events.event(strict_json(before), frame.name, frame))
+        return self._written(framing, self._events.event(strict_json(looked.body), frame.name, frame), edited=True)
 
     def _open_up(self, framing: Framing, frame: Frame, value: object) -> bytes:
         """Take an event out of the object around it; what else is there goes if some of it must not leave."""
@@ -195,7 +235,10 @@ class StreamedAnswer:
     def _flush(self, framing: Framing) -> bytes:
         return self._written(framing, self._events.end())
 
-    def _written(self, framing: Framing, events: list[Outgoing] | Denial, *, alone: bool = False) -> bytes:
+    def _written(
+        self, framing: Framing, events: list[Outgoing] | Denial, *, alone: bool = False, edited: bool = False
+    ) -> bytes:
+        """Write what may leave; ``alone``: without what is around an event; ``edited``: an event was changed before."""
         if isinstance(events, Denial):
             return self._deny(events)
         if self._events.texts.denial is not None:
@@ -207,7 +250,7 @@ class StreamedAnswer:
             assert isinstance(frame, Frame)
             if event.inserted:
                 out.append(framing.added(seal(like, event.value, alone=True), frame))
-            elif event.changed or alone:
+            elif event.changed or alone or edited:
                 out.append(framing.changed(frame, seal(like, event.value, alone=alone)))
             else:
                 out.append(framing.same(frame))
@@ -217,7 +260,9 @@ class StreamedAnswer:
         self.denial = denial
         if self._framing is None:
             self._framing = framings.MAKERS[framings.expected(self._label, self._spec.framings)]()
-        return self._framing.refusal(render_event(self._shape, denial, self._exchange), self._shape.event_name)
+        framing, name = self._framing, self._shape.event_name
+        events = [render_event(self._shape, denial, self._exchange, call) for call in self.calls.ids or (None,)]
+        return b"".join(framing.refusal(event, name) for event in events)
 
     def _cut(self) -> bool:
         return self.denial is not None

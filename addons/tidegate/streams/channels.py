@@ -18,7 +18,7 @@ from tidegate.dialects.spec import Delta, Drop, Flush, Keep, Source, StreamSpec
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
-from tidegate.streams.events import JsonObject, Key, agree, key_of, slim, stretch, value_at
+from tidegate.streams.events import JsonObject, Key, agree, is_true, key_of, set_true, slim, stretch, value_at
 from tidegate.streams.redactor import Piece, Redactor
 from tidegate.streams.source import JsonSource
 from tidegate.streams.texts import Texts
@@ -93,6 +93,7 @@ class _Plan:
 
     def __init__(self, spec: StreamSpec) -> None:
         self.drops: Trie[Drop] = Trie((one.path, one) for one in spec.drop)
+        self.deltas: Trie[Delta] = Trie((one.path, one) for one in spec.deltas)
         self.numbers = {id(delta): number for number, delta in enumerate(spec.deltas)}
         # A tool's name is there in one piece, and clients act on it at once: it does not wait, and may not go on.
         self.once = {number for number, delta in enumerate(spec.deltas) if delta.path.endswith(".name")}
@@ -198,10 +199,11 @@ class EventRedactor:
                 return _UNKNOWN
             self.unread = UNKNOWN_EVENT
         self._sort(work)
+        begun = self._begin(work)
         denial = self._feed(work)
         if denial is not None:
             return denial
-        late = self._flush(work)
+        late = [*begun, *self._flush(work)]
         self._whole(work)
         self._sign(work)
         changed = self._write(work)
@@ -209,6 +211,12 @@ class EventRedactor:
         if denial is not None:
             return denial
         return self._number([*late, Outgoing(value, like, changed)])
+
+    def pieces(self, value: object) -> frozenset[Pointer]:
+        """Point at the texts of an event that continue a channel, whatever its type."""
+        return frozenset(
+            found.pointer for found in self._plan.deltas.select(value) if isinstance(found.value, str) and found.pointer
+        )
 
     def end(self) -> list[Outgoing] | Denial:
         """End every channel: return the held text, redacted where it must be. The stream may go on all the same."""
@@ -226,12 +234,13 @@ class EventRedactor:
         for leaf in self._spec.fields.walk(work.value, clean):
             payload = role(leaf, kind)
             if payload is None:
-                if leaf.text not in clean:
+                if leaf.text not in clean and not self._spec.whole:  # else it was inspected with the rest of its event
                     work.whole.append(leaf)
             elif isinstance(payload, Delta):
                 work.deltas.append((payload, leaf))
             elif isinstance(payload, Source):
-                work.source.append(leaf)
+                if not self._spec.whole:
+                    work.source.append(leaf)
             elif leaf.pointer[-1] == "signature" and leaf.text:
                 work.signed.append(leaf)
 
@@ -241,6 +250,21 @@ class EventRedactor:
             if found.value and isinstance(found.parent, dict):
                 found.parent[str(found.pointer[-1])] = [] if isinstance(found.value, list) else None
                 work.dropped = True
+
+    def _begin(self, work: _Event) -> list[Outgoing]:
+        """End the channels that this event does not continue but begins anew; their held text comes before it."""
+        late: list[Outgoing] = []
+        anew = {
+            (self._plan.numbers[id(delta)], key_of(work.value, leaf.pointer, delta.key, self._spec.absent))
+            for delta, leaf in work.deltas
+            if delta.continues and not is_true(work.value, delta.continues)
+        }
+        for at in anew:
+            if at in self._channels:
+                channel = self._channels[at]
+                late.extend(self._late(channel, self._close(at)))
+            self._ended.pop(at, None)
+        return late
 
     def _feed(self, work: _Event) -> Denial | None:
         for delta, leaf in work.deltas:
@@ -292,6 +316,7 @@ class EventRedactor:
                 found = key_of(work.value, pointer, flush.key, self._spec.absent)
                 told = {(depth, name): value for depth, name, value in found}
                 ends |= {at: None for at, channel in self._channels.items() if agree(channel.key, told)}
+        ends |= {at: None for at, said in work.texts.items() if is_true(work.value, said[0][0].delta.ends)}
         for leaf in work.signed:
             ends |= {
                 at: None
@@ -316,6 +341,8 @@ class EventRedactor:
             return []
         names = {*channel.delta.key, *channel.delta.beside, "type"}
         value = slim(channel.last, channel.at, names, text)
+        if channel.delta.continues:
+            set_true(value, channel.delta.continues)
         for name in self._plan.blank & value.keys():
             if name != channel.at[0]:
                 value[name] = "" if isinstance(value[name], str) else None

@@ -68,6 +68,22 @@ def _branch(value: object, at: Pointer, names: set[str], text: str, *, root: boo
     }
 
 
+def is_true(value: object, way: tuple[str, ...]) -> bool:
+    """Say whether field names lead to true; none lead nowhere."""
+    for name in way:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value is True
+
+
+def set_true(value: JsonObject, way: tuple[str, ...]) -> None:
+    """Make what field names lead to true."""
+    holder: object = value
+    for name in way[:-1]:
+        holder = holder.get(name) if isinstance(holder, dict) else None
+    if isinstance(holder, dict):
+        holder[way[-1]] = True
+
+
 def stretch(padding: str, size: int) -> str:
     """Rebuild padding at another length from its own characters."""
     return "".join(islice(cycle(padding), max(0, size))) if padding else ""

@@ -26,7 +26,7 @@ class OpaqueAnswer:
     def __init__(self, whole: Callable[[bytes], Inspected | Denial], words: Callable[[Denial], bytes]) -> None:
         self.denial: Denial | None = None
         self.findings: tuple[Finding, ...] = ()
-        self.unread = ""
+        self.unread: tuple[tuple[str, str], ...] = ()
         self._whole = whole
         self._words = words
         self._head = bytearray()
@@ -46,9 +46,10 @@ class OpaqueAnswer:
         self._head += chunk
         if before >= HEAD or len(self._head) < HEAD:  # it is a text, or too short to tell
             return b""
-        self.unread = media.opaque(bytes(self._head[:HEAD])) or ""
-        if not self.unread:
+        why = media.opaque(bytes(self._head[:HEAD]))
+        if why is None:
             return b""
+        self.unread = ((media.ANSWER, why),)
         out, self._head = bytes(self._head), bytearray()
         return out
 

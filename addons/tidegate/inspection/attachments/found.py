@@ -26,7 +26,7 @@ OBJECT = "an embedded object"
 ADDRESS = "an address, which the provider reads past this gate"
 STORED = "something stored at the provider"
 NOT_BASE64 = "data that is neither base64 nor a data: URL"
-UNOPENED = "a document, which nobody opens in an answer"
+IN_ANSWER = "a document, which is not opened in an answer"
 LATE = "data that took too long to read"
 CRASHED = "data on which its reader failed"
 TOO_DEEP = f"containers in containers, more than {MAX_DEPTH} deep"
@@ -35,7 +35,7 @@ TOO_LARGE = f"more than {MAX_BYTES // 2**20} MiB when unpacked"
 TOO_DENSE = "data that unpacks to a suspicious size"
 
 REASONS = (
-    PICTURE, SOUND, UNKNOWN, DAMAGED, ENCRYPTED, OBJECT, ADDRESS, STORED, NOT_BASE64, UNOPENED, LATE, CRASHED,
+    PICTURE, SOUND, UNKNOWN, DAMAGED, ENCRYPTED, OBJECT, ADDRESS, STORED, NOT_BASE64, IN_ANSWER, LATE, CRASHED,
     TOO_DEEP, TOO_MANY, TOO_LARGE, TOO_DENSE,
 )  # fmt: skip
 """Every reason why something was not scanned: a closed list, so that none can quote what was sent."""
