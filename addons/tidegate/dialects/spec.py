@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 import enum
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie
@@ -119,8 +119,8 @@ class AnswerField:
 class Condition:
     """A path whose values are refused in a request. ``null`` is never refused.
 
-    ``kinds`` narrows it to JSON types (string, number, boolean, object, list), ``values`` to these values, ``unless``
-    lets these values pass.
+    ``kinds`` narrows it to JSON types (string, number, boolean, object, list; numbers: a list that holds one, at any
+    depth of lists), ``values`` to these values, ``unless`` lets these values pass.
     """
 
     path: str
@@ -133,7 +133,7 @@ class Condition:
         """Say whether a value is refused."""
         if value is None or any(_same(value, other) for other in self.unless):
             return False
-        if self.kinds and kind(value) not in self.kinds:
+        if self.kinds and not is_of(value, self.kinds):
             return False
         return not self.values or any(_same(value, other) for other in self.values)
 
@@ -155,7 +155,7 @@ class Media:
 
     def concerns(self, value: object) -> bool:
         """Say whether a value of this path is media; ``null`` never is."""
-        if value is None or (self.kinds and kind(value) not in self.kinds):
+        if value is None or (self.kinds and not is_of(value, self.kinds)):
             return False
         return all(_has(value, *each) for each in self.when.items()) and not any(
             _has(value, *each) for each in self.unless.items()
@@ -173,7 +173,8 @@ class Delta:
     Of several deltas that name the same leaf, the first whose ``when`` allows the event is the one.
     The channel's key is this delta and every (depth, name, value) of the fields ``key`` in the objects along the path,
     root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source. ``beside``
-    are fields of those objects that readers want in every event: one that is made up has them too.
+    are fields of those objects that readers want in every event: one that is made up has them too. ``named``: the path
+    has a ``.*``, and the names that lead to the text are part of the key.
     """
 
     path: str
@@ -181,6 +182,11 @@ class Delta:
     when: frozenset[str] | None = None
     source: bool = False
     beside: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> bool:
+        """Whether the names of fields tell channels apart."""
+        return ".*" in self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +335,8 @@ class ErrorShape:
 class Endpoint:
     """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part.
 
-    ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
+    ``{model}`` is such a part and names the model that is asked for. Both may be the beginning of a part.
+    ``deny_headers`` are the names, in lower case, of header fields that no request may have, and why.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
     """
 
@@ -345,6 +352,7 @@ class Endpoint:
     refuse: Trie[Condition]
     socket: SocketSpec | None = None
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
+    deny_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +426,17 @@ def kind(value: object) -> str:
     if isinstance(value, str):
         return "string"
     return "list" if isinstance(value, list) else "object"
+
+
+def is_of(value: object, kinds: Collection[str]) -> bool:
+    """Say whether a parsed value is of one of these kinds: the JSON types, and ``numbers``."""
+    return kind(value) in kinds or ("numbers" in kinds and isinstance(value, list) and _holds_number(value))
+
+
+def _holds_number(value: object) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_number, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _same(one: object, other: object) -> bool:

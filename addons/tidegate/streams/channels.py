@@ -92,6 +92,7 @@ class _Plan:
     def __init__(self, spec: StreamSpec) -> None:
         self.drops: Trie[Drop] = Trie((one.path, one) for one in spec.drop)
         self.numbers = {id(delta): number for number, delta in enumerate(spec.deltas)}
+        self.named = {number for number, delta in enumerate(spec.deltas) if delta.named}
         # A tool's name is there in one piece, and clients act on it at once: it does not wait, and may not go on.
         self.once = {number for number, delta in enumerate(spec.deltas) if delta.path.endswith(".name")}
         ends = [flush.path or "" for flush in spec.flushes if not flush.values]  # other values of it may be needed
@@ -232,6 +233,9 @@ class EventRedactor:
         for delta, leaf in work.deltas:
             key = key_of(work.value, leaf.pointer, delta.key, self._spec.absent)
             at = (self._plan.numbers[id(delta)], key)
+            if at[0] in self._plan.named:
+                key += tuple((depth, "*", name) for depth, name in enumerate(leaf.pointer) if isinstance(name, str))
+                at = (at[0], key)
             if leaf.text and at in self._ended and self._ended[at] != leaf.text:
                 return RESUMED
             channel = self._channels.get(at)
@@ -305,11 +309,19 @@ class EventRedactor:
         for name in self._plan.blank & value.keys():
             if name != channel.at[0]:
                 value[name] = "" if isinstance(value[name], str) else None
+        if channel.delta.named:
+            self._bare(value, channel.at[0])
         pad = self._spec.padding
         if pad is not None and isinstance(old := value.get(pad), str):
             value[pad] = ""
             value[pad] = stretch(old, len(dump(channel.last)) - len(dump(value)))
         return [Outgoing(value, channel.like, changed=True, inserted=True)]
+
+    def _bare(self, value: JsonObject, own: str | int) -> None:
+        """Empty the texts of other channels in an event that was made up for one of many names."""
+        for leaf in list(self._spec.fields.walk(value)):
+            if leaf.pointer[0] != own and isinstance(self._plan.role(leaf, None), Delta):
+                replace(None, leaf, "")  # type: ignore[arg-type]  # the payloads of a leaf are not looked at
 
     def _whole(self, work: _Event) -> None:
         texts = [leaf.text for leaf in work.whole]
