@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from tests.e2e.families import LEAK, THOUGHT, cut, stream
-from tests.e2e.harness import Received, Upstream, http_answer
+from tests.e2e.harness import CREDENTIAL, Received, Upstream, http_answer, policy, tidegate_run, token
+from tests.e2e.test_families import BEARER, Setting, masked
 
 HELLO = "Hello back, friend."
 SSE = "text/event-stream"
@@ -201,3 +204,54 @@ SPEAK: dict[str, Callable[[str, dict, str], Answer]] = {
     "cohere": cohere, "mistral": mistral, "vllm": vllm, "llamacpp": llamacpp, "tgi": tgi, "kserve": kserve,
     "tfserving": tfserving, "torchserve": torchserve,
 }  # fmt: skip
+
+
+# ── the gate in front of it ──────────────────────────────────────────────────────────────────────────────────────────
+
+NAMELESS = ["llamacpp", "tgi"]
+"""Whose requests name no model."""
+
+ROLES = {
+    "dev": {
+        "allow": [
+            {"connections": [name for name in SPEAK if name not in NAMELESS], "endpoints": ["*"], "models": ["good-*"]},
+            {"connections": NAMELESS, "endpoints": ["*"]},
+        ],
+        "deny": [{"tools": ["bash"]}],
+    }
+}
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[Setting]:
+    """Start the upstream and a gate with a connection for each of its APIs."""
+    with Natives() as upstream:
+        connections = [
+            {
+                "name": name,
+                "dialect": name,
+                "upstream": f"{upstream.url}/{name}",
+                "serve": {"path": f"/{name}"},
+                "credential": {**BEARER},
+            }
+            for name in SPEAK
+        ]
+        written = policy(folder, upstream.url, connections=connections, roles=ROLES)
+        secret = token(folder)
+        with tidegate_run(written) as gate:
+            yield Setting(gate, upstream, secret)  # type: ignore[arg-type]  # another upstream of the same kind
+
+
+def live(setting: Setting, arrived: list[tuple[float, str]]) -> None:
+    masked("".join(text for _, text in arrived))
+    assert len([text for _, text in arrived if text]) > 5
+    assert arrived[-1][0] - arrived[0][0] > 0.05, "all deltas came at once: the answer was not live"
+    row = setting.row()
+    assert (row["status"], row["streamed"]) == (200, 1)
+    assert row["outcome"] in {"answered", "aborted"}, "some SDKs hang up at [DONE], before the end of the answer"
+
+
+def intact(setting: Setting, before: int, number: int) -> None:
+    sent = setting.crossed(before)
+    assert len(sent) == number
+    assert {each.headers["authorization"] for each in sent} == {f"Bearer {CREDENTIAL}"}
