@@ -266,16 +266,18 @@ def test_a_document_for_mistral_is_read_before_it_is_sent(setting: Setting, mist
     assert setting.crossed(before) == []
 
 
-def test_mistral_raises_when_its_answer_was_cut(setting: Setting, mistral: Any) -> None:
+def test_mistral_reads_why_its_answer_was_cut(setting: Setting, mistral: Any) -> None:
+    errors = pytest.importorskip("mistralai.client.errors")
     chunk = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "Hi! "}, "finish_reason": None}]}
     pieces = [b"data: " + json.dumps(chunk).encode() + b"\n\n", b"data: garbage\n\n"]
     setting.upstream.streams(pieces, path="/mistral/v1/chat/completions")
     try:
         with (
-            pytest.raises(Exception, match="error"),
+            pytest.raises(errors.ResponseValidationError) as raised,
             mistral.chat.stream(model=MODEL, messages=says("hello")) as stream,
         ):
             list(stream)
     finally:
         del setting.upstream.answers["/mistral/v1/chat/completions"]
-    assert setting.row()["reason"] == "answer_malformed"
+    assert "malformed" in raised.value.body
+    assert setting.row(raised.value.body)["reason"] == "answer_malformed"
