@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from tests.wire import KEY, ROOT, always, dialect, engine
+from tests.wire import FORMS, KEY, ROOT, always, answer, dialect, engine, pieces
 from tidegate.dialects.addresses import match, model_named
 from tidegate.dialects.asking import asked
 from tidegate.dialects.load import parse_dialect
@@ -15,6 +15,7 @@ from tidegate.inspection import media
 from tidegate.inspection.bodies import Inspected, inspect_answer
 from tidegate.judging import barred
 from tidegate.model import Action, Asked, Denial, Head, Reason
+from tidegate.streams.channels import REPEATED
 
 NAMES = sorted(path.stem for path in (ROOT / "rules" / "dialects").glob("*.yaml"))
 
@@ -296,7 +297,7 @@ def test_what_is_asked(name: str, endpoint: str, body: dict, expected: Asked | N
 
 
 @pytest.mark.parametrize(
-    ("name", "endpoint", "answer"),
+    ("name", "endpoint", "said"),
     [
         (
             "tgi",
@@ -312,17 +313,47 @@ def test_what_is_asked(name: str, endpoint: str, body: dict, expected: Asked | N
         ("cohere", "generate", b'{"generations":[{"text":"@","token_likelihoods":[{"token":"x"}]}]}'),
     ],
 )
-def test_tokens_go_where_their_text_is_masked(name: str, endpoint: str, answer: bytes) -> None:
+def test_tokens_go_where_their_text_is_masked(name: str, endpoint: str, said: bytes) -> None:
     found = dialect(name).endpoints[endpoint]
-    planted = answer.replace(b"@", KEY.encode())
+    planted = said.replace(b"@", KEY.encode())
     masked = inspect_answer(found, engine(), always(Action.REDACT), planted, status=200)
     assert isinstance(masked, Inspected)
     assert KEY.encode() not in masked.body
     assert b"7" not in masked.body.replace(b"1234567", b"")
     assert b'"x"' not in masked.body
-    clean = inspect_answer(found, engine(), always(Action.REDACT), answer, status=200)
+    clean = inspect_answer(found, engine(), always(Action.REDACT), said, status=200)
     assert isinstance(clean, Inspected)
-    assert clean.body == answer
+    assert clean.body == said
+
+
+def test_a_stream_that_repeats_all_it_has_said_is_ended() -> None:
+    text = f"The key is {KEY}, the mail is jane.doe@example.com."
+    events = [(None, {"model_name": "m", "text_output": text[:at]}) for at in range(9, len(text), 3)]
+    gate = answer("triton")
+    out = b"".join(gate.feed(piece) for piece in pieces("triton", events)) + gate.end()
+    assert gate.denial is REPEATED
+    assert b"sk-" not in out
+    assert b"repeats in each event what it has said before" in out
+
+
+def test_names_of_outputs_tell_their_channels_apart() -> None:
+    said = [
+        ("a", "sk-AbCd"),
+        ("b", "xyz "),
+        ("a", "1234EfGh5678 "),
+        ("b", "jane.doe@exa"),
+        ("a", "."),
+        ("b", "mple.com "),
+    ]
+    events = [(None, {"model_name": "m", name: text}) for name, text in said]
+    gate = answer("triton")
+    out = b"".join(gate.feed(piece) for piece in pieces("triton", events)) + gate.end()
+    joined = {"a": "", "b": ""}
+    for _, event in FORMS["triton"].events(out):
+        assert set(event) <= {"model_name", "a", "b"}
+        for name in joined:
+            joined[name] += event.get(name, "")
+    assert joined == {"a": "[REDACTED:key] .", "b": "xyz [REDACTED:mail] "}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -182,11 +182,7 @@ class Delta:
     when: frozenset[str] | None = None
     source: bool = False
     beside: tuple[str, ...] = ()
-
-    @property
-    def named(self) -> bool:
-        """Whether the names of fields tell channels apart."""
-        return ".*" in self.path
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ def _delta(reader: Reader, node: Node) -> tuple[Node, Delta]:
     path = entry.get("path", Node(f"{node.key}.path", node.line, "$"))
     source = reader.flag(entry.get("source"), default=False)
     beside = words(reader, entry.get("beside"), "a list of field names")
-    return path, Delta(str(path.value), _key(reader, entry), _when(reader, entry), source, beside)
+    text = str(path.value)
+    return path, Delta(text, _key(reader, entry), _when(reader, entry), source, beside, named=".*" in text)
 
 
 def _flush(reader: Reader, node: Node) -> Flush:

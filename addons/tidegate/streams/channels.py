@@ -31,7 +31,16 @@ MALFORMED = Denial(
 UNDECIDED = Denial(
     Reason.ANSWER_MALFORMED, 502, "The answer keeps more text undecided than the gateway holds back, so it ends here."
 )
+REPEATED = Denial(
+    Reason.ANSWER_MALFORMED,
+    502,
+    "The answer repeats in each event what it has said before, which the gateway cannot mask while it streams.",
+)
 RESUMED = Denial(Reason.ANSWER_MALFORMED, 502, "The answer goes on with a text that it had ended, so it ends here.")
+
+
+_AGAIN = 8
+"""Characters of a delta that the next one begins with: fewer are chance, more a model that sends all it has said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,12 @@ class _Channel:
     last: JsonObject = field(default_factory=dict, repr=False)
     like: object = field(default=None, repr=False)
     held: int = 0
+    raw: str = field(default="", repr=False)
+
+    def repeats(self, text: str) -> bool:
+        """Say whether a delta is the one before and more."""
+        before, self.raw = self.raw, text
+        return len(before.strip()) >= _AGAIN and len(text) > len(before) and text.startswith(before)
 
 
 @dataclass(slots=True)
@@ -92,7 +107,6 @@ class _Plan:
     def __init__(self, spec: StreamSpec) -> None:
         self.drops: Trie[Drop] = Trie((one.path, one) for one in spec.drop)
         self.numbers = {id(delta): number for number, delta in enumerate(spec.deltas)}
-        self.named = {number for number, delta in enumerate(spec.deltas) if delta.named}
         # A tool's name is there in one piece, and clients act on it at once: it does not wait, and may not go on.
         self.once = {number for number, delta in enumerate(spec.deltas) if delta.path.endswith(".name")}
         ends = [flush.path or "" for flush in spec.flushes if not flush.values]  # other values of it may be needed
@@ -233,7 +247,7 @@ class EventRedactor:
         for delta, leaf in work.deltas:
             key = key_of(work.value, leaf.pointer, delta.key, self._spec.absent)
             at = (self._plan.numbers[id(delta)], key)
-            if at[0] in self._plan.named:
+            if delta.named:
                 key += tuple((depth, "*", name) for depth, name in enumerate(leaf.pointer) if isinstance(name, str))
                 at = (at[0], key)
             if leaf.text and at in self._ended and self._ended[at] != leaf.text:
@@ -244,6 +258,8 @@ class EventRedactor:
                     return UNDECIDED
                 redactor = self.texts.source() if delta.source else self.texts.redactor()
                 channel = self._channels[at] = _Channel(delta, key, redactor)
+            if delta.named and channel.repeats(leaf.text):
+                return REPEATED
             channel.at, channel.last, channel.like = leaf.pointer, work.value, work.like
             text = self._say(channel, channel.redactor.feed(leaf.text))
             if at[0] in self._plan.once and leaf.text:
