@@ -6,7 +6,8 @@ import base64
 
 import pytest
 
-from tests.wire import FORMS, KEY, ROOT, always, answer, dialect, engine, pieces
+from tests import wire_natives
+from tests.wire import FORMS, KEY, ROOT, Said, always, answer, dialect, engine, events_of, every, pieces, sse
 from tidegate.dialects.addresses import match, model_named
 from tidegate.dialects.asking import asked
 from tidegate.dialects.load import parse_dialect
@@ -354,6 +355,15 @@ def test_names_of_outputs_tell_their_channels_apart() -> None:
         for name in joined:
             joined[name] += event.get(name, "")
     assert joined == {"a": "[REDACTED:key] .", "b": "xyz [REDACTED:mail] "}
+
+
+def test_cohere_of_version_1_in_server_sent_events() -> None:
+    events = [(event["event_type"], event) for _, event in wire_natives.cohere1(Said(f"a {KEY} b"), every(3))]  # type: ignore[call-overload]
+    gate = answer("cohere1")
+    out = gate.feed(sse(events)) + gate.end()
+    texts = [event for name, event in events_of(out) if name == "text-generation"]
+    assert "".join(event["text"] for event in texts) == "a [REDACTED:key] b"  # type: ignore[call-overload]
+    assert KEY.encode() not in out
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -200,9 +200,48 @@ def torchserve(path: str, _: dict, text: str) -> Answer:
     return {"status": "Healthy"} if path == "/ping" else [{"answer": text}], "", ()
 
 
+def anthropic(path: str, body: dict, text: str) -> Answer:
+    """The older completions, and messages as Vertex AI serves them."""
+    if path == "/v1/complete":
+        base = {"type": "completion", "id": "compl_1", "model": "m", "log_id": "compl_1", "stop": None}
+        events = [{**base, "completion": part, "stop_reason": None} for part in cut(text)]
+        events.append({**base, "completion": "", "stop_reason": "stop_sequence"})
+        return {**base, "completion": text, "stop_reason": "stop_sequence"}, SSE, sse(events, named="type")
+    whole = {"id": "msg_vrtx_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn"}
+    usage = {"input_tokens": 3, "output_tokens": 1}
+    at = {"type": "content_block_delta", "index": 0}
+    events = [{"type": "message_start", "message": {**whole, "content": [], "usage": usage}}]
+    events.append({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
+    events += [{**at, "delta": {"type": "text_delta", "text": part}} for part in cut(text)]
+    events += [{"type": "content_block_stop", "index": 0}, {"type": "message_stop"}]
+    return {**whole, "content": [{"type": "text", "text": text}], "usage": usage}, SSE, sse(events, named="type")
+
+
+def openai(path: str, _: dict, text: str) -> Answer:
+    flags = {"categories": {}, "category_scores": SCORES, "category_applied_input_types": {}, "flagged": False}
+    if path == "/v1/moderations":
+        return {"id": "modr-1", "model": "m", "results": [flags]}, "", ()
+    document = {"index": 0, "document": text, "relevance_score": 0.7123456}
+    return {"object": "list", "data": [document], "model": "m", "usage": {"total_tokens": 3}}, "", ()
+
+
+def gemini(path: str, body: dict, text: str) -> Answer:
+    if path.endswith(":predict"):
+        return {"predictions": [{"embeddings": {"values": VECTOR}}]}, "", ()
+    base = {"id": "v1_1", "status": "completed", "object": "interaction", "model": "m"}
+    base |= {"created": "2026-06-05T17:35:35Z", "updated": "2026-06-05T17:35:35Z"}
+    steps = [{"type": "model_output", "content": [{"type": "text", "text": text}]}]
+    at = {"event_type": "step.delta", "index": 0}
+    events: list[dict] = [{"event_type": "interaction.created", "interaction": {**base, "status": "in_progress"}}]
+    events.append({"event_type": "step.start", "index": 0, "step": {"type": "model_output"}})
+    events += [{**at, "delta": {"type": "text", "text": part}} for part in cut(text)]
+    events += [{"event_type": "step.stop", "index": 0}, {"event_type": "interaction.completed", "interaction": base}]
+    return {**base, "steps": steps}, SSE, [*sse(events, named="event_type"), b"event: done\ndata: [DONE]\n\n"]
+
+
 SPEAK: dict[str, Callable[[str, dict, str], Answer]] = {
     "cohere": cohere, "mistral": mistral, "vllm": vllm, "llamacpp": llamacpp, "tgi": tgi, "kserve": kserve,
-    "tfserving": tfserving, "torchserve": torchserve,
+    "tfserving": tfserving, "torchserve": torchserve, "anthropic": anthropic, "openai": openai, "gemini": gemini,
 }  # fmt: skip
 
 

@@ -281,3 +281,77 @@ def test_mistral_reads_why_its_answer_was_cut(setting: Setting, mistral: Any) ->
         del setting.upstream.answers["/mistral/v1/chat/completions"]
     assert "malformed" in raised.value.body
     assert setting.row(raised.value.body)["reason"] == "answer_malformed"
+
+
+# ── what else the larger providers have ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_anthropic_at_vertex(setting: Setting) -> None:
+    sdk = pytest.importorskip("anthropic")
+    url = f"{setting.gate.url}/anthropic/v1"
+    place = {"region": "us-east5", "project_id": "p", "access_token": setting.token}
+    said = [{"role": "user", "content": "leak"}]
+    with sdk.AnthropicVertex(base_url=url, max_retries=0, **place) as client:
+        before = len(setting.upstream.requests)
+        hello = client.messages.create(model=MODEL, max_tokens=9, messages=[{"role": "user", "content": "hello"}])
+        assert hello.content[0].text == HELLO
+        (sent,) = setting.crossed(before)
+        assert sent.path.endswith(f"/publishers/anthropic/models/{MODEL}:rawPredict")
+        masked(client.messages.create(model=MODEL, max_tokens=9, messages=said).content[0].text)
+        with client.messages.stream(model=MODEL, max_tokens=9, messages=said) as stream:
+            live(setting, [(time.monotonic(), text) for text in stream.text_stream])
+        before = len(setting.upstream.requests)
+        with pytest.raises(sdk.PermissionDeniedError):
+            client.messages.create(model="bad-model", max_tokens=9, messages=said)
+        assert setting.crossed(before) == []
+
+
+def test_anthropic_completions(setting: Setting, http: httpx.Client) -> None:
+    def ask(text: str, **more: object) -> dict[str, object]:
+        return {"json": {"model": MODEL, "max_tokens_to_sample": 9, "prompt": text, **more}}
+
+    path = "/anthropic/v1/complete"
+    assert http.post(path, **ask("hello")).json()["completion"] == HELLO
+    masked(http.post(path, **ask("leak")).json()["completion"])
+    with http.stream("POST", path, **ask("leak", stream=True)) as answer:
+        lines = [(time.monotonic(), line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    live(setting, [(at, json.loads(line)["completion"]) for at, line in lines])
+    before = len(setting.upstream.requests)
+    refused = http.post(path, **ask(f"use {KEY}"))
+    assert (refused.status_code, setting.row(refused.text)["reason"]) == (403, "finding")
+    assert setting.crossed(before) == []
+
+
+def test_openai_moderations_and_rerank(setting: Setting, http: httpx.Client) -> None:
+    sdk = pytest.importorskip("openai")
+    with sdk.OpenAI(api_key=setting.token, base_url=f"{setting.gate.url}/openai/v1", max_retries=0) as client:
+        assert client.moderations.create(model=MODEL, input="hello").results[0].category_scores.hate == 0.000123456
+        before = len(setting.upstream.requests)
+        with pytest.raises(sdk.PermissionDeniedError, match="Blocked by policy"):
+            client.moderations.create(model=MODEL, input=["a", f"use {KEY}"])
+        assert setting.crossed(before) == []
+    body = {"model": MODEL, "query": "leak", "documents": ["a"]}
+    masked(http.post("/openai/v1/rerank", json=body).json()["data"][0]["document"])
+
+
+def test_gemini_interactions_and_predict(setting: Setting, http: httpx.Client) -> None:
+    path, key = "/gemini/v1beta/interactions", {"x-goog-api-key": setting.token}
+    del http.headers["authorization"]
+
+    def ask(**body: object) -> httpx.Response:
+        return http.post(path, json={"model": MODEL, **body}, headers=key)
+
+    assert ask(input="hello").json()["steps"][0]["content"][0]["text"] == HELLO
+    masked(ask(input="leak").json()["steps"][0]["content"][0]["text"])
+    body = {"model": MODEL, "input": [{"type": "text", "text": "leak"}], "stream": True}
+    with http.stream("POST", path, json=body, headers=key) as answer:
+        lines = [(time.monotonic(), line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
+    events = [(at, json.loads(line)) for at, line in lines]
+    live(setting, [(at, event["delta"]["text"]) for at, event in events if "delta" in event])
+    before = len(setting.upstream.requests)
+    for refused in ({"input": f"use {KEY}"}, {"input": "a", "previous_interaction_id": "v1_1"}):
+        assert ask(**refused).status_code in {400, 403}
+    assert setting.crossed(before) == []
+    predict = f"/gemini/v1/projects/p/locations/l/publishers/google/models/{MODEL}:predict"
+    found = http.post(predict, json={"instances": [{"content": "hello"}]}, headers=key).json()
+    assert found["predictions"][0]["embeddings"]["values"] == [0.015991924, -0.1588247]
