@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 # ruff: noqa: E501 - a message is one line
-
 from pathlib import Path
 
 import yaml

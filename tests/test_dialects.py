@@ -202,7 +202,7 @@ def test_the_small_dialect_loads() -> None:
             "deny: [{path: $.ids, because: token ids}]",
             "deny: [{path: $.ids, because: token ids, kinds: [float]}]",
             "small.yaml:19: endpoints.chat.deny[0].kinds: found [float]; "
-            "accepted: a list of string, number, boolean, object or list",
+            "accepted: a list of string, number, boolean, object, list or numbers",
             id="kind",
         ),
         pytest.param(
@@ -243,7 +243,7 @@ def test_the_small_dialect_loads() -> None:
             "    deny:",
             "    media: [{path: $.a, kinds: [text]}]\n    deny:",
             "small.yaml:19: endpoints.chat.media[0].kinds: found [text]; "
-            "accepted: a list of string, number, boolean, object or list",
+            "accepted: a list of string, number, boolean, object, list or numbers",
             id="media-kind",
         ),
         pytest.param(

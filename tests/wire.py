@@ -16,6 +16,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+from tests import wire_natives
 from tidegate.dialects.load import parse_dialect
 from tidegate.dialects.spec import Dialect, Endpoint
 from tidegate.inspection.engine import Engine, build
@@ -323,7 +324,7 @@ def cohere(said: Said, cut: Cut = whole) -> list[Event]:
 FAMILIES: dict[str, Callable[[Said, Cut], list[Event]]] = {
     "chat": chat, "completions": completions, "responses": responses, "messages": messages,
     "ollama": ollama, "generate": generate, "gemini": gemini, "gemini array": gemini,
-    "converse": converse, "invoke": messages, "cohere": cohere,
+    "converse": converse, "invoke": messages, "cohere": cohere, **wire_natives.NATIVES,
 }  # fmt: skip
 
 
@@ -362,8 +363,8 @@ def json_line(event: Event) -> bytes:
     return json.dumps(event[1], separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
-def lines(endpoint: str) -> Form:
-    return Form("ollama", endpoint, "application/x-ndjson", lambda events: list(map(json_line, events)), lines_of)
+def lines(endpoint: str, dialect: str = "ollama", label: str = "application/x-ndjson") -> Form:
+    return Form(dialect, endpoint, label, lambda events: list(map(json_line, events)), lines_of)
 
 
 def array_pieces(events: Sequence[Event]) -> list[bytes]:
@@ -438,6 +439,9 @@ FORMS = {
         "bedrock", "invoke_stream", EVENTSTREAM, lambda events: [chunk_piece(event) for _, event in events], messages_of
     ),
     "gemini array": Form("gemini", "stream", "application/json", array_pieces, array_of),
+    "cohere1": lines("chat_v1", "cohere", "application/stream+json"), "triton": Form("kserve", "stream"),
+    "llamacpp": Form("llamacpp", "completion"), "tgi": Form("tgi", "stream"),
+    "interactions": Form("gemini", "interactions"),
 }  # fmt: skip
 
 
@@ -453,13 +457,15 @@ def stream_of(name: str, said: Said, cut: Cut = whole) -> bytes:
 
 def as_sent(name: str, said: Said) -> Said:
     """Return what a family can say of an answer in deltas: some have no tools, or send their arguments as objects."""
-    if name == "completions":
-        return Said(said.text)
-    return (
-        said
-        if name in ("chat", "responses", "messages", "converse", "invoke", "cohere")
-        else Said(said.text, said.thinking)
-    )
+    match name:
+        case "completions" | "llamacpp" | "tgi":
+            return Said(said.text)
+        case "cohere1":
+            return Said(said.text, "", said.tools)
+        case "chat" | "responses" | "messages" | "converse" | "invoke" | "cohere" | "interactions":
+            return said
+        case _:
+            return Said(said.text, said.thinking)
 
 
 def read(name: str, stream: bytes) -> Said:
@@ -479,6 +485,8 @@ def read(name: str, stream: bytes) -> Said:
 
 def _deltas(name: str, event: dict) -> list[tuple[str | int, str]]:
     match name:
+        case _ if name in wire_natives.NATIVES:
+            return wire_natives.deltas_of(name, event)
         case "cohere":
             message = event.get("delta", {}).get("message", {})
             content = message.get("content", {})

@@ -30,7 +30,7 @@ from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected
 from tidegate.inspection.composed import Judge, inspect_whole
 from tidegate.inspection.ner.spec import Ner, Unread
-from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
+from tidegate.judging import NAMES, Judged, Unopened, again, barred, beside, inspect, judge, parse, too_large, worst
 from tidegate.model import (
     Action,
     Asked,
@@ -300,6 +300,8 @@ class Crossing:
         endpoint = self._dialect().endpoints[grant.route.endpoint]
         if len(data) > grant.request_bytes:
             return Judged(grant, "body", too_large(grant.request_bytes))
+        if endpoint.deny_headers and (denial := barred(endpoint, head)) is not None:
+            return Judged(grant, "body", denial)
         plain = bodies.decode(data, headers.values(head.headers, "content-encoding"), grant.request_bytes)
         if isinstance(plain, Denial):
             return Judged(grant, "body", plain)

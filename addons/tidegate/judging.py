@@ -62,6 +62,14 @@ def parse(plain: bytes) -> JsonObject | Denial:
     return value
 
 
+def barred(endpoint: Endpoint, head: Head) -> Denial | None:
+    """Refuse a request with a header field that its endpoint does not take."""
+    for name, _ in head.headers:
+        if name in endpoint.deny_headers:
+            return Denial(Reason.BODY_OPAQUE, 400, f"The request has a header {name}: {endpoint.deny_headers[name]}.")
+    return None
+
+
 def judge(  # noqa: PLR0913 - each is another part of what is judged
     policy: Policy,
     endpoint: Endpoint,

@@ -37,9 +37,16 @@ def model_named(endpoint: Endpoint, path: str) -> str | None:
 
 def _fits(pattern: list[str], parts: list[str]) -> bool:
     return len(pattern) == len(parts) and all(
-        want == part or (want == "*" and _is_plain(part)) or (MODEL in want and _model(want, part) is not None)
+        want == part or (want[:1] == "*" and _any(want, part)) or (MODEL in want and _model(want, part) is not None)
         for want, part in zip(pattern, parts, strict=True)
     )
+
+
+def _any(want: str, part: str) -> bool:
+    """Say whether a part is anything, or anything before what follows the ``*``; then it holds no colon itself."""
+    rest = want[1:]
+    name = part.removesuffix(rest)
+    return part.endswith(rest) and _is_plain(name) and not (rest and ":" in name)
 
 
 def _is_plain(part: str) -> bool:

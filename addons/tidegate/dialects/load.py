@@ -38,19 +38,21 @@ ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints"
 SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "types", "answered")
 ENDPOINT_KEYS = (
-    "like", "methods", "paths", "calls", "called", "body", "asked", "request", "media", "deny", "refuse", "pieces",
-    "answer", "answer_media", "stream", "socket", *COMPOSITION_KEYS, "unread",
+    "like", "methods", "paths", "calls", "called", "body", "asked", "request", "media", "deny", "deny_headers",
+    "refuse", "pieces", "answer", "answer_media", "stream", "socket", *COMPOSITION_KEYS, "unread",
 )  # fmt: skip
 ASKED_KEYS = ("model", "path_model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
 MEDIA_KEYS = ("path", "data", "kinds", "when", "unless")
+HEADER_KEYS = ("name", "because")
 CONDITION_KEYS = ("path", "because", "kinds", "values", "unless", "unread")
-KINDS = ("string", "number", "boolean", "object", "list")
+KINDS = ("string", "number", "boolean", "object", "list", "numbers")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _PATH = "a path such as /v1/models/*, without a query"
+_FIELD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _PART = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@~")
 
 
@@ -175,6 +177,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         called=called,
         made_of=composition(reader, entry, nodes),
         unread=reader.text(entry.get("unread"), REASON).strip().rstrip("."),
+        deny_headers=dict(_header(reader, node) for node in reader.items(entry.get("deny_headers"))),
     )
 
 
@@ -294,6 +297,15 @@ def _condition(reader: Reader, node: Node) -> tuple[Node, Condition] | None:
     return entry["path"], Condition(str(entry["path"].value), because, kinds, values, unless, unread)
 
 
+def _header(reader: Reader, node: Node) -> tuple[str, str]:
+    accepted = "the name of a header field in lower case"
+    entry = reader.section(node, HEADER_KEYS, {"name": accepted, "because": REASON})
+    name = reader.text(entry.get("name"), accepted)
+    if "name" in entry and not _FIELD.issuperset(name):
+        reader.fault(entry["name"], accepted)
+    return name, _because(reader, entry)
+
+
 def _role(reader: Reader, node: Node | None) -> Role | None:
     return None if node is None else reader.choice(node, Role, Role.OTHER)
 
@@ -353,13 +365,15 @@ def _names(node: Node) -> Iterable[str]:
 
 
 def _is_path(text: str) -> bool:
+    if text == "/":
+        return True
     parts = text[1:].split("/")
-    plain = (part.removeprefix(MODEL) or "x" for part in parts)
-    return text == "/" or (
-        text.startswith("/")
-        and text.count(MODEL) <= 1
-        and all(part == "*" or (part and _PART.issuperset(part)) for part in plain)
-    )
+    return text.startswith("/") and text.count(MODEL) <= 1 and all(map(_is_part, parts))
+
+
+def _is_part(part: str) -> bool:
+    place = next((each for each in ("*", MODEL) if part.startswith(each)), "")
+    return bool(part) and _PART.issuperset(part.removeprefix(place))
 
 
 def _list(words: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 import enum
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, where
@@ -121,9 +121,9 @@ class AnswerField:
 class Condition:
     """A path whose values are refused in a request. ``null`` is never refused.
 
-    ``kinds`` narrows it to JSON types (string, number, boolean, object, list), ``values`` to these values, ``unless``
-    lets these values pass. ``unread``: it is refused because nobody can read it, so the connection's ``on_unknown`` may
-    let it pass.
+    ``kinds`` narrows it to JSON types (string, number, boolean, object, list; numbers: a list that holds one, at any
+    depth of lists), ``values`` to these values, ``unless`` lets these values pass. ``unread``: it is refused because
+    nobody can read it, so the connection's ``on_unknown`` may let it pass.
     """
 
     path: str
@@ -137,7 +137,7 @@ class Condition:
         """Say whether a value is refused."""
         if value is None or any(_same(value, other) for other in self.unless):
             return False
-        if self.kinds and kind(value) not in self.kinds:
+        if self.kinds and not is_of(value, self.kinds):
             return False
         return not self.values or any(_same(value, other) for other in self.values)
 
@@ -159,7 +159,7 @@ class Media:
 
     def concerns(self, value: object) -> bool:
         """Say whether a value of this path is media; ``null`` never is."""
-        if value is None or (self.kinds and kind(value) not in self.kinds):
+        if value is None or (self.kinds and not is_of(value, self.kinds)):
             return False
         return all(_has(value, *each) for each in self.when.items()) and not any(
             _has(value, *each) for each in self.unless.items()
@@ -184,7 +184,8 @@ class Delta:
     root included. ``when`` lists event types; ``None`` means any. ``source``: the channel is JSON source. ``beside``
     are fields of those objects that readers want in every event: one that is made up has them too. ``continues``
     leads, by field names, to what is true where the text goes on (where it is not, the channel begins anew), ``ends``
-    to what is true where this piece is the last.
+    to what is true where this piece is the last. ``named``: the path has a ``.*``, and the names that lead to the text
+    are part of the key.
     """
 
     path: str
@@ -194,6 +195,7 @@ class Delta:
     beside: tuple[str, ...] = ()
     continues: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +377,8 @@ class CallSpec:
 class Endpoint:
     """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part.
 
-    ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
+    ``{model}`` is such a part and names the model that is asked for. Both may be the beginning of a part.
+    ``deny_headers`` are the names, in lower case, of header fields that no request may have, and why.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
     With ``calls`` it is no operation but the address of others, which are ``called`` by a JSON-RPC method there and
     have no path of their own. ``pieces`` select texts of a whole body that are one text, cut in the pieces of a list.
@@ -401,6 +404,7 @@ class Endpoint:
     pieces: Trie[str] = field(default_factory=lambda: Trie[str]([]))
     made_of: Composition = Composition()  # noqa: RUF009 - frozen, and nothing but defaults
     unread: str = ""
+    deny_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,6 +486,17 @@ def kind(value: object) -> str:
     if isinstance(value, str):
         return "string"
     return "list" if isinstance(value, list) else "object"
+
+
+def is_of(value: object, kinds: Collection[str]) -> bool:
+    """Say whether a parsed value is of one of these kinds: the JSON types, and ``numbers``."""
+    return kind(value) in kinds or ("numbers" in kinds and isinstance(value, list) and _holds_number(value))
+
+
+def _holds_number(value: object) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_number, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _same(one: object, other: object) -> bool:

@@ -75,7 +75,9 @@ def _delta(reader: Reader, node: Node) -> tuple[Node, Delta]:
     source = reader.flag(entry.get("source"), default=False)
     beside = words(reader, entry.get("beside"), "a list of field names")
     goes_on, ends = (_way(reader, entry[key]) if key in entry else () for key in ("continues", "ends"))
-    return path, Delta(str(path.value), _key(reader, entry), _when(reader, entry), source, beside, goes_on, ends)
+    text = str(path.value)
+    named = ".*" in text
+    return path, Delta(text, _key(reader, entry), _when(reader, entry), source, beside, goes_on, ends, named=named)
 
 
 def _way(reader: Reader, node: Node) -> tuple[str, ...]:

@@ -33,7 +33,16 @@ UNDECIDED = Denial(
 )
 UNKNOWN_EVENT = "an event of an unknown type"
 _UNKNOWN = Denial(Reason.ANSWER_OPAQUE, 502, f"The upstream's answer was not scanned: it is or holds {UNKNOWN_EVENT}.")
+REPEATED = Denial(
+    Reason.ANSWER_MALFORMED,
+    502,
+    "The answer repeats in each event what it has said before, which the gateway cannot mask while it streams.",
+)
 RESUMED = Denial(Reason.ANSWER_MALFORMED, 502, "The answer goes on with a text that it had ended, so it ends here.")
+
+
+_AGAIN = 8
+"""Characters of a delta that the next one begins with: fewer are chance, more a model that sends all it has said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,12 @@ class _Channel:
     last: JsonObject = field(default_factory=dict, repr=False)
     like: object = field(default=None, repr=False)
     held: int = 0
+    raw: str = field(default="", repr=False)
+
+    def repeats(self, text: str) -> bool:
+        """Say whether a delta is the one before and more."""
+        before, self.raw = self.raw, text
+        return len(before.strip()) >= _AGAIN and len(text) > len(before) and text.startswith(before)
 
 
 @dataclass(slots=True)
@@ -270,6 +285,9 @@ class EventRedactor:
         for delta, leaf in work.deltas:
             key = key_of(work.value, leaf.pointer, delta.key, self._spec.absent)
             at = (self._plan.numbers[id(delta)], key)
+            if delta.named:
+                key += tuple((depth, "*", name) for depth, name in enumerate(leaf.pointer) if isinstance(name, str))
+                at = (at[0], key)
             if leaf.text and at in self._ended and self._ended[at] != leaf.text:
                 return RESUMED
             channel = self._channels.get(at)
@@ -278,6 +296,8 @@ class EventRedactor:
                     return UNDECIDED
                 redactor = self.texts.source() if delta.source else self.texts.redactor()
                 channel = self._channels[at] = _Channel(delta, key, redactor)
+            if delta.named and channel.repeats(leaf.text):
+                return REPEATED
             channel.at, channel.last, channel.like = leaf.pointer, work.value, work.like
             text = self._say(channel, channel.redactor.feed(leaf.text))
             if at[0] in self._plan.once and leaf.text:
@@ -346,11 +366,19 @@ class EventRedactor:
         for name in self._plan.blank & value.keys():
             if name != channel.at[0]:
                 value[name] = "" if isinstance(value[name], str) else None
+        if channel.delta.named:
+            self._bare(value, channel.at[0])
         pad = self._spec.padding
         if pad is not None and isinstance(old := value.get(pad), str):
             value[pad] = ""
             value[pad] = stretch(old, len(dump(channel.last)) - len(dump(value)))
         return [Outgoing(value, channel.like, changed=True, inserted=True)]
+
+    def _bare(self, value: JsonObject, own: str | int) -> None:
+        """Empty the texts of other channels in an event that was made up for one of many names."""
+        for leaf in list(self._spec.fields.walk(value)):
+            if leaf.pointer[0] != own and isinstance(self._plan.role(leaf, None), Delta):
+                replace(None, leaf, "")  # type: ignore[arg-type]  # the payloads of a leaf are not looked at
 
     def _whole(self, work: _Event) -> None:
         texts = [leaf.text for leaf in work.whole]

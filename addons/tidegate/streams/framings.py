@@ -31,6 +31,7 @@ MAKERS: Mapping[FramingKind, Callable[[], Framing]] = {
 LABELS: Mapping[str, FramingKind] = {
     "text/event-stream": FramingKind.SSE,
     "application/x-ndjson": FramingKind.NDJSON,
+    "application/stream+json": FramingKind.NDJSON,
     "application/vnd.amazon.eventstream": FramingKind.EVENTSTREAM,
 }
 """The media types of streams. ``application/json`` is none: whole answers have it, and streams of several families."""
