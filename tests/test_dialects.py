@@ -93,7 +93,7 @@ def test_the_small_dialect_loads() -> None:
             "dialect: small",
             "dialekt: small",
             "small.yaml:1: dialekt: found an unknown key; accepted: the keys dialect, version, description, shapes, "
-            "error, endpoints",
+            "error, endpoints, closed",
             id="unknown-key",
         ),
         pytest.param(

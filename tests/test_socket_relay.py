@@ -176,7 +176,7 @@ def test_a_layer_that_fails_cuts_the_socket(wire: Callable[[Judge], Wire], monke
         raise RuntimeError(SECRET)
 
     here = wire(passes)
-    monkeypatch.setattr(socket_relay, "_text", broken)
+    monkeypatch.setattr(socket_relay, "_say", broken)
     here.says(TextMessage(SECRET))
     assert here.got() == (["1008"], ["1008"])
     assert here.is_closed

@@ -107,6 +107,7 @@ class Reason(enum.StrEnum):
     UPSTREAM_PROTOCOL = "upstream_protocol"
     ANSWER_FINDING = "answer_finding"
     ANSWER_MALFORMED = "answer_malformed"
+    ANSWER_OPAQUE = "answer_opaque"
     ANSWER_TOO_LARGE = "answer_too_large"
     ANSWER_FIRST_BYTE = "answer_first_byte"
     ANSWER_IDLE = "answer_idle"

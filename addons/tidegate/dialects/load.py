@@ -16,6 +16,7 @@ from tidegate.dialects.spec import (
     ALPHABETS,
     AnswerField,
     AskedSpec,
+    Closed,
     Condition,
     Dialect,
     Endpoint,
@@ -32,17 +33,18 @@ from tidegate.model import Fault, Role
 from tidegate.policy.reader import NAME, Reader
 from tidegate.policy.source import Node, parse
 
-ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints")
+ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints", "closed")
 SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
-ERROR_KEYS = ("body", "event", "event_name", "message", "types")
+ERROR_KEYS = ("body", "event", "event_name", "message", "close", "types")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
 )  # fmt: skip
-ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
+ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "unlimited", "model_prefixes", "query")
 TOOL_KEYS = ("each", "named", "keyed")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
-MEDIA_KEYS = ("path", "data", "kinds", "when", "unless")
+MEDIA_KEYS = ("path", "data", "kinds", "values", "when", "unless", "because")
+CLOSED_KEYS = ("paths", "because")
 CONDITION_KEYS = ("path", "because", "kinds", "values", "unless")
 KINDS = ("string", "number", "boolean", "object", "list")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -71,11 +73,25 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
     error = _error(reader, top["error"]) if "error" in top else ErrorShape(None, None, None, {0: ""})
     nodes = reader.entries(top.get("endpoints"))
     endpoints = {name: _endpoint(reader, name, nodes, shapes) for name in nodes}
-    if "error" in top and error.message is None and any(each.socket is not None for each in endpoints.values()):
-        reader.fault(top["error"], "a message too, which an endpoint with a socket refuses with", "no key message")
+    told = error.message is not None or error.close
+    if "error" in top and not told and any(each.socket is not None for each in endpoints.values()):
+        accepted = "a message or close too, which an endpoint with a socket refuses with"
+        reader.fault(top["error"], accepted, "no key message or close")
     return Dialect(
-        name=reader.name(top.get("dialect")), endpoints=endpoints, error=error, exact=_exact(reader, endpoints, nodes)
+        name=reader.name(top.get("dialect")),
+        endpoints=endpoints,
+        error=error,
+        exact=_exact(reader, endpoints, nodes),
+        closed=tuple(_closed(reader, child) for child in reader.items(top.get("closed"))),
     )
+
+
+def _closed(reader: Reader, node: Node) -> Closed:
+    entry = reader.section(node, CLOSED_KEYS, {"paths": f"a list with {_PATH}", "because": REASON})
+    paths = words(reader, entry.get("paths"), f"a list with {_PATH}")
+    if "paths" in entry and (not paths or not all(map(_is_path, paths))):
+        reader.fault(entry["paths"], f"a list with {_PATH}", _list(paths))
+    return Closed(paths, _because(reader, entry))
 
 
 def _exact(reader: Reader, endpoints: Mapping[str, Endpoint], nodes: Mapping[str, Node]) -> dict[tuple[str, str], str]:
@@ -103,7 +119,7 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
     template = "a body with places such as ${message}"
     required = {"body": template, "event": template, "types": "error types by status, and other"}
     entry = reader.section(node, ERROR_KEYS, required)
-    for key in ("body", "event", "message"):
+    for key in ("body", "event", "message", "close"):
         if key in entry:
             _check_template(reader, entry[key])
     types = {0: ""}
@@ -117,7 +133,8 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
     named = entry.get("event_name")
     name = None if named is None or named.value is None else reader.text(named, "the name of the event")
     body, event, message = (plain(entry[key]) if key in entry else None for key in ("body", "event", "message"))
-    return ErrorShape(body, event, name, types, message)
+    close = reader.text(entry["close"], "the reason with which a WebSocket is closed") if "close" in entry else ""
+    return ErrorShape(body, event, name, types, message, close)
 
 
 def _check_template(reader: Reader, node: Node) -> None:
@@ -138,7 +155,9 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
     paths = words(reader, entry.get("paths"), f"a list with {_PATH}")
     if not paths or not all(map(_is_path, paths)):
         reader.fault(nodes[name], f"a list with {_PATH}", _list(paths), f"{nodes[name].key}.paths")
-    spoken = stream(reader, entry["stream"]) if "stream" in entry and entry["stream"].value is not None else None
+    is_socket = "socket" in entry and entry["socket"].value is not None
+    told = entry.get("stream")
+    spoken = stream(reader, told, unread=is_socket) if told is not None and told.value is not None else None
     return Endpoint(
         name=name,
         methods=methods,
@@ -153,7 +172,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         deny=_trie(reader, entry.get("deny"), lambda node: _condition(reader, node)),
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
-        socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
+        socket=socket(reader, entry, spoken),
     )
 
 
@@ -185,6 +204,8 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
         streams=reader.flag(entry.get("streams"), default=False),
         endless=reader.flag(entry.get("endless"), default=False),
         model_prefixes=words(reader, entry.get("model_prefixes"), "a list of prefixes such as models/"),
+        unlimited=tuple(map(plain, reader.items(entry.get("unlimited")))),
+        query=words(reader, entry.get("query"), "a list of parameters of the address"),
     )
 
 
@@ -240,7 +261,9 @@ def _media(reader: Reader, node: Node) -> tuple[Node, Media] | None:
     if "path" not in entry:
         return None
     data = tuple(tuple(filter(None, each.split("."))) for each in ways)
-    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless)
+    values = tuple(map(plain, reader.items(entry.get("values"))))
+    because = _because(reader, entry) if "because" in entry else ""
+    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless, values, because)
 
 
 def _kinds(reader: Reader, entry: Mapping[str, Node]) -> frozenset[str]:

@@ -143,8 +143,9 @@ class Media:
     """A path whose values carry what is no text: pictures, files, speech, or a reference to something stored.
 
     ``data`` leads to the fields, from the value, that hold a data: URL or base64; the empty way is the value itself.
-    Without any the value is a reference. ``kinds`` narrows it to JSON types, ``when`` to objects of which a field has
-    one of these values, ``unless`` leaves such objects out.
+    Without any the value is a reference. ``kinds`` narrows it to JSON types, ``values`` to these values, ``when`` to
+    objects of which a field has one of these values, ``unless`` leaves such objects out. With ``because`` nothing of it
+    is ever read, whatever its bytes look like.
     """
 
     path: str
@@ -152,10 +153,14 @@ class Media:
     kinds: frozenset[str] = frozenset()
     when: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     unless: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    values: tuple[object, ...] = ()
+    because: str = ""
 
     def concerns(self, value: object) -> bool:
         """Say whether a value of this path is media; ``null`` never is."""
         if value is None or (self.kinds and kind(value) not in self.kinds):
+            return False
+        if self.values and not any(_same(value, each) for each in self.values):
             return False
         return all(_has(value, *each) for each in self.when.items()) and not any(
             _has(value, *each) for each in self.unless.items()
@@ -185,10 +190,15 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """A path in a stream event that passes byte-identical."""
+    """A path in a stream event that passes byte-identical. ``when`` lists event types; ``None`` means any.
+
+    ``unread``: it is base64 of what no text rule can read, so that the connection's ``on_unknown`` decides.
+    """
 
     path: str
     because: str
+    when: frozenset[str] | None = None
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +221,9 @@ class Flush:
     """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
 
     ``path`` ``None`` means the event alone is enough; ``values`` are those that count (empty: any but null). Those
-    channels are flushed whose key agrees on the names in ``key`` that both know. ``select`` is the path compiled; walk
-    it with ``Flush.hits``.
+    channels are flushed whose key agrees on the names in ``key`` that both know, and whose field of a name in ``same``
+    has the value to which the field names beside it lead in the event. ``again``: such a channel may begin anew.
+    ``select`` is the path compiled; walk it with ``Flush.hits``.
     """
 
     path: str | None = None
@@ -220,6 +231,8 @@ class Flush:
     when: frozenset[str] | None = None
     select: Trie[None] | None = None
     values: tuple[object, ...] = field(default=(), hash=False)
+    same: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    again: bool = False
 
     def hits(self, event: object) -> tuple[Pointer, ...]:
         """Point at the selected values that count; the empty pointer when no path is asked for."""
@@ -238,7 +251,8 @@ class StreamSpec:
     ``framings`` are the forms it may arrive in, the first the usual one. ``absent`` says what a field of a channel's
     key is where it is not there. ``wrapped``: an event is JSON in base64, in this field of the frame's object.
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
-    a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
+    a stream; ``sequence`` the field that counts events; ``unique`` the field that no two events have alike; ``padding``
+    the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
     strings are whole texts: repeats of what the deltas said, or text that arrives whole.
     """
@@ -255,26 +269,70 @@ class StreamSpec:
     framings: tuple[FramingKind, ...] = (FramingKind.SSE,)
     absent: Mapping[str, object] = field(default_factory=dict, hash=False)
     wrapped: str | None = None
+    unique: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What tells a message from others: its type is in ``when`` (empty: any), and ``path``, if any, selects a value.
+
+    ``values`` are those that count (empty: any but null).
+    """
+
+    when: frozenset[str] = frozenset()
+    path: str | None = None
+    select: Trie[None] | None = None
+    values: tuple[object, ...] = field(default=(), hash=False)
+
+    def fits(self, kinds: tuple[str, ...], message: object) -> bool:
+        """Say whether a message with these types is one of those."""
+        if self.when and self.when.isdisjoint(kinds):
+            return False
+        return self.select is None or any(
+            found.value is not None and (not self.values or any(_same(found.value, each) for each in self.values))
+            for found in self.select.select(message)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SocketSpec:
-    """How a WebSocket is spoken: text messages of one JSON object each, whose type is in the stream's ``event_type``.
+    """How a WebSocket is spoken: messages of one JSON object each, whose type is in the stream's ``event_type``.
 
     ``messages`` are the types by which a client asks; the object is then a request body. ``events`` are the types an
-    upstream may send (``*`` at the end: any rest), ``ends`` those that end an answer. ``continues`` is the request's
-    field that names an earlier answer, ``names`` the field names that lead to where an answer names itself.
+    upstream may send (``*`` at the end: any rest), ``ends`` tells those that end an answer. ``continues`` is the
+    request's field that names an earlier answer, ``names`` the field names that lead to where an answer names itself.
+
+    ``fields``: a message has no type; the names of its fields are its types. ``binary``: JSON may come in binary
+    messages too. ``duplex``: both sides speak at any time, where ``asks`` tells the client's messages that ask for an
+    answer and ``begins`` the events that begin one; ``settings`` are the client's types that settle model and limits
+    for what follows, and ``settles`` the events that confirm it. ``parameters`` are those of the address that may be
+    there beside the model (``None``: any).
     """
 
     messages: frozenset[str]
     events: tuple[str, ...]
-    ends: frozenset[str]
+    ends: tuple[Mark, ...]
     continues: str | None = None
     names: tuple[str, ...] = ()
+    fields: bool = False
+    binary: bool = False
+    duplex: bool = False
+    asks: tuple[Mark, ...] = ()
+    begins: tuple[Mark, ...] = ()
+    settings: frozenset[str] = frozenset()
+    settles: frozenset[str] = frozenset()
+    parameters: frozenset[str] | None = None
 
     def knows(self, kind: str) -> bool:
         """Say whether an upstream may send an event of this type."""
         return any(kind.startswith(each[:-1]) if each.endswith("*") else kind == each for each in self.events)
+
+    def kinds(self, message: JsonObject, event_type: str | None) -> tuple[str, ...]:
+        """Return the types of a message; none where it does not say."""
+        if self.fields:
+            return tuple(message)
+        told = message.get(event_type or "")
+        return (told,) if isinstance(told, str) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +354,9 @@ class ToolNames:
 class AskedSpec:
     """Where a request body says which model, whether to stream, which tools and how many output tokens.
 
-    ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none.
-    ``model_prefixes`` may stand before the name of a model in the body and are no part of it.
+    ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none;
+    so is one of the values ``unlimited``. ``model_prefixes`` may stand before the name of a model in the body and are
+    no part of it; a part ``*`` of one is any plain part. ``query`` are parameters of the address that name the model.
     """
 
     model: Trie[str]
@@ -307,6 +366,8 @@ class AskedSpec:
     streams: bool = False
     endless: bool = False
     model_prefixes: tuple[str, ...] = ()
+    unlimited: tuple[object, ...] = ()
+    query: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +376,7 @@ class ErrorShape:
 
     ``types`` maps an HTTP status to the family's error type; 0 is any other status. ``event`` is the body of an error
     in mid-stream and ``event_name`` its SSE event name (``None``: the event has no name). ``message`` is an error on a
-    WebSocket (``None``: the family has none).
+    WebSocket (``None``: the family has none, and every refusal ends it); ``close`` the reason with which one is closed.
     """
 
     body: object
@@ -323,6 +384,7 @@ class ErrorShape:
     event_name: str | None
     types: Mapping[int, str]
     message: object = None
+    close: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +410,14 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """Paths of an API that are no endpoints on purpose, and why."""
+
+    paths: tuple[str, ...]
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dialect:
     """One API family."""
 
@@ -356,6 +426,7 @@ class Dialect:
     error: ErrorShape
     exact: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(method, path) -> endpoint name, for the paths without a place."""
+    closed: tuple[Closed, ...] = ()
 
 
 def role_of(leaf: Leaf[RequestField] | Leaf[AnswerField], body: object) -> Role:

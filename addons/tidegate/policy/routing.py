@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tidegate.dialects.addresses import match, model_named
+from tidegate.dialects.addresses import asked_for, closed, match, model_named
+from tidegate.dialects.spec import Dialect
 from tidegate.model import Connection, Denial, Head, Origin, Reason, Route
 from tidegate.policy.policy import Policy, Routes, Unlisted
 
@@ -55,7 +56,13 @@ def route(policy: Policy, head: Head) -> Route | Pass | Denial:
     if isinstance(found, Denial):
         return found
     connection, endpoint, below = found
-    model = model_named(policy.dialects[connection.dialect].endpoints[endpoint], below)
+    known = policy.dialects[connection.dialect].endpoints[endpoint]
+    model = model_named(known, below)
+    if query and (known.socket is not None or known.asked.query):
+        told = asked_for(known, query)
+        if isinstance(told, Denial):
+            return told
+        model = told if model is None else model
     return Route(connection, endpoint, f"{connection.upstream_path}{below}{mark}{query}", model)
 
 
@@ -104,7 +111,9 @@ def _by_prefix(policy: Policy, head: Head, path: str) -> tuple[Connection, str, 
         if below is None:
             continue
         endpoint = match(policy.dialects[connection.dialect], head.method, below)
-        return _no_endpoint(connection) if endpoint is None else (connection, endpoint.name, below)
+        if endpoint is None:
+            return _no_endpoint(connection, policy.dialects[connection.dialect], below)
+        return connection, endpoint.name, below
     # who calls is not known yet, so the paths that are served are not named
     return Denial(Reason.NO_CONNECTION, 404, "No connection of the gateway's policy is served under this path.")
 
@@ -123,7 +132,8 @@ def _by_origin(policy: Policy, head: Head, origin: Origin, path: str) -> tuple[C
     if len(found) == 1:
         return found[0]
     if not found:
-        return _no_endpoint(candidates[0])
+        below = _below(candidates[0].upstream_path, path)
+        return _no_endpoint(candidates[0], policy.dialects[candidates[0].dialect], below or "")
     return Denial(
         Reason.NO_CONNECTION,
         404,
@@ -131,8 +141,13 @@ def _by_origin(policy: Policy, head: Head, origin: Origin, path: str) -> tuple[C
     )
 
 
-def _no_endpoint(connection: Connection) -> Denial:
-    """Say that the dialect does not describe this method and path."""
+def _no_endpoint(connection: Connection, dialect: Dialect, below: str) -> Denial:
+    """Say that the dialect does not describe this method and path, and why if it says so."""
+    because = closed(dialect, below)
+    if because is not None:
+        return Denial(
+            Reason.NO_ENDPOINT, 404, f"The connection {connection.name} does not serve this address: {because}."
+        )
     return Denial(
         Reason.NO_ENDPOINT, 404, f"The connection {connection.name} has no endpoint for this method and path."
     )
