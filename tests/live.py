@@ -98,6 +98,9 @@ def heard(socket: Duplex, events: Iterable[object]) -> list[dict[str, Any]]:
 # ── the upstreams ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+PARTS = {"text": "text", "transcript": "audio"}
+
+
 def realtime(said: Said, cut: Cut = whole, number: int = 1, *, beta: bool = False) -> list[dict[str, Any]]:
     """Return the events of one response; its reasoning is the transcript of what it speaks."""
     events: list[dict[str, Any]] = []
@@ -119,8 +122,8 @@ def realtime(said: Said, cut: Cut = whole, number: int = 1, *, beta: bool = Fals
                 add(kind, **here, delta=part, obfuscation="q7Zp")
             add(ended, **here, **{field: text})
             if field != "arguments":
-                add("response.content_part.done", **here, part={"type": "text", field: text})
-        content = [{"type": "text", field: text} for *_, field, text in parts if field != "arguments"]
+                add("response.content_part.done", **here, part={"type": PARTS[field], field: text})
+        content = [{"type": f"output_{PARTS[field]}", field: text} for *_, field, text in parts if field in PARTS]
         output.append({"id": name, **fields, **({"content": content} if content else {})})
         if not content:
             output[-1]["arguments"] = parts[0][3]
