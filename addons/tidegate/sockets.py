@@ -252,7 +252,7 @@ class Socket:
         if len(kinds) != 1:
             return _NOT_ONE if self._socket.fields else self._unknown()
         if kinds[0] not in self._socket.messages:
-            if self._on_unknown is OnUnknown.BLOCK:
+            if self._on_unknown is OnUnknown.BLOCK or not self._socket.duplex:  # it would wait for an answer
                 return self._unknown()
             self._unread("messages: a type that is not known here")
         return value

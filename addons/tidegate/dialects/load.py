@@ -43,7 +43,7 @@ ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "u
 TOOL_KEYS = ("each", "named", "keyed")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
-MEDIA_KEYS = ("path", "data", "kinds", "values", "when", "unless", "because")
+MEDIA_KEYS = ("path", "data", "kinds", "but", "when", "unless", "because")
 CLOSED_KEYS = ("paths", "because")
 CONDITION_KEYS = ("path", "because", "kinds", "values", "unless")
 KINDS = ("string", "number", "boolean", "object", "list")
@@ -261,9 +261,9 @@ def _media(reader: Reader, node: Node) -> tuple[Node, Media] | None:
     if "path" not in entry:
         return None
     data = tuple(tuple(filter(None, each.split("."))) for each in ways)
-    values = tuple(map(plain, reader.items(entry.get("values"))))
+    but = tuple(map(plain, reader.items(entry.get("but"))))
     because = _because(reader, entry) if "because" in entry else ""
-    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless, values, because)
+    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless, but, because)
 
 
 def _kinds(reader: Reader, entry: Mapping[str, Node]) -> frozenset[str]:

@@ -143,9 +143,9 @@ class Media:
     """A path whose values carry what is no text: pictures, files, speech, or a reference to something stored.
 
     ``data`` leads to the fields, from the value, that hold a data: URL or base64; the empty way is the value itself.
-    Without any the value is a reference. ``kinds`` narrows it to JSON types, ``values`` to these values, ``when`` to
-    objects of which a field has one of these values, ``unless`` leaves such objects out. With ``because`` nothing of it
-    is ever read, whatever its bytes look like.
+    Without any the value is a reference. ``kinds`` narrows it to JSON types, ``but`` leaves these values out, ``when``
+    narrows it to objects of which a field has one of these values, ``unless`` leaves such objects out. With ``because``
+    nothing of it is ever read, whatever its bytes look like.
     """
 
     path: str
@@ -153,14 +153,14 @@ class Media:
     kinds: frozenset[str] = frozenset()
     when: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     unless: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    values: tuple[object, ...] = ()
+    but: tuple[object, ...] = ()
     because: str = ""
 
     def concerns(self, value: object) -> bool:
         """Say whether a value of this path is media; ``null`` never is."""
         if value is None or (self.kinds and kind(value) not in self.kinds):
             return False
-        if self.values and not any(_same(value, each) for each in self.values):
+        if any(_same(value, each) for each in self.but):
             return False
         return all(_has(value, *each) for each in self.when.items()) and not any(
             _has(value, *each) for each in self.unless.items()
