@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.live import ALICE, ANY, LIVE, asks, heard, joined, live, opened, realtime, sent, tells
 from tests.test_split_invariance import expected, said, texts
-from tests.wire import CARD, KEY, MAIL, Said, engine, every
+from tests.wire import CARD, KEY, MAIL, PEM, Said, engine, every
 from tidegate import duplex, sockets
 from tidegate.duplex import Duplex
 from tidegate.model import Action, OnUnknown, Outcome, Reason, Scanned
@@ -142,6 +142,20 @@ def test_what_is_heard_of_a_person_is_one_text_too(text: str, size: int) -> None
     out = heard(socket, events)
     told = "".join(each["delta"] for each in out[:-1])
     assert told == out[-1]["transcript"] == expected(Said(text), engine()).text
+
+
+ENDINGS = (f"{MAIL}{KEY}", "jane.doe@example.co\u00e9", f"{KEY}0123456789abcdefghijk")
+EXHAUSTIVE = (f"to {MAIL}!", f"a {CARD} b", f"x {KEY}", PEM, *ENDINGS)
+
+
+@FAMILIES
+@pytest.mark.parametrize("text", EXHAUSTIVE, ids=range(len(EXHAUSTIVE)))
+def test_every_cut_in_two(family: str, text: str) -> None:
+    answer = Said(text, text, (json.dumps({"a": text}),))
+    final = whole_of(family, answer)
+    for at in range(len(text) + 9):
+        out = heard(opened(family), LIVE[family].events(answer, lambda part, at=at: [part[:at], part[at:]]))
+        assert joined(family, out) == final, at
 
 
 def test_text_that_is_held_leaves_before_the_end_of_its_text() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.documents import PNG, archive
 from tests.test_split_invariance import expected, said
 from tests.wire import CARD, KEY, MAIL, Said, answer, engine, events_of, every, read, responses, run, sse
+from tidegate import headers
 from tidegate.crossing import Crossing
 from tidegate.dialects.load import parse_dialect
 from tidegate.inspection.attachments import extract
@@ -131,6 +132,12 @@ def test_a_handshake_offers_no_extension() -> None:
         ("connection", "Upgrade"),
         ("upgrade", "websocket"),
     )
+
+
+def test_a_subprotocol_crosses_on_no_request() -> None:
+    assert headers.upstream([("sec-websocket-protocol", "openai-insecure-api-key.ek_1"), ("x-mine", "1")]) == [
+        ("x-mine", "1")
+    ]
 
 
 def test_an_endpoint_is_a_socket_or_it_is_not(policy: Policy) -> None:
