@@ -9,6 +9,9 @@ import yaml
 
 _OPENAI = yaml.safe_load((Path(__file__).parent.parent / "rules" / "dialects" / "openai.yaml").read_text())
 ENDPOINTS = " or ".join(sorted(_OPENAI["endpoints"]))
+DIALECTS = " or ".join(
+    sorted(each.stem for each in (Path(__file__).parent.parent / "rules" / "dialects").glob("*.yaml"))
+)
 
 FAULTS: dict[str, list[str]] = {
     "action-later": [
@@ -118,7 +121,7 @@ FAULTS: dict[str, list[str]] = {
         "FILE:15: roles.engineer.allow[0].connections[0]: found 'opnai'; accepted: openai",
     ],
     "unknown-dialect": [
-        "FILE:8: connections[0].dialect: found 'opnai'; accepted: a2a or anthropic or bedrock or cohere or gemini or mcp or ollama or openai",
+        f"FILE:8: connections[0].dialect: found 'opnai'; accepted: {DIALECTS}",
     ],
     "unknown-endpoint": [
         f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {ENDPOINTS}",

@@ -93,7 +93,7 @@ def test_the_small_dialect_loads() -> None:
             "dialect: small",
             "dialekt: small",
             "small.yaml:1: dialekt: found an unknown key; accepted: the keys dialect, version, description, shapes, "
-            "error, endpoints",
+            "error, endpoints, closed",
             id="unknown-key",
         ),
         pytest.param(
@@ -258,6 +258,25 @@ def test_the_small_dialect_loads() -> None:
             "    media: [{path: $.a, when: [image]}]\n    deny:",
             "small.yaml:19: endpoints.chat.media[0].when: found a list; accepted: a mapping",
             id="media-when",
+        ),
+        pytest.param(
+            "    deny:",
+            "    media: [{path: $.a, because: 3}]\n    deny:",
+            "small.yaml:19: endpoints.chat.media[0].because: found 3; accepted: the reason, in a few words",
+            id="media-because",
+        ),
+        pytest.param(
+            "version: 1",
+            "version: 1\nclosed: [{paths: [x], because: a key}]",
+            "small.yaml:3: closed[0].paths: found [x]; "
+            "accepted: a list with a path such as /v1/models/*, without a query",
+            id="closed-path",
+        ),
+        pytest.param(
+            "version: 1",
+            "version: 1\nclosed: [{paths: [/x]}]",
+            "small.yaml:3: closed[0].because: found nothing; accepted: the reason, in a few words",
+            id="closed-without-a-reason",
         ),
     ],
 )

@@ -220,3 +220,58 @@ def test_a_path_may_name_the_model(policy: Policy, path: str, model: str | None,
     found = go(policy, path)
     assert isinstance(found, Route)
     assert (found.model, found.path) == (model, upstream)
+
+
+REALTIME = {
+    "the model": ("model=gpt-realtime", "gpt-realtime"),
+    "no model": ("", None),
+    "a parameter that is known": ("intent=transcription", None),
+    "both": ("intent=x&model=m", "m"),
+    "escaped": ("%6Dodel=a%2Eb", "a.b"),
+    "another parameter": ("call_id=rtc_1", Reason.PROTOCOL),
+    "another parameter beside it": ("model=m&x=1", Reason.PROTOCOL),
+    "behind a semicolon": ("model=m;x=1", Reason.PROTOCOL),
+    "the model behind a semicolon": ("model=m;model=n", Reason.PROTOCOL),
+    "twice": ("model=m&model=m", Reason.PROTOCOL),
+    "twice, once escaped": ("model=m&%6Dodel=n", Reason.PROTOCOL),
+    "empty": ("model=", Reason.PROTOCOL),
+    "odd": ("model=a+b", Reason.PROTOCOL),
+    "a path": ("model=a/b", Reason.PROTOCOL),
+    "another case": ("Model=m", Reason.PROTOCOL),
+}
+
+
+@pytest.mark.parametrize(("query", "found"), REALTIME.values(), ids=REALTIME.keys())
+def test_an_address_may_name_the_model_in_its_query(policy: Policy, query: str, found: str | Reason | None) -> None:
+    routed = go(policy, f"/openai/v1/realtime?{query}", method="GET")
+    if isinstance(found, Reason):
+        assert isinstance(routed, Denial)
+        assert routed.reason is found
+    else:
+        assert isinstance(routed, Route)
+        assert (routed.endpoint, routed.model) == ("realtime", found)
+        assert routed.path == f"/v1/realtime?{query}"
+
+
+def test_a_query_means_nothing_to_other_endpoints(policy: Policy) -> None:
+    routed = go(policy, "/openai/v1/chat/completions?model=a&model=b")
+    assert isinstance(routed, Route)
+    assert routed.model is None
+
+
+CLOSED = {
+    "keys": ("/openai/v1/realtime/client_secrets", None, "a key with which a client goes round"),
+    "keys, older": ("/openai/v1/realtime/sessions", None, "a key with which a client goes round"),
+    "one call": ("/openai/v1/realtime/calls/rtc_1/accept", None, "a WebRTC or SIP call"),
+    "explicit": ("/v1/realtime/sessions", OPENAI, "a key with which a client goes round"),
+    "of Gemini": ("/google/v1alpha/auth_tokens", None, "a key with which a client goes round"),
+    "nothing of the kind": ("/openai/v1/realtime/other", None, "has no endpoint for this method and path"),
+}
+
+
+@pytest.mark.parametrize(("path", "origin", "why"), CLOSED.values(), ids=CLOSED.keys())
+def test_what_is_closed_on_purpose_says_why(policy: Policy, path: str, origin: Origin | None, why: str) -> None:
+    found = go(policy, path, origin)
+    assert isinstance(found, Denial)
+    assert (found.reason, found.status) == (Reason.NO_ENDPOINT, 404)
+    assert why in found.message

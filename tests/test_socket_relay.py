@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import wsproto
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mitmproxy import http, options, websocket
 from mitmproxy.proxy import commands, context, events
 from mitmproxy.proxy.layers.websocket import WebsocketEndHook, WebsocketLayer, WebSocketMessageInjected
 from mitmproxy.test import tflow
 from wsproto.connection import ConnectionState, ConnectionType
-from wsproto.events import CloseConnection, Ping, Pong, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 from wsproto.frame_protocol import Opcode
 
 from tidegate import egress, socket_relay
@@ -99,6 +101,19 @@ class Wire:
         return self.closed == [self.context.server, self.context.client]
 
 
+def _closed(peer: wsproto.Connection) -> list[tuple[int, str | None]]:
+    return [(int(each.code), each.reason) for each in peer.events() if isinstance(each, CloseConnection)]
+
+
+def _bytes(peer: wsproto.Connection) -> list[bytes]:
+    found = [b""]
+    for each in peer.events():
+        assert isinstance(each, BytesMessage)
+        found[-1] += bytes(each.data)
+        found += [b""] if each.message_finished else []
+    return found[:-1]
+
+
 def _texts(peer: wsproto.Connection) -> list[str]:
     found: list[str] = []
     text = ""
@@ -176,7 +191,7 @@ def test_a_layer_that_fails_cuts_the_socket(wire: Callable[[Judge], Wire], monke
         raise RuntimeError(SECRET)
 
     here = wire(passes)
-    monkeypatch.setattr(socket_relay, "_text", broken)
+    monkeypatch.setattr(socket_relay, "_say", broken)
     here.says(TextMessage(SECRET))
     assert here.got() == (["1008"], ["1008"])
     assert here.is_closed
@@ -298,3 +313,67 @@ def test_no_extension_is_spoken_whatever_the_head_says(wire: Callable[[Judge], W
     list(layer.handle_event(events.Start()))
     assert layer.client_ws._proto.extensions == []
     assert layer.server_ws._proto.extensions == []
+
+
+CUTS = st.lists(st.integers(0, 200), max_size=8)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60), frames=CUTS, pieces=CUTS, binary=st.booleans(), upstream=st.booleans())
+def test_any_cut_of_a_message_is_the_same_message(
+    wire: Callable[[Judge], Wire], text: str, frames: list[int], pieces: list[int], binary: bool, upstream: bool
+) -> None:
+    """However a peer cuts it into frames, and the network these into bytes, the gate is shown it once and whole."""
+    shown: list[tuple[Form, bytes]] = []
+
+    def judge(said: Said) -> Relay:
+        shown.append((said.form, said.data))
+        return Relay()
+
+    here = wire(judge)
+    peer, connection = (here.server, here.context.server) if upstream else (here.client, here.context.client)
+    whole: Any = text.encode() if binary else text
+    at = sorted({min(each, len(whole)) for each in frames} - {len(whole)})
+    data = b""
+    for start, end in zip([0, *at], [*at, len(whole)], strict=True):
+        kind = BytesMessage if binary else TextMessage
+        data += peer.send(kind(whole[start:end], message_finished=end == len(whole)))
+    at = sorted({min(each, len(data)) for each in pieces})
+    for start, end in zip([0, *at], [*at, len(data)], strict=True):
+        here.run(events.DataReceived(connection, data[start:end]))
+    assert shown == [(Form.BINARY if binary else Form.TEXT, text.encode())]
+
+
+@pytest.mark.parametrize("upstream", [False, True])
+def test_a_long_text_is_cut_between_characters(wire: Callable[[Judge], Wire], upstream: bool) -> None:
+    here = wire(passes)
+    text = "x" + "\u00e9" * 3000 + "\U0001f600" * 3000
+    here.says(TextMessage(text), upstream=upstream)
+    assert here.got() == (([text], []) if upstream else ([], [text]))
+
+
+@pytest.mark.parametrize("size", [0, 1, 4000, 4001, 20000])
+@pytest.mark.parametrize("upstream", [False, True])
+def test_what_is_no_text_stays_none(wire: Callable[[Judge], Wire], upstream: bool, size: int) -> None:
+    def judge(said: Said) -> Relay:
+        return Relay((), (said.data,), binary=True) if said.from_client else Relay((said.data,), binary=True)
+
+    here = wire(judge)
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    here.says(BytesMessage(data), upstream=upstream)
+    assert (_bytes(here.client), _bytes(here.server)) == (([data], []) if upstream else ([], [data]))
+    assert here.flow.websocket is not None
+    assert [each.type for each in here.flow.websocket.messages] == [Opcode.BINARY]
+
+
+@pytest.mark.parametrize("way", ["a message", "a cut"])
+def test_the_gates_own_reason_is_told_to_the_client_alone(wire: Callable[[Judge], Wire], way: str) -> None:
+    here = wire(lambda _: Relay((), (), 1008, "finding: no"))
+    if way == "a cut":
+        here.run(Cut(here.flow, b"", 1008, "finding: no"))
+    else:
+        here.says(TextMessage("x"))
+    assert _closed(here.client) == [(1008, "finding: no")]
+    assert _closed(here.server) == [(1008, "")]
+    assert here.flow.websocket is not None
+    assert here.flow.websocket.close_reason == ""

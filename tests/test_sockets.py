@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.documents import PNG, archive
 from tests.test_split_invariance import expected, said
 from tests.wire import CARD, KEY, MAIL, Said, answer, engine, events_of, every, read, responses, run, sse
+from tidegate import headers
 from tidegate.crossing import Crossing
 from tidegate.dialects.load import parse_dialect
 from tidegate.inspection.attachments import extract
@@ -82,6 +83,14 @@ HEADS = {
     "short key": (head(sec_websocket_key="dGhl"), Reason.PROTOCOL),
     "odd key": (head(sec_websocket_key="dGhlIHNhbXBsZSBub25jZQ=!"), Reason.PROTOCOL),
     "subprotocol": (head(("sec-websocket-protocol", "realtime")), Reason.PROTOCOL),
+    "a key as a subprotocol": (
+        head(("sec-websocket-protocol", "realtime, openai-insecure-api-key.ek_1")),
+        Reason.CALLER_MISSING,
+    ),
+    "a key as a second subprotocol": (
+        head(("sec-websocket-protocol", "realtime"), ("sec-websocket-protocol", "base64url.bearer.x")),
+        Reason.CALLER_MISSING,
+    ),
 }
 
 
@@ -125,6 +134,12 @@ def test_a_handshake_offers_no_extension() -> None:
     )
 
 
+def test_a_subprotocol_crosses_on_no_request() -> None:
+    assert headers.upstream([("sec-websocket-protocol", "openai-insecure-api-key.ek_1"), ("x-mine", "1")]) == [
+        ("x-mine", "1")
+    ]
+
+
 def test_an_endpoint_is_a_socket_or_it_is_not(policy: Policy) -> None:
     endpoints = policy.dialects["openai"].endpoints
     socket, chat = endpoints["responses_socket"], endpoints["chat"]
@@ -161,7 +176,7 @@ def test_a_handshake_passes_every_stage(policy: Policy) -> None:
 
 REFUSED_HEADS = {
     "another endpoint": (head(path="/openai/v1/models"), Reason.PROTOCOL),
-    "no endpoint": (head(path="/openai/v1/realtime"), Reason.NO_ENDPOINT),
+    "no endpoint": (head(path="/openai/v1/realtimes"), Reason.NO_ENDPOINT),
     "another dialect": (head(path="/anthropic/v1/messages"), Reason.NO_ENDPOINT),
     "plain GET": (Head("GET", PATH, (("authorization", "Bearer t"),), None), Reason.PROTOCOL),
     "a secret in a header": (head(("x-note", SECRET)), Reason.FINDING),
@@ -600,15 +615,27 @@ endpoints:
 FAULTS = {
     "no types": ("event_type: type", "event_type: null", "endpoints.live.socket: "),
     "another method": ("[GET]", "[POST]", "endpoints.live.socket: found [POST]; accepted: the method GET alone"),
-    "no error": ('  message: {message: "${message}"}\n', "", "error: found no key message; accepted: a message too"),
+    "no error": (
+        '  message: {message: "${message}"}\n',
+        "",
+        "error: found no key message or close; accepted: a message or close",
+    ),
     "nothing asked": ("messages: [ask]", "messages: []", "endpoints.live.socket.messages: found an empty list"),
-    "an end that is no event": ("ends: [done]", "ends: [over]", "endpoints.live.socket.ends: found over"),
+    "an end that is no event": ("ends: [done]", "ends: [over]", "endpoints.live.socket.ends[0]: found over"),
     "any event": (
         "[text.*, done]",
         "['*', done]",
         "endpoints.live.socket.events: found *; accepted: event types",
     ),
     "a star inside": ("[text.*, done]", "['t*t', done]", "endpoints.live.socket.events: found t*t"),
+    "half of two ways": (
+        "      names: answer.id\n",
+        "      names: answer.id\n      asks: [ask]\n",
+        "socket.asks: found asks",
+    ),
+    "fields and types": ("      ends: [done]\n", "      ends: [done]\n      fields: true\n", "or fields: true"),
+    "a mark without a path": ("ends: [done]", "ends: [{when: [done]}]", "socket.ends[0].path: found nothing"),
+    "a mark of nothing": ("ends: [done]", "ends: [{when: [x], path: $.a}]", "socket.ends[0].when[0]: found x"),
     "half a chain": (
         "      names: answer.id\n",
         "",
@@ -625,7 +652,8 @@ def test_a_small_socket_is_read() -> None:
     assert dialect is not None
     socket = dialect.endpoints["live"].socket
     assert socket is not None
-    assert (socket.messages, socket.ends, socket.names) == ({"ask"}, {"done"}, ("answer", "id"))
+    assert (socket.messages, socket.names) == ({"ask"}, ("answer", "id"))
+    assert [mark.when for mark in socket.ends] == [{"done"}]
     assert [socket.knows(kind) for kind in ("text.delta", "text.", "text", "done", "done2")] == [
         True, True, False, True, False,
     ]  # fmt: skip
@@ -662,3 +690,87 @@ def test_what_a_socket_remembers_is_bounded(policy: Policy) -> None:
     for _ in range(3):
         socket.client(asks(" ".join(f"{MAIL} {n}" for n in range(600))))
     assert len(socket.prompt_findings) == 1000
+
+
+TWO_WAYS = """\
+    socket:
+      duplex: true
+      binary: true
+      fields: true
+      parameters: [v]
+      messages: [setup, ask]
+      events: [ready, text, over]
+      asks: [{path: $.ask.last, values: [true]}]
+      begins: [text]
+      ends: [{when: [over], path: $.over.all}]
+      settings: [setup]
+      settles: [ready]
+"""
+
+
+def test_a_socket_of_two_ways_is_read() -> None:
+    text = SMALL.partition("    socket:")[0].replace("event_type: type", "unique: id") + TWO_WAYS
+    text = text.replace("flush: [{when: [done]}]", "flush: [{path: $.over, same: {id: over.id}, again: true}]")
+    dialect, faults = parse_dialect(text, "small.yaml")
+    assert faults == ()
+    assert dialect is not None
+    endpoint = dialect.endpoints["live"]
+    assert endpoint.socket is not None
+    assert endpoint.stream is not None
+    socket, stream = endpoint.socket, endpoint.stream
+    assert (socket.duplex, socket.binary, socket.fields, socket.parameters) == (True, True, True, {"v"})
+    assert (socket.settings, socket.settles, stream.unique) == ({"setup"}, {"ready"}, "id")
+    assert (stream.flushes[0].same, stream.flushes[0].again) == ({"id": ("over", "id")}, True)
+    asked = [{"ask": {"last": True}}, {"ask": {"last": False}}, {"ask": {}}]
+    assert [socket.asks[0].fits(("ask",), each) for each in asked] == [True, False, False]
+    assert [socket.ends[0].fits((kind,), {"over": {"all": 0}}) for kind in ("over", "text")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said_"),
+    [
+        ("asks: [{path: $.ask.last", "asks: [{when: [tell], path: $.ask.last", "socket.asks[0].when[0]: found tell"),
+        ("begins: [text]", "begins: [txt]", "socket.begins[0]: found txt; accepted: types that are among events"),
+        (
+            "settings: [setup]",
+            "settings: [set]",
+            "socket.settings[0]: found set; accepted: types that are",
+        ),
+        ("fields: true", "fields: false", "a stream beside it, with event_type, which tells the type"),
+        ("parameters: [v]", "parameters: v", "socket.parameters: found 'v'"),
+    ],
+)
+def test_each_fault_of_a_socket_of_two_ways_is_said(old: str, new: str, said_: str) -> None:
+    text = SMALL.partition("    socket:")[0].replace("event_type: type", "unique: id") + TWO_WAYS
+    assert text.count(old) == 1
+    _, faults = parse_dialect(text.replace(old, new), "small.yaml")
+    assert any(said_ in str(fault) for fault in faults), [str(fault) for fault in faults]
+
+
+def test_unread_is_for_sockets_alone() -> None:
+    keep = "      keep: [{path: $.sound, unread: true, because: sound}]\n    socket:"
+    alone = SMALL.partition("    socket:")[0] + keep.partition("    socket:")[0]
+    assert parse_dialect(SMALL.replace("    socket:", keep), "small.yaml")[1] == ()
+    _, faults = parse_dialect(alone, "small.yaml")
+    assert "unread in the stream of a socket alone" in str(faults[0])
+
+
+def test_a_refusal_closes_a_socket_of_a_family_without_errors(policy: Policy) -> None:
+    socket = open_socket(policy)
+    socket._shape = replace(socket._shape, message=None, close="${reason}: ${message}")
+    step = socket.client(asks(f"use {KEY}"))
+    assert isinstance(step, Relay)
+    assert (step.up, step.down, step.close) == ((), (), POLICY)
+    assert step.reason.startswith("finding: Blocked by policy: $.input")
+
+
+@pytest.mark.parametrize("rule", [OnUnknown.FLAG, OnUnknown.PASS])
+def test_unknown_events_follow_the_connection_and_unknown_questions_do_not(policy: Policy, rule: OnUnknown) -> None:
+    prefixes = tuple((path, replace(each, on_unknown=rule)) for path, each in policy.routes.prefixes)
+    socket = open_socket(replace(policy, routes=replace(policy.routes, prefixes=prefixes)))
+    (out,) = gives(socket, [tells({"type": "session.created", "note": f"to {MAIL}!"})])
+    assert out["note"] == "to [REDACTED:mail]!"
+    assert socket.scanned is Scanned.PARTLY
+    step = socket.client(asks(type="response.steer"))
+    assert isinstance(step, Relay)
+    assert errors(step) == ["protocol"]

@@ -25,6 +25,7 @@ from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC, NO_CALLS, Calls, render
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
+from tidegate.duplex import Duplex
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected
@@ -320,8 +321,10 @@ class Crossing:
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
-        if endpoint.socket is not None:  # who may use which model is asked of each message
-            return inspect(policy, endpoint, grant, nothing, None, extra)
+        if endpoint.socket is not None:
+            if not endpoint.asked.query:  # who may use which model is asked of each message
+                return inspect(policy, endpoint, grant, nothing, None, extra)
+            nothing = Asked(grant.route.model, False, (), 0)
         permitted = permission.permit(grant, nothing)
         if isinstance(permitted, Denial):
             return Judged(grant, "permission", permitted, nothing)
@@ -402,7 +405,9 @@ class Crossing:
         drop = self._inspect_head(event) - {"upgrade"}
         if not sockets.accepted(self.head, event.headers) or "sec-websocket-accept" in drop:
             return self._refuse("answer", _PROTOCOL)
-        self.socket = sockets.Socket(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange)
+        duplex = (spec := self._endpoint().socket) is not None and spec.duplex
+        kind = Duplex if duplex else sockets.Socket
+        self.socket = kind(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange)
         self.stage = Stage.SOCKET
         self.streamed = True
         return OpenSocket(drop)

@@ -92,9 +92,9 @@ def harden(keeper: Keeper | None) -> None:
     logging.getLogger("mitmproxy.proxy.server").addFilter(_without_data)
 
 
-def cut(handler: Any, flow: http.HTTPFlow, data: bytes, code: int = POLICY) -> Any:
+def cut(handler: Any, flow: http.HTTPFlow, data: bytes, code: int = POLICY, reason: str = "") -> Any:
     """Return a coroutine that cuts ``flow``; ``handler`` is the entry of ``proxyserver.connections`` of its client."""
-    return handler.server_event(Cut(flow, data, code))
+    return handler.server_event(Cut(flow, data, code, reason))
 
 
 def _stream(self: HttpStream, event: events.Event, original: Callable[..., Commands]) -> Commands:

@@ -460,10 +460,10 @@ class Gateway(Fence):
         exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
         exchange.sealed = False
 
-    def _cut(self, exchange: Exchange, data: bytes = b"", code: int = POLICY) -> None:
+    def _cut(self, exchange: Exchange, data: bytes = b"", code: int = POLICY, reason: str = "") -> None:
         handler = self._handler(exchange.flow)
         if handler is not None:  # None in a client replay: what follows is swallowed
-            exchange.later(egress.cut(handler, exchange.flow, data, code))
+            exchange.later(egress.cut(handler, exchange.flow, data, code, reason))
 
     def _watch(self, due: float) -> None:
         """Look at the time limits of all answers at ``due``, or earlier: one timer serves all of them."""

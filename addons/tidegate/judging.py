@@ -11,7 +11,7 @@ from urllib.parse import unquote_plus
 
 from tidegate import headers
 from tidegate.dialects import body as bodies
-from tidegate.dialects.asking import asked
+from tidegate.dialects.asking import asked, names_output
 from tidegate.dialects.errors import NO_CALLS, Calls
 from tidegate.dialects.spec import Endpoint, JsonObject, refused
 from tidegate.identity import permission
@@ -81,13 +81,14 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     known: str = "",
     extracted: tuple[Extraction, ...] | None = None,
     files: Sequence[Part] = (),
+    settled: Asked | None = None,
 ) -> Judged | Unopened:
     """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, unless it is ``Unopened``.
 
     ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for. ``extra``
     holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
     the dialect's conditions do not speak of this time; it is inspected like any other. ``files`` stand beside
-    the value.
+    the value. ``settled``: model and limit of output tokens that hold where the body says nothing of them.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
     unread: list[tuple[str, str]] = [(media.ANSWER, endpoint.unread)] if endpoint.unread else []
@@ -97,6 +98,9 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     what = asked(endpoint, value, grant.route.model)
     if isinstance(what, Denial):
         return Judged(grant, "body", what)
+    if settled is not None:
+        most = what.max_output if names_output(endpoint, value) else settled.max_output
+        what = replace(what, model=what.model or settled.model, max_output=most)
     permitted = permission.permit(grant, what)
     if isinstance(permitted, Denial):
         return Judged(grant, "permission", permitted, what)

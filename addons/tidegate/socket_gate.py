@@ -27,8 +27,8 @@ from tidegate.streams.framing import MAX_FRAME
 AGAIN = 0.05
 """Seconds until the limits are looked at again where a message is being judged in a thread just then."""
 
-Cut = Callable[[Exchange, bytes, int], None]
-"""Closes an exchange's WebSocket from outside: last words, close code."""
+Cut = Callable[[Exchange, bytes, int, str], None]
+"""Closes an exchange's WebSocket from outside: last words, close code and reason."""
 
 
 class LiveSocket:
@@ -46,6 +46,7 @@ class LiveSocket:
         self._unasked = 0
         self._judging = False
         self._farewell: tuple[bytes, ...] = ()
+        self._reason = ""
         self._kept = 0
         self._watch()
 
@@ -100,15 +101,14 @@ class LiveSocket:
     def take(self, said: Said) -> Awaitable[None] | None:
         """Judge what a peer did, and put on ``said`` what may be sent because of it."""
         if self._crossing.stage is not Stage.SOCKET:
-            said.released = Relay(self._farewell, (), POLICY)
+            said.released = Relay(self._farewell, (), POLICY, self._reason)
             return None
         if not said.from_client:
-            aged = time.monotonic() >= self._opened + self._exchange.limits.socket_duration
-            event = UpstreamSaid(said.form, said.data, time.time(), aged)
+            event = UpstreamSaid(said.form, said.data, time.time(), self._is_aged(time.monotonic()))
             said.released = self._after(self._crossing.receive(event))
             return None
         asked = ClientSaid(said.form, said.data, time.time())
-        if len(said.data) > self._thread_bytes and said.form is Form.TEXT:
+        if len(said.data) > self._thread_bytes and said.form in (Form.TEXT, Form.BINARY):
             return self._in_thread(said, asked)
         step = self._crossing.receive(asked)
         if isinstance(step, Extract):
@@ -119,7 +119,8 @@ class LiveSocket:
     def stop(self, denial: Denial, outcome: Outcome = Outcome.DENIED) -> None:
         """End the exchange from outside; what is to be said of it is the last that leaves."""
         step = self._crossing.receive(Stopped(denial, outcome))
-        self._farewell = self._farewell or (self._after(step).down if isinstance(step, Relay) else ())
+        if isinstance(step, Relay) and not self._farewell and not self._reason:
+            self._farewell, self._reason = self._after(step).down, step.reason
 
     # parts ───────────────────────────────────────────────────────────────────
 
@@ -144,7 +145,8 @@ class LiveSocket:
         assert socket is not None
         if socket.turns != self._turns:
             self._turns, self._unasked = socket.turns, 0
-            self._meter = AnswerMeter(self._exchange.limits, now)
+            if self._meter is None or not self._is_aged(now):  # answers that overlap would keep an old one open
+                self._meter = AnswerMeter(self._exchange.limits, now)
         if not socket.busy:
             self._meter = None
         self._last = now
@@ -152,11 +154,14 @@ class LiveSocket:
             self._watch()
         else:
             self._exchange.stop_watching()
-        return Relay(tuple(self._exchange.said(data) for data in step.down), step.up, step.close)
+        return replace(step, down=tuple(self._exchange.said(data) for data in step.down))
+
+    def _is_aged(self, now: float) -> bool:
+        return now >= self._opened + self._exchange.limits.socket_duration
 
     def _end(self, denial: Denial) -> None:
         self.stop(denial)
-        self._cut(self._exchange, b"".join(self._farewell), POLICY)
+        self._cut(self._exchange, b"".join(self._farewell), POLICY, self._reason)
 
     def _watch(self) -> None:
         """Look at the limits when the next of them is due."""
@@ -180,6 +185,6 @@ class LiveSocket:
             self._end(endings.limit(passed))
         elif self._meter is None and now >= self._next():
             step = self._after(self._crossing.receive(SocketRested()))
-            self._cut(self._exchange, b"", step.close or POLICY)
+            self._cut(self._exchange, b"", step.close or POLICY, step.reason)
         else:
             self._watch()

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import wsproto.events
 from mitmproxy import http, websocket
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.websocket import (
-    Fragmentizer,
     WebsocketConnection,
     WebsocketEndHook,
     WebsocketLayer,
@@ -36,6 +35,9 @@ Commands = Generator[commands.Command, Any, None]
 MAX_CONTROL_PAYLOAD = 8
 """Bytes of a WebSocket ping that is answered: room for a counter or a time (RFC 6455 allows 125). None is relayed."""
 
+FRAME = 4000
+"""Bytes of a message in one frame: some servers take no more than 4 KiB."""
+
 LEAVE = 2.0
 """Seconds that a client has to answer the last close frame (RFC 6455, 7.1.1). A connection that is closed under a
 client that is still sending is reset, and the client may never read why."""
@@ -48,12 +50,18 @@ Ask = Callable[..., Any]
 class Cut(events.Event):
     """End one exchange now: refuse it if its answer has not begun, else send ``data`` and end; stop the upstream.
 
-    ``code`` is the close code on a WebSocket.
+    ``code`` is the close code on a WebSocket, ``reason`` what its client is told with it.
     """
 
     flow: http.HTTPFlow
     data: bytes
     code: int = POLICY
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class OwnClose(wsproto.events.CloseConnection):
+    """A close of the gate's own, whose reason is the gate's own words."""
 
 
 @dataclass
@@ -165,7 +173,7 @@ def _socket(self: WebsocketLayer) -> Keeper:
 def _relay(self: WebsocketLayer, event: events.Event) -> Commands:
     if isinstance(event, Cut):
         if event.flow is self.flow:
-            yield from _end(self, (event.data,) if event.data else (), event.code)
+            yield from _end(self, Relay((event.data,) if event.data else (), (), event.code, event.reason))
         return
     if not isinstance(event, events.ConnectionEvent):
         return  # a message that a person injects: nobody judged it
@@ -205,7 +213,7 @@ def _message(
     source.frame_buf = []
     yield from _hear(self, Said(self.flow, from_client, Form.TEXT if text else Form.BINARY, whole))
     if not part.message_finished and not _is_over(self):
-        yield from _end(self, (), POLICY)  # the gate took the first part of a message for all of it
+        yield from _end(self, Relay(close=POLICY))  # the gate took the first part of a message for all of it
 
 
 def _hear(self: WebsocketLayer, said: Said) -> Commands:
@@ -213,15 +221,15 @@ def _hear(self: WebsocketLayer, said: Said) -> Commands:
     yield TidegateSocketHook(said)
     step = said.released
     if step is None:
-        yield from _end(self, _socket(self).last_words(), POLICY)
+        yield from _end(self, Relay(_socket(self).last_words(), (), POLICY))
         return
     for data in step.up:
-        yield from _text(self, self.server_ws, data)
+        yield from _say(self, self.server_ws, data, binary=step.binary)
     if step.close is not None:
-        yield from _end(self, step.down, step.close)
+        yield from _end(self, step)
         return
     for data in step.down:
-        yield from _text(self, self.client_ws, data)
+        yield from _say(self, self.client_ws, data, binary=step.binary)
 
 
 def _closed(self: WebsocketLayer, code: int, by_client: bool) -> Commands:
@@ -231,28 +239,29 @@ def _closed(self: WebsocketLayer, code: int, by_client: bool) -> Commands:
     said = Said(self.flow, by_client, Form.END, b"")
     yield TidegateSocketHook(said)
     step = said.released
-    last = step.down if step is not None else _socket(self).last_words()
-    broken = step is None or step.close == POLICY
-    yield from _end(self, last, POLICY if broken else code)
+    if step is None:
+        step = Relay(_socket(self).last_words(), (), POLICY)
+    yield from _end(self, step if step.close == POLICY else replace(step, close=code))
 
 
-def _end(self: WebsocketLayer, last: tuple[bytes, ...], code: int) -> Commands:
+def _end(self: WebsocketLayer, last: Relay) -> Commands:
     """Say the last words to the client and close both sides; nothing is relayed after that."""
     if not _is_over(self):
         self._handle_event = self.done
-        for data in last:
-            yield from _text(self, self.client_ws, data)
-        yield from _close(self, code)
+        for data in last.down:
+            yield from _say(self, self.client_ws, data, binary=last.binary)
+        yield from _close(self, POLICY if last.close is None else last.close, last.reason)
 
 
-def _close(self: WebsocketLayer, code: int) -> Commands:
+def _close(self: WebsocketLayer, code: int, reason: str = "") -> Commands:
     assert self.flow.websocket
     self._handle_event = self.done
     self.flow.websocket.timestamp_end = time.time()
     self.flow.websocket.close_code = code
     self.flow.websocket.close_reason = ""
     for each in (self.server_ws, self.client_ws):
-        yield from _send(each, wsproto.events.CloseConnection(code=code))
+        told = reason if each is self.client_ws else ""
+        yield from _send(each, OwnClose(code=code, reason=told or None))
     yield commands.CloseConnection(self.server_ws.conn)
     if self.client_ws.state is ConnectionState.LOCAL_CLOSING:
         yield commands.RequestWakeup(LEAVE)
@@ -264,16 +273,33 @@ def _close(self: WebsocketLayer, code: int) -> Commands:
     _ask("over", self.flow)
 
 
-def _text(self: WebsocketLayer, to: WebsocketConnection, data: bytes) -> Commands:
-    """Send one text message and put it on the flow."""
+def _say(self: WebsocketLayer, to: WebsocketConnection, data: bytes, *, binary: bool) -> Commands:
+    """Send one message and put it on the flow."""
     if to.state is not ConnectionState.OPEN:
         return
     assert self.flow.websocket
-    message = websocket.WebSocketMessage(Opcode.TEXT, to is self.server_ws, data)
+    message = websocket.WebSocketMessage(Opcode.BINARY if binary else Opcode.TEXT, to is self.server_ws, data)
     self.flow.websocket.messages.append(message)
     _socket(self).kept(self.flow)
-    for each in Fragmentizer([], True)(data):
+    for each in _frames(data, binary=binary):
         yield to.send2(each)
+
+
+def _frames(data: bytes, *, binary: bool) -> Iterator[wsproto.events.Event]:
+    """Cut a message into frames; a text between two characters."""
+    start = 0
+    while True:
+        end = min(len(data), start + FRAME)
+        while not binary and end < len(data) and data[end] & 0xC0 == 0x80:
+            end -= 1
+        piece, last = data[start:end], end == len(data)
+        if binary:
+            yield wsproto.events.BytesMessage(piece, message_finished=last)
+        else:
+            yield wsproto.events.TextMessage(piece.decode(), message_finished=last)
+        if last:
+            return
+        start = end
 
 
 def _send(to: WebsocketConnection, event: wsproto.events.Event) -> Commands:
@@ -291,6 +317,6 @@ def _small(event: wsproto.events.Event) -> wsproto.events.Event:
     """Close instead of relaying a ping or pong that could carry text, and relay no close reason: no rule reads them."""
     if isinstance(event, (wsproto.events.Ping, wsproto.events.Pong)) and len(event.payload) > MAX_CONTROL_PAYLOAD:
         return wsproto.events.CloseConnection(code=POLICY)
-    if isinstance(event, wsproto.events.CloseConnection):
+    if isinstance(event, wsproto.events.CloseConnection) and not isinstance(event, OwnClose):
         return wsproto.events.CloseConnection(code=event.code)
     return event

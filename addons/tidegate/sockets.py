@@ -2,7 +2,8 @@
 
 Law: a client's message is a request and is judged like one, and only what was judged goes up; an upstream's message is
 an event of the answer in flight, and its texts leave under the law of ``streams.channels``. There is one answer at a
-time: what a client asks before it is over waits its turn. What is no message of the dialect ends the socket.
+time: what a client asks before it is over waits its turn (``duplex`` is the other kind). What is no message of the
+dialect ends the socket.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
 from tidegate.dialects.body import dump, strict_json
-from tidegate.dialects.errors import render_message
-from tidegate.dialects.spec import Dialect, Endpoint, JsonObject
+from tidegate.dialects.errors import render_close, render_message
+from tidegate.dialects.spec import Dialect, Endpoint, JsonObject, Mark
 from tidegate.endings import CLIENT_GONE, UPSTREAM_FAILED
 from tidegate.inspection import media
 from tidegate.judging import Judged, Unopened, judge, parse, too_large, worst
-from tidegate.model import Asked, Decision, Denial, Direction, Finding, Grant, Head, Outcome, Reason, Scanned
+from tidegate.model import (
+    Asked,
+    Decision,
+    Denial,
+    Direction,
+    Finding,
+    Grant,
+    Head,
+    OnUnknown,
+    Outcome,
+    Reason,
+    Scanned,
+)
 from tidegate.policy.policy import Policy
 from tidegate.steps import ClientSaid, Extract, Form, Relay, UpstreamSaid
 from tidegate.streams.channels import MALFORMED, EventRedactor, Outgoing
@@ -45,10 +59,15 @@ NO_SWITCH = Denial(Reason.PROTOCOL, 400, "This gateway does not switch protocols
 _HANDSHAKE_ODD = Denial(
     Reason.PROTOCOL, 400, "This gateway accepts WebSocket version 13 over HTTP/1.1, without a subprotocol."
 )
+_KEY_BESIDE = Denial(
+    Reason.CALLER_MISSING, 401, "Give the access token in a header, never in a subprotocol of the WebSocket."
+)
+_CREDENTIAL = re.compile("key|token|auth|bearer|secret", re.IGNORECASE)
 _NEEDED = Denial(Reason.PROTOCOL, 400, "This address is a WebSocket; ask for one with the header Upgrade: websocket.")
 _NOT_TEXT = Denial(
     Reason.PROTOCOL, 400, "This WebSocket carries text messages of one JSON object each, so it ends here."
 )
+_NOT_ONE = Denial(Reason.PROTOCOL, 400, "A message on this WebSocket must be an object with one field, its type.")
 _TOO_MANY = Denial(Reason.PROTOCOL, 400, "More messages than this WebSocket takes; open another one.")
 _EXPIRED = Denial(Reason.TOKEN_EXPIRED, 401, "The access token has expired; open a WebSocket with a new one.")
 _ODD = Denial(Reason.UPSTREAM_PROTOCOL, 502, "The upstream sent a message that the gateway cannot inspect.")
@@ -71,6 +90,9 @@ def wanted(head: Head) -> bool | Denial:
         return NO_SWITCH
     fields = dict(head.headers)
     keys = [value for name, value in head.headers if name == "sec-websocket-key"]
+    protocols = [value for name, value in head.headers if name == "sec-websocket-protocol"]
+    if any(map(_CREDENTIAL.search, protocols)):
+        return _KEY_BESIDE
     plain = fields.get("sec-websocket-version") == "13" and len(keys) == 1 and _is_key(keys[0])
     return _HANDSHAKE_ODD if not plain or "sec-websocket-protocol" in fields else True
 
@@ -114,6 +136,8 @@ class Socket:
     socket; ``outcome`` is set when it is over. ``asked`` is what the last permitted message asked for.
     """
 
+    most = MESSAGES
+
     def __init__(self, policy: Policy, dialect: Dialect, endpoint: Endpoint, grant: Grant, exchange: str) -> None:
         assert endpoint.socket is not None
         assert endpoint.stream is not None
@@ -129,6 +153,8 @@ class Socket:
         self._endpoint = endpoint
         self._socket = endpoint.socket
         self._stream = endpoint.stream
+        self._forms = (Form.TEXT, Form.BINARY) if endpoint.socket.binary else (Form.TEXT,)
+        self._on_unknown = grant.route.connection.on_unknown
         self._shape = dialect.error
         self._grant = grant
         self._exchange = exchange
@@ -136,6 +162,7 @@ class Socket:
         self._waiting: deque[bytes | Denial] = deque()
         self._own: set[str] = set()
         self._found: list[Finding] = []
+        self._told: set[str] = set()
         self._events = self._fresh()
 
     @property
@@ -160,6 +187,12 @@ class Socket:
         if isinstance(item, Extract):
             self._heard -= 1  # it comes again, with what was read
             return item
+        if isinstance(item, Denial) and self._shape.message is None:
+            return self.stop(item)
+        return self._next(item, value, said)
+
+    def _next(self, item: bytes | Denial, _value: JsonObject, _said: ClientSaid) -> Relay:
+        """Let a message that was judged wait for its turn, or take it."""
         self._waiting.append(item)
         if not self.busy:
             return Relay(*self._turn([]))
@@ -174,19 +207,18 @@ class Socket:
         if isinstance(event, Denial):
             return self.stop(event)
         out = self._events.event(event, None, said.data)
-        kind = event[self._stream.event_type or ""]
-        ends = kind in self._socket.ends
+        ends = self._marked(self._socket.ends, event)
         late = self._events.end() if ends and not isinstance(out, Denial) else []
         if isinstance(out, Denial) or isinstance(late, Denial):
             return self.stop(out if isinstance(out, Denial) else late)  # type: ignore[arg-type]  # one of them is
-        down = _written([*out, *late])
+        down = written([*out, *late])
         if not ends:
             return Relay(tuple(down))
         self.busy = False
         self._renew()
         expires = self._grant.caller.expires
         if self._waiting and expires is not None and said.now >= expires:
-            return self._over(_EXPIRED, Outcome.DENIED, (*down, self._error(_EXPIRED)), POLICY)
+            return self._over(_EXPIRED, Outcome.DENIED, (*down, *self._errors(_EXPIRED)), POLICY)
         if self._waiting and said.aged:
             return self.rest(tuple(down))
         return Relay(*self._turn(down))
@@ -198,16 +230,16 @@ class Socket:
 
     def stop(self, denial: Denial, outcome: Outcome = Outcome.DENIED) -> Relay:
         """End the socket with the dialect's own error. What was held stays here."""
-        return self._over(denial, outcome, (self._error(denial),), POLICY)
+        return self._over(denial, outcome, self._errors(denial), POLICY)
 
     # clients ─────────────────────────────────────────────────────────────────
 
     def _read(self, said: ClientSaid) -> JsonObject | Denial:
         """Read a message, or say why the socket ends with it."""
         expires = self._grant.caller.expires
-        if self._heard > MESSAGES:
+        if self._heard > self.most or len(self.decisions) > MESSAGES:
             return _TOO_MANY
-        if said.form is not Form.TEXT:
+        if said.form not in self._forms:
             return _NOT_TEXT
         if expires is not None and said.now >= expires:
             return _EXPIRED
@@ -216,11 +248,32 @@ class Socket:
         value = parse(said.data)
         if isinstance(value, Denial):
             return value
-        kind = value.get(self._stream.event_type or "")
-        if not isinstance(kind, str) or kind not in self._socket.messages:
-            known = ", ".join(sorted(self._socket.messages))
-            return Denial(Reason.PROTOCOL, 400, f"A message on this WebSocket must be of the type {known}.")
+        kinds = self._kinds(value)
+        if len(kinds) != 1:
+            return _NOT_ONE if self._socket.fields else self._unknown()
+        if kinds[0] not in self._socket.messages:
+            if self._on_unknown is OnUnknown.BLOCK or not self._socket.duplex:  # it would wait for an answer
+                return self._unknown()
+            self._unread("messages: a type that is not known here")
         return value
+
+    def _kinds(self, message: JsonObject) -> tuple[str, ...]:
+        return self._socket.kinds(message, self._stream.event_type)
+
+    def _marked(self, marks: tuple[Mark, ...], message: JsonObject) -> bool:
+        """Say whether one of the marks fits a message."""
+        return any(mark.fits(self._kinds(message), message) for mark in marks)
+
+    def _unknown(self) -> Denial:
+        known = ", ".join(sorted(self._socket.messages))
+        return Denial(Reason.PROTOCOL, 400, f"A message on this WebSocket must be of the type {known}.")
+
+    def _unread(self, detail: str) -> None:
+        """Note what passes although rules cannot read it, or not all of it: once for each kind of it."""
+        self.scanned = Scanned.PARTLY
+        if detail not in self._told:
+            self._told.add(detail)
+            self.decisions.append(Decision("media", self._on_unknown, None, detail))
 
     def _judge(self, value: JsonObject, said: ClientSaid) -> bytes | Denial | Extract:
         earlier = self._socket.continues or ""
@@ -228,30 +281,38 @@ class Socket:
         own = isinstance(named, str) and named in self._own
         known = earlier if own else ""
         judged = judge(
-            self._policy, self._endpoint, self._grant, value, said.data, known=known, extracted=said.extracted
-        )
+            self._policy, self._endpoint, self._grant, value, said.data,
+            known=known, extracted=said.extracted, settled=self._settled(value),
+        )  # fmt: skip
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
         place = f"message {self._heard}"
-        self._scan(judged, place)
+        self._scan(judged)
         room = max(0, FINDINGS - len(self.prompt_findings))
         self.prompt_findings += [replace(each, where=f"{place}: {each.where}") for each in judged.findings[:room]]
         if judged.denial is not None:
             self.denial = self.denial or judged.denial
-            self.decisions.append(Decision(judged.stage, "deny", judged.denial.reason, place))
+            self._decide(judged.stage, "deny", judged.denial.reason)
             return judged.denial
         self.asked = judged.asked
-        self.decisions.append(Decision(judged.stage, worst(judged.findings), None, place))
+        self._decide(judged.stage, worst(judged.findings))
         return judged.body
 
-    def _scan(self, judged: Judged, place: str) -> None:
+    def _settled(self, _value: JsonObject) -> Asked | None:
+        """Return what earlier messages settled for this one."""
+        return None
+
+    def _decide(self, stage: str, result: str, reason: Reason | None = None, detail: str = "") -> None:
+        """Note what was decided on the client's message."""
+        self.decisions.append(Decision(stage, result, reason, f"message {self._heard}{detail}"))
+
+    def _scan(self, judged: Judged) -> None:
         """Note how much was scanned: of the whole socket, so the least of any message."""
         if judged.media is None or not judged.media.unread:
             return
         self.scanned = media.scanned(judged.media)
         if judged.denial is None:
-            rule = self._grant.route.connection.on_unknown
-            self.decisions.append(Decision("media", rule, None, f"{place}: {media.told(judged.media.unread)}"))
+            self._decide("media", self._on_unknown, None, f": {media.told(judged.media.unread)}")
 
     def _turn(self, down: list[bytes]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """Answer the refused messages that are next, and let the next other one go up."""
@@ -267,27 +328,40 @@ class Socket:
     def _error(self, denial: Denial) -> bytes:
         return render_message(self._shape, denial, self._exchange)
 
+    def _errors(self, denial: Denial) -> tuple[bytes, ...]:
+        """Write a refusal as a message, if the family has one."""
+        return () if self._shape.message is None else (self._error(denial),)
+
     # upstreams ───────────────────────────────────────────────────────────────
 
     def _event(self, said: UpstreamSaid) -> JsonObject | Denial:
         """Read an event, or say why the socket ends with it."""
-        if said.form is not Form.TEXT:
+        if said.form not in self._forms:
             return _ODD
         if len(said.data) > MAX_FRAME:
             return _TOO_LARGE
         event = strict_json(said.data)
         if isinstance(event, Denial) or not isinstance(event, dict):
             return MALFORMED
-        kind = event.get(self._stream.event_type or "")
-        if not isinstance(kind, str) or not self._socket.knows(kind):
+        kinds = self._kinds(event)
+        if not kinds and not self._socket.fields:
             return _ODD
-        if self.busy and self._socket.names:
-            told: object = event
-            for name in self._socket.names:
-                told = told.get(name) if isinstance(told, dict) else None
+        if not all(map(self._socket.knows, kinds)):
+            if self._on_unknown is OnUnknown.BLOCK:
+                return _ODD
+            self._unread("events: a type that is not known here")
+        if self.busy and self._socket.continues:
+            told = self._named(event)
             if isinstance(told, str) and len(self._own) < MESSAGES:
                 self._own.add(told)
         return event
+
+    def _named(self, event: JsonObject) -> object:
+        """Return what an answer calls itself in one of its events."""
+        told: object = event
+        for name in self._socket.names:
+            told = told.get(name) if isinstance(told, dict) else None
+        return told
 
     def _upstream_left(self) -> Relay:
         if self.busy:
@@ -295,14 +369,14 @@ class Socket:
         late = self._events.end()
         if isinstance(late, Denial):
             return self.stop(late)
-        return self._over(None, Outcome.ANSWERED, tuple(_written(late)))
+        return self._over(None, Outcome.ANSWERED, tuple(written(late)))
 
     def _renew(self) -> list[bytes]:
         """Forget the channels of an answer that is over; return what came unasked and was still held."""
         late = self._events.end()
         self._found.extend(self._events.findings[: max(0, FINDINGS - len(self._found))])
         self._events = self._fresh()
-        return [] if isinstance(late, Denial) else _written(late)
+        return [] if isinstance(late, Denial) else written(late)
 
     def _fresh(self) -> EventRedactor:
         return EventRedactor(self._stream, self._policy.engine, self._policy.decide(Direction.RESPONSE))
@@ -311,17 +385,19 @@ class Socket:
         self, denial: Denial | None, outcome: Outcome, down: tuple[bytes, ...] = (), close: int = NORMAL
     ) -> Relay:
         """End the socket. One that ends well but had a message refused has been denied something."""
+        reason = ""
         if denial is not None:
             self.decisions.append(Decision("socket", "deny", denial.reason))
             self.denial = denial
             self.outcome = outcome
+            reason = render_close(self._shape, denial, self._exchange) if close == POLICY else ""
         else:
             self.outcome = Outcome.DENIED if self.denial is not None else Outcome.ANSWERED
         self.busy = False
         self._waiting.clear()
-        return Relay(down, (), close)
+        return Relay(down, (), close, reason)
 
 
-def _written(events: Iterable[Outgoing]) -> list[bytes]:
+def written(events: Iterable[Outgoing]) -> list[bytes]:
     """Write events; one that did not change keeps the bytes it came in."""
     return [each.like if not each.changed and isinstance(each.like, bytes) else dump(each.value) for each in events]

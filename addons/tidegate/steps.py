@@ -257,14 +257,16 @@ class OpenSocket:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """Send these text messages down to the client and up to the upstream, then close both ends if ``close`` is a code.
+    """Send these messages down to the client and up to the upstream, then close both ends if ``close`` is a code.
 
-    Codes are those of RFC 6455, 7.4.
+    Codes are those of RFC 6455, 7.4; ``reason`` is told to the client alone. ``binary``: they are no text messages.
     """
 
     down: tuple[bytes, ...] = field(default=(), repr=False)
     up: tuple[bytes, ...] = field(default=(), repr=False)
     close: int | None = None
+    reason: str = ""
+    binary: bool = False
 
 
 @dataclass(frozen=True, slots=True)

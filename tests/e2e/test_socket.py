@@ -427,7 +427,7 @@ def test_an_upstream_that_switches_to_something_else_is_refused(rig: Rig, name: 
     assert rig.refused() == (502, "upstream_protocol")
 
 
-@pytest.mark.parametrize("path", ["/openai/v1/models", "/openai/v1/chat/completions", "/openai/v1/realtime"])
+@pytest.mark.parametrize("path", ["/openai/v1/models", "/openai/v1/chat/completions", "/openai/v1/realtimes"])
 def test_an_upgrade_elsewhere_is_refused(rig: Rig, path: str) -> None:
     assert rig.refused(path)[0] in (400, 404)
     assert rig.upstream.heads == []

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import string
+from urllib.parse import unquote_plus
 
 from tidegate.dialects.spec import Dialect, Endpoint
+from tidegate.model import Denial, Reason
 
 _PLAIN_PART = frozenset(string.ascii_letters + string.digits + "-_.:@~")
+_SEPARATOR = re.compile("[&;]")
 MODEL = "{model}"
 """The place in a path that names the model."""
 
@@ -23,6 +27,33 @@ def match(dialect: Dialect, method: str, path: str) -> Endpoint | None:
         if method in endpoint.methods and any(_fits(text.split("/"), parts) for text in endpoint.paths):
             return endpoint
     return None
+
+
+def closed(dialect: Dialect, path: str) -> str | None:
+    """Say why a path that is no endpoint is closed on purpose; ``None`` where the dialect says nothing of it."""
+    parts = path.split("/")
+    for each in dialect.closed:
+        if any(_fits(text.split("/"), parts) for text in each.paths):
+            return each.because
+    return None
+
+
+def asked_for(endpoint: Endpoint, query: str) -> str | Denial | None:
+    """Return the model that the query of an address names, ``None`` if it names none; refuse what is unclear."""
+    names, socket = endpoint.asked.query, endpoint.socket
+    said = [(unquote_plus(name), unquote_plus(value)) for name, _, value in map(_pair, _SEPARATOR.split(query)) if name]
+    known = None if socket is None else socket.parameters
+    if known is not None and any(name not in known and name not in names for name, _ in said):
+        accepted = ", ".join(sorted({*known, *names})) or "none"
+        return Denial(Reason.PROTOCOL, 400, f"The address has a parameter that is not known; known are: {accepted}.")
+    models = [value for name, value in said if name in names]
+    if len(models) > 1 or not all(map(is_plain, models)):
+        return Denial(Reason.PROTOCOL, 400, "The address must name one model, once, in plain letters.")
+    return models[0] if models else None
+
+
+def _pair(text: str) -> tuple[str, str, str]:
+    return text.partition("=")
 
 
 def model_named(endpoint: Endpoint, path: str) -> str | None:
@@ -46,10 +77,11 @@ def _any(want: str, part: str) -> bool:
     """Say whether a part is anything, or anything before what follows the ``*``; then it holds no colon itself."""
     rest = want[1:]
     name = part.removesuffix(rest)
-    return part.endswith(rest) and _is_plain(name) and not (rest and ":" in name)
+    return part.endswith(rest) and is_plain(name) and not (rest and ":" in name)
 
 
-def _is_plain(part: str) -> bool:
+def is_plain(part: str) -> bool:
+    """Say whether this can be one part of a path, written as it is."""
     return part not in ("", ".", "..") and _PLAIN_PART.issuperset(part)
 
 
@@ -59,4 +91,4 @@ def _model(want: str, part: str) -> str | None:
     if not part.endswith(rest):
         return None
     name = part.removesuffix(rest).replace("%3A", ":").replace("%3a", ":")
-    return name if _is_plain(name) and not (rest and ":" in name) else None
+    return name if is_plain(name) and not (rest and ":" in name) else None

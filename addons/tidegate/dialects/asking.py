@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tidegate.dialects.addresses import is_plain
 from tidegate.dialects.fields import Trie
 from tidegate.dialects.kinds import BodyKind
 from tidegate.dialects.spec import Endpoint, JsonObject, ToolNames
@@ -39,7 +40,8 @@ def asked(endpoint: Endpoint, body: JsonObject, model: str | None = None) -> Ask
         return _malformed("it names more than one model")
     if any(type(stream) is not bool for stream in streams) or len(set(map(str, streams))) > 1:
         return _malformed("stream is neither true nor false")
-    limits = [value for value in outputs if type(value) is int and (value >= 0 or spec.endless)]
+    outputs = [-1 if value in spec.unlimited else value for value in outputs] if spec.unlimited else outputs
+    limits = [value for value in outputs if type(value) is int and (value >= 0 or spec.endless or spec.unlimited)]
     if len(limits) != len(outputs):
         return _malformed("the limit of output tokens is not a whole number")
     return Asked(
@@ -50,14 +52,32 @@ def asked(endpoint: Endpoint, body: JsonObject, model: str | None = None) -> Ask
     )
 
 
+def names_output(endpoint: Endpoint, body: JsonObject) -> bool:
+    """Say whether a body says anything of a limit of output tokens."""
+    return bool(_values(endpoint.asked.max_output, body))
+
+
 def _values(paths: Trie[str], body: object) -> list[object]:
     return [found.value for found in paths.select(body) if found.value is not None]
 
 
 def _short(model: object, prefixes: tuple[str, ...]) -> object:
     """Take one of the prefixes off the name of a model."""
-    found = next((each for each in prefixes if isinstance(model, str) and model.startswith(each)), "")
-    return model.removeprefix(found) if isinstance(model, str) else model
+    if not isinstance(model, str):
+        return model
+    return next((rest for each in prefixes if (rest := _without(each, model)) is not None), model)
+
+
+def _without(prefix: str, model: str) -> str | None:
+    """Return what follows a prefix, whose parts ``*`` are any plain part each; ``None`` where it is not there."""
+    if "*" not in prefix:
+        return model.removeprefix(prefix) if model.startswith(prefix) else None
+    wanted, parts = prefix.split("/"), model.split("/")
+    if len(parts) < len(wanted):
+        return None
+    fits = all(want == part or (want == "*" and is_plain(part)) for want, part in zip(wanted[:-1], parts, strict=False))
+    rest = "/".join(parts[len(wanted) - 1 :])
+    return rest.removeprefix(wanted[-1]) if fits and rest.startswith(wanted[-1]) else None
 
 
 def _malformed(what: str) -> Denial:

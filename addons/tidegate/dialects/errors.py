@@ -12,6 +12,9 @@ from tidegate.model import Denial
 PLACES = ("message", "reason", "type", "id", "status", "call")
 """What a template may name as ``${...}``."""
 
+MAX_CLOSE = 123
+"""Bytes of the reason in a close frame (RFC 6455, 5.5: 125 with the code)."""
+
 _GENERIC_BODY = {
     "type": "error",
     "error": {"type": "${type}", "message": "${message} (request ${id})", "param": None, "code": "${reason}"},
@@ -72,6 +75,12 @@ def render_event(shape: ErrorShape, denial: Denial, request_id: str, call: str |
 def render_message(shape: ErrorShape, denial: Denial, request_id: str) -> bytes:
     """Write a refusal as one message on a WebSocket."""
     return dump(_fill(shape.message, _values(shape, denial, request_id)))
+
+
+def render_close(shape: ErrorShape, denial: Denial, request_id: str) -> str:
+    """Write the reason with which a WebSocket is closed, in no more than the bytes that a close frame has for it."""
+    text = str(_fill(shape.close, _values(shape, denial, request_id)))
+    return text.encode()[:MAX_CLOSE].decode(errors="ignore")
 
 
 def _values(shape: ErrorShape, denial: Denial, request_id: str, call: str | int | None = None) -> dict[str, object]:

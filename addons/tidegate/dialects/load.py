@@ -18,6 +18,7 @@ from tidegate.dialects.spec import (
     ALPHABETS,
     AnswerField,
     AskedSpec,
+    Closed,
     Condition,
     Dialect,
     Endpoint,
@@ -34,19 +35,23 @@ from tidegate.model import Fault, Role
 from tidegate.policy.reader import NAME, Reader
 from tidegate.policy.source import Node, parse
 
-ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints")
+ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints", "closed")
 SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
-ERROR_KEYS = ("body", "event", "event_name", "message", "types", "answered")
+ERROR_KEYS = ("body", "event", "event_name", "message", "close", "types", "answered")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "calls", "called", "body", "asked", "request", "media", "deny", "deny_headers",
     "refuse", "pieces", "answer", "answer_media", "stream", "socket", *COMPOSITION_KEYS, "unread",
 )  # fmt: skip
-ASKED_KEYS = ("model", "path_model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
+ASKED_KEYS = (
+    "model", "path_model", "stream", "streams", "tools", "max_output", "endless", "unlimited", "model_prefixes",
+    "query",
+)  # fmt: skip
 TOOL_KEYS = ("each", "named", "keyed")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
-MEDIA_KEYS = ("path", "data", "kinds", "when", "unless")
+MEDIA_KEYS = ("path", "data", "kinds", "but", "when", "unless", "because")
 HEADER_KEYS = ("name", "because")
+CLOSED_KEYS = ("paths", "because")
 CONDITION_KEYS = ("path", "because", "kinds", "values", "unless", "unread")
 KINDS = ("string", "number", "boolean", "object", "list", "numbers")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -77,11 +82,25 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
     nodes = reader.entries(top.get("endpoints"))
     endpoints = {name: _endpoint(reader, name, nodes, shapes) for name in nodes}
     endpoints = calling.joined(reader, endpoints, nodes)
-    if "error" in top and error.message is None and any(each.socket is not None for each in endpoints.values()):
-        reader.fault(top["error"], "a message too, which an endpoint with a socket refuses with", "no key message")
+    told = error.message is not None or error.close
+    if "error" in top and not told and any(each.socket is not None for each in endpoints.values()):
+        accepted = "a message or close too, which an endpoint with a socket refuses with"
+        reader.fault(top["error"], accepted, "no key message or close")
     return Dialect(
-        name=reader.name(top.get("dialect")), endpoints=endpoints, error=error, exact=_exact(reader, endpoints, nodes)
+        name=reader.name(top.get("dialect")),
+        endpoints=endpoints,
+        error=error,
+        exact=_exact(reader, endpoints, nodes),
+        closed=tuple(_closed(reader, child) for child in reader.items(top.get("closed"))),
     )
+
+
+def _closed(reader: Reader, node: Node) -> Closed:
+    entry = reader.section(node, CLOSED_KEYS, {"paths": f"a list with {_PATH}", "because": REASON})
+    paths = words(reader, entry.get("paths"), f"a list with {_PATH}")
+    if "paths" in entry and (not paths or not all(map(_is_path, paths))):
+        reader.fault(entry["paths"], f"a list with {_PATH}", _list(paths))
+    return Closed(paths, _because(reader, entry))
 
 
 def _exact(reader: Reader, endpoints: Mapping[str, Endpoint], nodes: Mapping[str, Node]) -> dict[tuple[str, str], str]:
@@ -110,7 +129,7 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
     template = "a body with places such as ${message}"
     required = {"body": template, "event": template, "types": "error types by status, and other"}
     entry = reader.section(node, ERROR_KEYS, required)
-    for key in ("body", "event", "message"):
+    for key in ("body", "event", "message", "close"):
         if key in entry:
             _check_template(reader, entry[key])
     types: dict[int, str | int] = {0: ""}
@@ -128,7 +147,8 @@ def _error(reader: Reader, node: Node) -> ErrorShape:
     if answered is not None and (type(answered) is not int or not 200 <= answered <= 599):
         reader.fault(entry["answered"], "an HTTP status from 200 to 599")
         answered = None
-    return ErrorShape(body, event, name, types, message, answered)
+    close = reader.text(entry["close"], "the reason with which a WebSocket is closed") if "close" in entry else ""
+    return ErrorShape(body, event, name, types, message, answered, close)
 
 
 def _type(reader: Reader, node: Node) -> str | int:
@@ -155,7 +175,9 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         called = calling.called(reader, entry)
     else:
         methods, paths = _address(reader, nodes[name], entry)
-    spoken = stream(reader, entry["stream"]) if "stream" in entry and entry["stream"].value is not None else None
+    is_socket = "socket" in entry and entry["socket"].value is not None
+    told = entry.get("stream")
+    spoken = stream(reader, told, unread=is_socket) if told is not None and told.value is not None else None
     return Endpoint(
         name=name,
         methods=methods,
@@ -170,7 +192,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         deny=_trie(reader, entry.get("deny"), lambda node: _condition(reader, node)),
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
-        socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
+        socket=socket(reader, entry, spoken),
         answer_media=_trie(reader, entry.get("answer_media"), lambda node: _media(reader, node)),
         pieces=_paths(reader, entry.get("pieces")),
         calls=calling.calls(reader, entry),
@@ -217,6 +239,8 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
         endless=reader.flag(entry.get("endless"), default=False),
         path_model=reader.flag(entry.get("path_model"), default=False),
         model_prefixes=words(reader, entry.get("model_prefixes"), "a list of prefixes such as models/"),
+        unlimited=tuple(map(plain, reader.items(entry.get("unlimited")))),
+        query=words(reader, entry.get("query"), "a list of parameters of the address"),
     )
 
 
@@ -277,7 +301,9 @@ def _media(reader: Reader, node: Node) -> tuple[Node, Media] | None:
     if "path" not in entry:
         return None
     data = tuple(tuple(filter(None, each.split("."))) for each in ways)
-    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless)
+    but = tuple(map(plain, reader.items(entry.get("but"))))
+    because = _because(reader, entry) if "because" in entry else ""
+    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless, but, because)
 
 
 def _kinds(reader: Reader, entry: Mapping[str, Node]) -> frozenset[str]:

@@ -147,8 +147,9 @@ class Media:
     """A path whose values carry what is no text: pictures, files, speech, or a reference to something stored.
 
     ``data`` leads to the fields, from the value, that hold a data: URL or base64; the empty way is the value itself.
-    Without any the value is a reference. ``kinds`` narrows it to JSON types, ``when`` to objects of which a field has
-    one of these values, ``unless`` leaves such objects out.
+    Without any the value is a reference. ``kinds`` narrows it to JSON types, ``but`` leaves these values out, ``when``
+    narrows it to objects of which a field has one of these values, ``unless`` leaves such objects out. With ``because``
+    nothing of it is ever read, whatever its bytes look like.
     """
 
     path: str
@@ -156,10 +157,14 @@ class Media:
     kinds: frozenset[str] = frozenset()
     when: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     unless: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    but: tuple[object, ...] = ()
+    because: str = ""
 
     def concerns(self, value: object) -> bool:
         """Say whether a value of this path is media; ``null`` never is."""
         if value is None or (self.kinds and not is_of(value, self.kinds)):
+            return False
+        if any(_same(value, each) for each in self.but):
             return False
         return all(_has(value, *each) for each in self.when.items()) and not any(
             _has(value, *each) for each in self.unless.items()
@@ -200,10 +205,15 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """A path in a stream event that passes byte-identical."""
+    """A path in a stream event that passes byte-identical. ``when`` lists event types; ``None`` means any.
+
+    ``unread``: it is base64 of what no text rule can read, so that the connection's ``on_unknown`` decides.
+    """
 
     path: str
     because: str
+    when: frozenset[str] | None = None
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +236,9 @@ class Flush:
     """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
 
     ``path`` ``None`` means the event alone is enough; ``values`` are those that count (empty: any but null). Those
-    channels are flushed whose key agrees on the names in ``key`` that both know. ``select`` is the path compiled; walk
-    it with ``Flush.hits``.
+    channels are flushed whose key agrees on the names in ``key`` that both know, and whose field of a name in ``same``
+    has the value to which the field names beside it lead in the event. ``again``: such a channel may begin anew.
+    ``select`` is the path compiled; walk it with ``Flush.hits``.
     """
 
     path: str | None = None
@@ -235,6 +246,8 @@ class Flush:
     when: frozenset[str] | None = None
     select: Trie[None] | None = None
     values: tuple[object, ...] = field(default=(), hash=False)
+    same: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    again: bool = False
 
     def hits(self, event: object) -> tuple[Pointer, ...]:
         """Point at the selected values that count; the empty pointer when no path is asked for."""
@@ -253,7 +266,8 @@ class StreamSpec:
     ``framings`` are the forms it may arrive in, the first the usual one. ``absent`` says what a field of a channel's
     key is where it is not there. ``wrapped``: an event is JSON in base64, in this field of the frame's object.
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
-    a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
+    a stream; ``sequence`` the field that counts events; ``unique`` the field that no two events have alike; ``padding``
+    the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
     strings are whole texts: repeats of what the deltas said, or text that arrives whole. ``events`` are the types of
     event that are known (``*`` at the end: any rest); none: any. With ``whole`` each event is an answer of its own, and
@@ -274,6 +288,7 @@ class StreamSpec:
     wrapped: str | None = None
     events: tuple[str, ...] = ()
     whole: bool = False
+    unique: str | None = None
 
     def knows(self, kind: str | None) -> bool:
         """Say whether an event of this type may come; any may where the dialect lists none."""
@@ -281,23 +296,66 @@ class StreamSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """What tells a message from others: its type is in ``when`` (empty: any), and ``path``, if any, selects a value.
+
+    ``values`` are those that count (empty: any but null).
+    """
+
+    when: frozenset[str] = frozenset()
+    path: str | None = None
+    select: Trie[None] | None = None
+    values: tuple[object, ...] = field(default=(), hash=False)
+
+    def fits(self, kinds: tuple[str, ...], message: object) -> bool:
+        """Say whether a message with these types is one of those."""
+        if self.when and self.when.isdisjoint(kinds):
+            return False
+        return self.select is None or any(
+            found.value is not None and (not self.values or any(_same(found.value, each) for each in self.values))
+            for found in self.select.select(message)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SocketSpec:
-    """How a WebSocket is spoken: text messages of one JSON object each, whose type is in the stream's ``event_type``.
+    """How a WebSocket is spoken: messages of one JSON object each, whose type is in the stream's ``event_type``.
 
     ``messages`` are the types by which a client asks; the object is then a request body. ``events`` are the types an
-    upstream may send (``*`` at the end: any rest), ``ends`` those that end an answer. ``continues`` is the request's
-    field that names an earlier answer, ``names`` the field names that lead to where an answer names itself.
+    upstream may send (``*`` at the end: any rest), ``ends`` tells those that end an answer. ``continues`` is the
+    request's field that names an earlier answer, ``names`` the field names that lead to where an answer names itself.
+
+    ``fields``: a message has no type; the names of its fields are its types. ``binary``: JSON may come in binary
+    messages too. ``duplex``: both sides speak at any time, where ``asks`` tells the client's messages that ask for an
+    answer and ``begins`` the events that begin one; ``settings`` are the client's types that settle model and limits
+    for what follows, and ``settles`` the events that confirm it. ``parameters`` are those of the address that may be
+    there beside the model (``None``: any).
     """
 
     messages: frozenset[str]
     events: tuple[str, ...]
-    ends: frozenset[str]
+    ends: tuple[Mark, ...]
     continues: str | None = None
     names: tuple[str, ...] = ()
+    fields: bool = False
+    binary: bool = False
+    duplex: bool = False
+    asks: tuple[Mark, ...] = ()
+    begins: tuple[Mark, ...] = ()
+    settings: frozenset[str] = frozenset()
+    settles: frozenset[str] = frozenset()
+    parameters: frozenset[str] | None = None
 
     def knows(self, kind: str) -> bool:
         """Say whether an upstream may send an event of this type."""
         return is_listed(self.events, kind)
+
+    def kinds(self, message: JsonObject, event_type: str | None) -> tuple[str, ...]:
+        """Return the types of a message; none where it does not say."""
+        if self.fields:
+            return tuple(message)
+        told = message.get(event_type or "")
+        return (told,) if isinstance(told, str) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,9 +377,10 @@ class ToolNames:
 class AskedSpec:
     """Where a request body says which model, whether to stream, which tools and how many output tokens.
 
-    ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none.
-    ``model_prefixes`` may stand before the name of a model in the body and are no part of it. ``path_model``: where the
-    path names the model, what the body says of it means nothing to the upstream.
+    ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none;
+    so is one of the values ``unlimited``. ``model_prefixes`` may stand before the name of a model in the body and are
+    no part of it; a part ``*`` of one is any plain part. ``query`` are parameters of the address that name the model.
+    ``path_model``: where the path names the model, what the body says of it means nothing to the upstream.
     """
 
     model: Trie[str]
@@ -332,6 +391,8 @@ class AskedSpec:
     endless: bool = False
     path_model: bool = False
     model_prefixes: tuple[str, ...] = ()
+    unlimited: tuple[object, ...] = ()
+    query: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,8 +401,9 @@ class ErrorShape:
 
     ``types`` maps an HTTP status to the family's error type; 0 is any other status. ``event`` is the body of an error
     in mid-stream and ``event_name`` its SSE event name (``None``: the event has no name). ``message`` is an error on a
-    WebSocket (``None``: the family has none). ``${call}`` is the id of the JSON-RPC call that is refused, null where
-    there is none; ``answered`` is the HTTP status of a refusal that has one (``None``: as of any other).
+    WebSocket (``None``: the family has none, and every refusal ends it); ``close`` the reason with which one is closed.
+    ``${call}`` is the id of the JSON-RPC call that is refused, null where there is none; ``answered`` is the HTTP
+    status of a refusal that has one (``None``: as of any other).
     """
 
     body: object
@@ -350,6 +412,7 @@ class ErrorShape:
     types: Mapping[int, str | int]
     message: object = None
     answered: int | None = None
+    close: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +471,14 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """Paths of an API that are no endpoints on purpose, and why."""
+
+    paths: tuple[str, ...]
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dialect:
     """One API family."""
 
@@ -416,6 +487,7 @@ class Dialect:
     error: ErrorShape
     exact: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(method, path) -> endpoint name, for the paths without a place."""
+    closed: tuple[Closed, ...] = ()
 
 
 def role_of(leaf: Leaf[RequestField] | Leaf[AnswerField], body: object) -> Role:

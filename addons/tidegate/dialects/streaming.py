@@ -11,24 +11,25 @@ from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 STREAM_KEYS = (
-    "framing", "whole", "wrapped", "absent", "event_type", "events", "done", "sequence", "padding",
+    "framing", "whole", "wrapped", "absent", "event_type", "events", "done", "sequence", "unique", "padding",
     "deltas", "source", "flush", "keep", "drop",
 )  # fmt: skip
 DELTA_KEYS = ("path", "key", "when", "source", "beside", "continues", "ends")
-FLUSH_KEYS = ("path", "key", "when", "values")
+FLUSH_KEYS = ("path", "key", "same", "when", "values", "again")
 SOURCE_KEYS = ("path",)
-KEEP_KEYS = DROP_KEYS = ("path", "because")
+KEEP_KEYS = ("path", "when", "unread", "because")
+DROP_KEYS = ("path", "because")
 
 
-def stream(reader: Reader, node: Node) -> StreamSpec:
-    """Read a stream section."""
+def stream(reader: Reader, node: Node, *, unread: bool) -> StreamSpec:
+    """Read a stream section. ``unread``: it is that of a socket, where a connection decides on what cannot be read."""
     whole = isinstance(node.value, Mapping) and "whole" in node.value  # its events need no text in pieces
     entry = reader.section(node, STREAM_KEYS, {} if whole else {"deltas": "a list with at least one delta"})
     deltas = [_delta(reader, child) for child in reader.items(entry.get("deltas"))]
     sources: list[tuple[Node, Source]] = [
         (path, Source(text)) for path, text, _ in _entries(reader, entry.get("source"), SOURCE_KEYS)
     ]
-    keep = [(path, Keep(text, why)) for path, text, why in _entries(reader, entry.get("keep"), KEEP_KEYS)]
+    keep = [pair for child in reader.items(entry.get("keep")) if (pair := _keep(reader, child, unread=unread))]
     drop = [(path, Drop(text, why)) for path, text, why in _entries(reader, entry.get("drop"), DROP_KEYS)]
     named: list[tuple[Node, Delta | Source | Keep | Drop]] = [*deltas, *sources, *keep, *drop]
     return StreamSpec(
@@ -44,6 +45,7 @@ def stream(reader: Reader, node: Node) -> StreamSpec:
         framings=_framings(reader, entry.get("framing")),
         wrapped=_name(reader, entry.get("wrapped")),
         events=_events(reader, entry),
+        unique=_name(reader, entry.get("unique")),
         absent={name: plain(child) for name, child in reader.entries(entry.get("absent")).items()},
         whole=reader.flag(entry.get("whole"), default=False),
     )
@@ -100,7 +102,21 @@ def _flush(reader: Reader, node: Node) -> Flush:
         reader.fault(entry["values"], "values of a path", "values without a path")
     select = None if path is None else compiled(reader, [(path, None)])
     values = tuple(map(plain, reader.items(entry.get("values"))))
-    return Flush(None if path is None else str(path.value), _key(reader, entry), when, select, values)
+    ways = reader.entries(entry.get("same"))
+    same = {name: tuple(reader.text(way, "field names joined by dots").split(".")) for name, way in ways.items()}
+    again = reader.flag(entry.get("again"), default=False)
+    return Flush(None if path is None else str(path.value), _key(reader, entry), when, select, values, same, again)
+
+
+def _keep(reader: Reader, node: Node, *, unread: bool) -> tuple[Node, Keep] | None:
+    entry = reader.section(node, KEEP_KEYS, {"path": EXPRESSION, "because": REASON})
+    because = reader.text(entry.get("because"), REASON)
+    flag = reader.flag(entry.get("unread"), default=False)
+    if flag and not unread:
+        reader.fault(entry["unread"], "unread in the stream of a socket alone", "unread in another stream")
+    if "path" not in entry:
+        return None
+    return entry["path"], Keep(str(entry["path"].value), because, _when(reader, entry), flag)
 
 
 def _entries(reader: Reader, node: Node | None, keys: tuple[str, ...]) -> list[tuple[Node, str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tidegate.dialects.fields import Pointer, Trie, where
 from tidegate.dialects.spec import Endpoint, Media
@@ -122,7 +122,10 @@ def _inside(pointer: Pointer, text: str) -> Iterator[Part]:
 
 
 def _parts(media: Media, pointer: Pointer, value: object) -> Iterator[Part]:
-    """Open one value that the dialect calls media. Where none of its fields holds data it is not scanned."""
+    """Open one value that the dialect calls media. Where none of its fields holds data it is not scanned.
+
+    Nor is what the dialect gives a reason for: sound looks like any data, a text among them.
+    """
     empty = True
     for way in media.data:
         at, held = pointer, value
@@ -131,9 +134,11 @@ def _parts(media: Media, pointer: Pointer, value: object) -> Iterator[Part]:
             at = (*at, name)
         if isinstance(held, str):
             empty = False
-            yield _part(at, held)
+            part = _part(at, held)
+            yield replace(part, why=media.because, data=None, head="") if media.because else part
     if empty:
-        yield Part(pointer, where(pointer), ADDRESS if _names_address(value) else STORED)
+        why = media.because or (ADDRESS if _names_address(value) else STORED)
+        yield Part(pointer, where(pointer), why)
 
 
 def _names_address(value: object) -> bool:
@@ -176,6 +181,8 @@ def opened(found: Sequence[Part], extracted: Sequence[Extraction], engine: Engin
             texts[_free(f"{part.place} (data: label)", texts)] = part.head
         if part.data is None:
             unread.append((part.place, part.why))
+            if part.opaque and not part.wordy:
+                opaque.append(part.pointer)
             continue
         result = extract(part.data) if is_quick(part.data) else next(slowly, None)
         if result is None:

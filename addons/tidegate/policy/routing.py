@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tidegate.dialects.addresses import match, model_named
+from tidegate.dialects.addresses import asked_for, closed, match, model_named
+from tidegate.dialects.spec import Dialect
 from tidegate.model import Connection, Denial, Head, Origin, Reason, Route
 from tidegate.policy.policy import Policy, Routes, Unlisted
 
@@ -55,10 +56,14 @@ def route(policy: Policy, head: Head) -> Route | Pass | Denial:
     if isinstance(found, Denial):
         return found
     connection, endpoint, below = found
-    model = model_named(policy.dialects[connection.dialect].endpoints[endpoint], below)
-    upstream = (
-        f"{connection.upstream_path}{below}" or "/"
-    )  # at the connection's own address there may be no path at all
+    known = policy.dialects[connection.dialect].endpoints[endpoint]
+    model = model_named(known, below)
+    if query and (known.socket is not None or known.asked.query):
+        told = asked_for(known, query)
+        if isinstance(told, Denial):
+            return told
+        model = told if model is None else model
+    upstream = f"{connection.upstream_path}{below}" or "/"  # at a connection's own address there may be no path at all
     return Route(connection, endpoint, f"{upstream}{mark}{query}", model)
 
 
@@ -109,7 +114,9 @@ def _by_prefix(policy: Policy, head: Head, path: str) -> tuple[Connection, str, 
         endpoint = match(policy.dialects[connection.dialect], head.method, below)
         if endpoint is None and not below:
             continue  # most APIs have nothing at their connection's own address
-        return _no_endpoint(connection) if endpoint is None else (connection, endpoint.name, below)
+        if endpoint is None:
+            return _no_endpoint(connection, policy.dialects[connection.dialect], below)
+        return connection, endpoint.name, below
     # who calls is not known yet, so the paths that are served are not named
     return Denial(Reason.NO_CONNECTION, 404, "No connection of the gateway's policy is served under this path.")
 
@@ -128,7 +135,8 @@ def _by_origin(policy: Policy, head: Head, origin: Origin, path: str) -> tuple[C
     if len(found) == 1:
         return found[0]
     if not found:
-        return _no_endpoint(candidates[0])
+        below = _below(candidates[0].upstream_path, path)
+        return _no_endpoint(candidates[0], policy.dialects[candidates[0].dialect], below or "")
     return Denial(
         Reason.NO_CONNECTION,
         404,
@@ -136,8 +144,13 @@ def _by_origin(policy: Policy, head: Head, origin: Origin, path: str) -> tuple[C
     )
 
 
-def _no_endpoint(connection: Connection) -> Denial:
-    """Say that the dialect does not describe this method and path."""
+def _no_endpoint(connection: Connection, dialect: Dialect, below: str) -> Denial:
+    """Say that the dialect does not describe this method and path, and why if it says so."""
+    because = closed(dialect, below)
+    if because is not None:
+        return Denial(
+            Reason.NO_ENDPOINT, 404, f"The connection {connection.name} does not serve this address: {because}."
+        )
     return Denial(
         Reason.NO_ENDPOINT, 404, f"The connection {connection.name} has no endpoint for this method and path."
     )

@@ -34,7 +34,7 @@ MASKED = "tidegate.masked"
 
 NOWHERE = "reverse:http://unset.invalid"
 
-_SECRET_FIELD = re.compile(r"auth|token|key|secret|cookie|session|credential|signature|passw")
+_SECRET_FIELD = re.compile(r"auth|token|key|secret|cookie|session|credential|signature|passw|websocket-protocol")
 _SECRET_PARAMETER = re.compile(
     r"(?<=[?&;])([^=&;]*(?:key|token|secret|passw|sig|code|auth)[^=&;]*)=[^&;]*", re.IGNORECASE
 )

@@ -92,8 +92,7 @@ class StreamedAnswer:
     @property
     def unread(self) -> tuple[tuple[str, str], ...]:
         """What was not scanned and may pass all the same: its place, and why."""
-        unknown = ((ANSWER, self._events.unread),) if self._events.unread else ()
-        return (*self._unread, *unknown)
+        return (*self._unread, *((ANSWER, why) for why in self._events.unread))
 
     @property
     def held(self) -> int:

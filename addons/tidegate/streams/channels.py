@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from tidegate.dialects.body import dump
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, replace, where
-from tidegate.dialects.spec import Delta, Drop, Flush, Keep, Source, StreamSpec
+from tidegate.dialects.spec import ALPHABETS, Delta, Drop, Flush, Keep, Source, StreamSpec
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
@@ -99,6 +99,7 @@ class _Event:
     whole: list[Leaf[Payload]] = field(default_factory=list, repr=False)
     source: list[Leaf[Payload]] = field(default_factory=list, repr=False)
     signed: list[Leaf[Payload]] = field(default_factory=list, repr=False)
+    anew: list[dict[tuple[int, str], object]] = field(default_factory=list, repr=False)
     edits: list[tuple[Leaf[Payload], str]] = field(default_factory=list, repr=False)
     dropped: bool = False
 
@@ -141,7 +142,7 @@ class _Plan:
 
 def _role(leaf: Leaf[Payload], kind: str | None) -> Payload | None:
     for payload in (*leaf.payloads, *leaf.around):
-        if isinstance(payload, Keep):
+        if isinstance(payload, Keep) and (payload.when is None or kind in payload.when):
             return payload
     if leaf.kind is LeafKind.STRING:
         for payload in leaf.payloads:
@@ -161,8 +162,8 @@ def _plan(spec: StreamSpec) -> _Plan:
 class EventRedactor:
     """The channels of one stream of JSON events: of SSE, and of any framing that carries such events.
 
-    ``findings`` grows as the stream goes. After a denial nothing may be fed any more. ``unread`` says what came that
-    nobody knows the meaning of; its texts are looked at all the same, each as a whole.
+    ``findings`` grows as the stream goes. After a denial nothing may be fed any more. ``unread`` says what came that no
+    rule can read, or that nobody knows the meaning of; what is text in it is looked at all the same, each as a whole.
     """
 
     def __init__(
@@ -173,9 +174,9 @@ class EventRedactor:
         caps: HeldCaps | None = None,
         on_unknown: OnUnknown = OnUnknown.BLOCK,
     ) -> None:
-        self.unread = ""
         self.texts = Texts(engine, decide, streamed=True)
         self._on_unknown = on_unknown
+        self.unread: dict[str, None] = {}
         self._spec = spec
         self._plan = _plan(spec)
         self._caps = caps or HeldCaps()
@@ -185,6 +186,7 @@ class EventRedactor:
         self._held = 0
         self._shift = 0
         self._next: int | None = None
+        self._made = 0
         self._redacts = any(decide(rule) in (Action.REDACT, Action.BLOCK) for rule in engine.rules)
 
     @property
@@ -212,7 +214,7 @@ class EventRedactor:
         if self._spec.events and not self._spec.knows(work.kind):
             if self._on_unknown is OnUnknown.BLOCK:
                 return _UNKNOWN
-            self.unread = UNKNOWN_EVENT
+            self.unread[UNKNOWN_EVENT] = None
         self._sort(work)
         begun = self._begin(work)
         denial = self._feed(work)
@@ -221,6 +223,9 @@ class EventRedactor:
         late = [*begun, *self._flush(work)]
         self._whole(work)
         self._sign(work)
+        for told in work.anew:
+            self._ended = {at: text for at, text in self._ended.items() if not agree(at[1], told)}
+            self._masked = {each for each in self._masked if not agree(each[1], told)}
         changed = self._write(work)
         denial = self.texts.denial or self._over()
         if denial is not None:
@@ -232,6 +237,12 @@ class EventRedactor:
         return frozenset(
             found.pointer for found in self._plan.deltas.select(value) if isinstance(found.value, str) and found.pointer
         )
+
+    def taken(self) -> tuple[Finding, ...]:
+        """Return what was found since last asked, and forget it: a stream without an end would remember all of it."""
+        found = tuple(self.texts.findings)
+        self.texts.findings.clear()
+        return found
 
     def end(self) -> list[Outgoing] | Denial:
         """End every channel: return the held text, redacted where it must be. The stream may go on all the same."""
@@ -256,8 +267,17 @@ class EventRedactor:
             elif isinstance(payload, Source):
                 if not self._spec.whole:
                     work.source.append(leaf)
+            elif isinstance(payload, Keep) and payload.unread:
+                self._unread(work, leaf, payload)
             elif leaf.pointer[-1] == "signature" and leaf.text:
                 work.signed.append(leaf)
+
+    def _unread(self, work: _Event, leaf: Leaf[Payload], payload: Keep) -> None:
+        """Note what no rule can read; what is no base64 is a text like any other."""
+        if leaf.text.strip(ALPHABETS["base64"]):
+            work.whole.append(leaf)
+        elif leaf.text:
+            self.unread[payload.because] = None
 
     def _drop(self, work: _Event) -> None:
         """Empty what the dialect calls a second copy; a list stays a list, so that readers find what they expect."""
@@ -317,7 +337,7 @@ class EventRedactor:
     def _flush(self, work: _Event) -> list[Outgoing]:
         """End the channels that this event ends, and those whose signature it carries."""
         late: list[Outgoing] = []
-        for at in self._ending(work) if self._channels else ():
+        for at in self._ending(work) if self._channels or self._ended or self._masked else ():
             channel = self._channels[at]
             text = self._close(at)
             if at in work.texts:
@@ -334,7 +354,9 @@ class EventRedactor:
                 if pointer and value_at(work.value, pointer) == "":
                     continue  # some servers write an empty finish_reason in every event
                 found = key_of(work.value, pointer, flush.key, self._spec.absent)
-                told = {(depth, name): value for depth, name, value in found}
+                told = {(depth, name): value for depth, name, value in found} | _same(flush, work.value)
+                if flush.again:
+                    work.anew.append(told)
                 ends |= {at: None for at, channel in self._channels.items() if agree(channel.key, told)}
         ends |= {at: None for at, said in work.texts.items() if is_true(work.value, said[0][0].delta.ends)}
         for leaf in work.signed:
@@ -369,6 +391,10 @@ class EventRedactor:
         if channel.delta.named:
             self._bare(value, channel.at[0])
         pad = self._spec.padding
+        unique = self._spec.unique
+        if unique is not None and isinstance(own := value.get(unique), str):
+            self._made += 1
+            value[unique] = f"{own}_{self._made}"
         if pad is not None and isinstance(old := value.get(pad), str):
             value[pad] = ""
             value[pad] = stretch(old, len(dump(channel.last)) - len(dump(value)))
@@ -442,6 +468,18 @@ class EventRedactor:
             numbered.append(Outgoing(event.value, event.like, changed, event.inserted))
         self._next = own + (0 if events[-1].inserted else 1)
         return numbered
+
+
+def _same(flush: Flush, event: object) -> dict[tuple[int, str], object]:
+    """Read what an event says elsewhere of fields that the root of a channel's events has."""
+    found: dict[tuple[int, str], object] = {}
+    for name, way in flush.same.items():
+        told = event
+        for part in way:
+            told = told.get(part) if isinstance(told, dict) else None
+        if told is not None and not isinstance(told, dict | list):
+            found[0, name] = told
+    return found
 
 
 def _holder(path: str) -> str:
