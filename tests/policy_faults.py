@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 # ruff: noqa: E501 - a message is one line
+from tests.wire import dialect
+
+OPENAI = sorted(dialect("openai").endpoints)
+"""The endpoints of the dialect that the broken policies name."""
 
 FAULTS: dict[str, list[str]] = {
     "action-later": [
@@ -115,7 +119,7 @@ FAULTS: dict[str, list[str]] = {
         "FILE:8: connections[0].dialect: found 'opnai'; accepted: anthropic or bedrock or cohere or gemini or ollama or openai",
     ],
     "unknown-endpoint": [
-        "FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: chat or completions or embeddings or models or responses or responses_socket",
+        f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {' or '.join(OPENAI)}",
     ],
     "unknown-key": [
         "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording",
