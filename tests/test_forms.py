@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import email.parser
 import email.policy
+import io
 import logging
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from werkzeug.formparser import MultiPartParser
 
 from tidegate.dialects import forms, reading
 from tidegate.dialects.kinds import BodyKind, Composition, FormSpec, Lines
@@ -150,6 +152,12 @@ def test_what_is_written_is_read_again_by_us_and_by_others(parts: list[forms.Par
     )
     payloads = [each.get_payload(decode=True) for each in other.iter_parts()]  # type: ignore[attr-defined]
     assert len(payloads) == len(parts)
+    fields, files = MultiPartParser(stream_factory=lambda *_, **__: io.BytesIO()).parse(
+        io.BytesIO(data), mark, len(data)
+    )
+    assert sorted(fields.items(multi=True)) == sorted((each.name, each.text) for each in parts if each.filename is None)
+    theirs = sorted((name, each.filename or "", each.read()) for name, each in files.items(multi=True))
+    assert theirs == sorted((each.name, each.filename, each.data) for each in parts if each.filename is not None)
 
 
 @settings(max_examples=100, deadline=None)

@@ -286,3 +286,20 @@ def test_no_value_is_in_what_travels(policy: Policy) -> None:
     assert "Alice" not in repr(steps.ModelSaid(FOUND))
     exchange.receive(steps.ModelSaid(FOUND))
     assert "Alice" not in repr(exchange.decisions) + repr(exchange.prompt_findings)
+
+
+def test_a_form_and_the_bodies_inside_of_a_body_are_read_too(policy: Policy) -> None:
+    inner = {"model": "m", "messages": [{"role": "user", "content": TEXT}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": inner}
+    purpose = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    file = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + json.dumps(line).encode()
+    label = ("content-type", "multipart/form-data; boundary=b")
+    exchange = Crossing(policy, "ex_1")
+    exchange.receive(steps.HeadArrived(head("/openai/v1/files", "POST", label), ALICE))
+    step = exchange.receive(steps.BodyArrived(purpose + file + b"\r\n--b--\r\n"))
+    assert isinstance(step, steps.AskModel)
+    assert TEXT in step.texts
+    assert isinstance(exchange.receive(steps.ModelSaid(FOUND)), steps.KeepIntent)
+    assert exchange.verdict is not None
+    assert b"[REDACTED:names] of Berlin wrote" in exchange.verdict.body
+    assert {each.where for each in exchange.prompt_findings} == {"$.file.lines[0].body.messages[0].content"}

@@ -17,6 +17,7 @@ from tests.test_composing import CARD, KEY, crossed, file, form, parts_of, polic
 from tests.wire import always, dialect, engine
 from tidegate import steps
 from tidegate.crossing import Crossing
+from tidegate.dialects.kinds import BodyKind, Composition
 from tidegate.model import Action, Denial, Head, OnUnknown, Outcome, Reason, Scanned
 from tidegate.policy.policy import Policy
 from tidegate.steps import Stage
@@ -148,6 +149,34 @@ def test_a_text_part_is_masked_in_place(policy: Policy) -> None:
 def test_a_flag_that_is_none_is_refused(policy: Policy, value: str) -> None:
     body = asked_form(f"{V1}/audio/transcriptions", text("stream", value), file(WAV))
     assert refusal(crossed(policy, body[1], body[0], LABEL)[1])[0] == "body_malformed"
+
+
+def taking_data(policy: Policy) -> Policy:
+    """Return the policy with a dialect whose embeddings are made of any bytes, as servers of one's own models take."""
+    openai = policy.dialects["openai"]
+    at = replace(openai.endpoints["embeddings"], made_of=Composition((BodyKind.JSON, BodyKind.TEXT, BodyKind.DATA)))
+    changed = replace(openai, endpoints={**openai.endpoints, "embeddings": at})
+    return anyone(replace(policy, dialects={**policy.dialects, "openai": changed}))
+
+
+@RULES
+def test_bodies_that_are_any_bytes(policy: Policy, rule: OnUnknown) -> None:
+    data = with_rule(taking_data(policy), rule)
+    exchange, step = crossed(data, PNG, f"{V1}/embeddings", "application/octet-stream")
+    assert exchange.scanned is Scanned.PARTLY
+    if rule is OnUnknown.BLOCK:
+        assert refusal(step)[1].startswith("$ was not scanned: it is or holds a picture.")
+    else:
+        assert sent(exchange).clearance.verdict.body == PNG
+    exchange, step = crossed(data, docx(run("hello")), f"{V1}/embeddings", "application/octet-stream")
+    assert exchange.scanned is Scanned.WHOLE
+    assert sent(exchange).clearance.verdict.body == docx(run("hello"))
+    exchange, step = crossed(data, docx(run(KEY)), f"{V1}/embeddings", "application/octet-stream")
+    assert refusal(step)[0] == "finding"
+    assert [each.where for each in exchange.prompt_findings] == ["$ (docx: word/document.xml)"]
+    exchange, step = crossed(data, f"card {CARD} é".encode(), f"{V1}/embeddings", "text/plain")
+    assert sent(exchange).clearance.verdict.body == "card [REDACTED:card-visa] é".encode()
+    assert exchange.scanned is Scanned.WHOLE
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────

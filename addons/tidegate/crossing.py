@@ -28,7 +28,7 @@ from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.duplex import Duplex
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
-from tidegate.inspection.bodies import MALFORMED, Inspected
+from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.composed import Judge, inspect_whole
 from tidegate.inspection.ner.spec import Ner, Unread
 from tidegate.judging import NAMES, Judged, Unopened, again, barred, beside, inspect, judge, parse, too_large, worst
@@ -496,9 +496,12 @@ class Crossing:
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
         decide = self.policy.decide(Direction.RESPONSE)
-        judge = Judge(self._dialect().endpoints, self.policy.engine, decide)
-        found = inspect_whole(self._endpoint(), judge, plain, status=self.status)
-        stream = self._endpoint().stream
+        endpoint, engine = self._endpoint(), self.policy.engine
+        if endpoint.made_of.answers_plainly:
+            found = inspect_answer(endpoint, engine, decide, plain, status=self.status)
+        else:
+            found = inspect_whole(endpoint, Judge(self._dialect().endpoints, engine, decide), plain, status=self.status)
+        stream = endpoint.stream
         if found == MALFORMED and stream is not None:
             found = self._unannounced(plain)
             if plain[:1] == b"\0" and FramingKind.EVENTSTREAM in stream.framings:

@@ -1,4 +1,4 @@
-"""The unmodified OpenAI SDK through a real gate: files, batches, speech, pictures, and Azure's addresses."""
+"""Unmodified SDKs through a real gate: files, batches, speech, pictures, Azure's addresses, and streamed plain text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import math
+import shutil
 import struct
 import time
 import wave
@@ -14,16 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.documents import PNG, docx, run
 from tests.e2e.families import LEAK, cut, stream
-from tests.e2e.harness import CREDENTIAL, Process, Received, Upstream, http_answer, policy, tidegate_run, token
+from tests.e2e.harness import CREDENTIAL, ROOT, Process, Received, Upstream, http_answer, policy, tidegate_run, token
 from tidegate.dialects.forms import Part, read
 from tidegate.evidence import queries
 from tidegate.model import Denial
 
 openai = pytest.importorskip("openai")
+anthropic = pytest.importorskip("anthropic")
 
 pytestmark = pytest.mark.e2e
 
@@ -31,6 +34,38 @@ KEY = "AKIA" + "Z7QK4WJX2MVT5R3P"
 MASKED = "Jane pays with [REDACTED:card-visa], mail [REDACTED:email]. Plan: gold"
 MP3 = b"ID3\x04\0\0\0\0\0\x23TSSE\0\0\0\x0f" + bytes(range(256)) * 8
 FILE = {"id": "file-1", "object": "file", "bytes": 3, "created_at": 1, "filename": "a", "purpose": "batch"}
+STORED = {
+    "id": "file_1",
+    "type": "file",
+    "filename": "a",
+    "mime_type": "text/plain",
+    "size_bytes": 3,
+    "created_at": "2026-01-01T00:00:00Z",
+}
+BATCH = {
+    "id": "msgbatch_1",
+    "type": "message_batch",
+    "processing_status": "in_progress",
+    "created_at": "2026-01-01T00:00:00Z",
+    "expires_at": "2026-01-02T00:00:00Z",
+    "request_counts": {"processing": 1, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0},
+}
+PLAIN = """
+dialect: plain
+version: 1
+error: {body: {error: "${message}"}, event: {error: "${message}"}, types: {other: x}}
+endpoints:
+  predict:
+    methods: [POST]
+    paths: ["/predictions/{model}"]
+    bodies: [json, text]
+    asked: {streams: true}
+    answers: [json, text]
+    stream:
+      framing: [text]
+      deltas: [{path: $.text}]
+"""
+"""A server such as TorchServe, which answers with chunks of plain text."""
 SAFE = {"hate": {"filtered": False, "severity": "safe"}}
 
 
@@ -54,9 +89,15 @@ class Provider(Upstream):
 
     async def _speak(self, received: Received, writer: asyncio.StreamWriter) -> None:
         path = received.path.partition("?")[0].rpartition("/v1")[2].rpartition("/deployments/sample-small")[2]
+        path = path.removeprefix("/plain")
         match path:
             case "/files":
-                writer.write(http_answer(json.dumps(FILE).encode()))
+                answer = STORED if "anthropic" in received.path else FILE
+                writer.write(http_answer(json.dumps(answer).encode()))
+            case "/messages/batches":
+                writer.write(http_answer(json.dumps(BATCH).encode()))
+            case "/predictions/sample-small":
+                await stream(writer, "text/plain", [each.encode() for each in cut(f"é {LEAK}")])
             case "/audio/transcriptions":
                 await self._transcribe(received, writer)
             case "/audio/speech":
@@ -119,6 +160,10 @@ class Setting:
         client = openai.OpenAI(base_url=f"{self.gate.url}/openai-{rule}/v1", api_key=self.token, timeout=30)
         return self.open.enter_context(client)
 
+    def anthropic(self) -> Any:
+        client = anthropic.Anthropic(base_url=f"{self.gate.url}/anthropic", api_key=self.token, timeout=30)
+        return self.open.enter_context(client)
+
     def azure(self, rule: str = "block", **more: str) -> Any:
         client = openai.AzureOpenAI(
             azure_endpoint=f"{self.gate.url}/openai-{rule}",
@@ -156,6 +201,12 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
             }
             for rule in ("block", "flag", "pass")
         ]
+        connections += [
+            {"name": name, "dialect": name, "upstream": f"{upstream.url}/{name}", "serve": {"path": f"/{name}"}}
+            for name in ("anthropic", "plain")
+        ]
+        shutil.copytree(ROOT / "rules" / "dialects", folder / "dialects")
+        (folder / "dialects" / "plain.yaml").write_text(PLAIN)
         roles = {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["sample-*", "gpt-*"]}]}}
         written = policy(folder, upstream.url, connections=connections, roles=roles)
         access = token(folder)
@@ -287,6 +338,53 @@ def test_a_document_with_a_secret_is_blocked(fresh: Setting) -> None:
     assert files.create(file=("a.docx", large), purpose="user_data").id == "file-1"
     assert {each.name: each.data for each in parts(fresh.upstream.requests[-1])}["file"] == large
     fresh.recorded(outcome="answered", endpoint="files", scanned="scanned")
+
+
+def test_anthropic_batches_are_judged_request_by_request(fresh: Setting) -> None:
+    def asks(text: str, model: str = "sample-small") -> Any:
+        params = {"model": model, "max_tokens": 9, "messages": [{"role": "user", "content": text}]}
+        return {"custom_id": "a", "params": params}
+
+    batches = fresh.anthropic().messages.batches
+    for bad, code in ((asks(KEY), "finding"), (asks("x", "other"), "model_denied")):
+        with pytest.raises(anthropic.PermissionDeniedError) as error:
+            batches.create(requests=[asks("hello"), bad])
+        assert error.value.body["error"]["code"] == code
+        assert "In $.requests[1].params: " in str(error.value)
+        assert KEY not in str(error.value)
+    assert fresh.upstream.requests == []
+    assert batches.create(requests=[asks("hello"), asks("mail jane.doe@example.com")]).id == "msgbatch_1"
+    sent = json.loads(fresh.upstream.requests[-1].body)["requests"]
+    assert [each["params"]["messages"][0]["content"] for each in sent] == ["hello", "mail [REDACTED:email]"]
+    fresh.recorded(outcome="answered", endpoint="message_batches", model="sample-small", scanned="scanned")
+
+
+def test_anthropic_files_are_read(fresh: Setting) -> None:
+    files = fresh.anthropic().beta.files
+    with pytest.raises(anthropic.PermissionDeniedError):
+        files.upload(file=("a.txt", f"key {KEY}".encode(), "text/plain"))
+    assert fresh.upstream.requests == []
+    assert files.upload(file=("a.txt", b"hello", "text/plain")).id == "file_1"
+    assert [(each.name, each.filename, each.data) for each in parts(fresh.upstream.requests[-1])] == [
+        ("file", "a.txt", b"hello")
+    ]
+
+
+# ── plain text ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_streamed_plain_text_is_masked_live(fresh: Setting) -> None:
+    url, head = f"{fresh.gate.url}/plain/predictions/sample-small", {"authorization": f"Bearer {fresh.token}"}
+    with httpx.Client(timeout=30) as client:
+        with client.stream("POST", url, headers=head, content=b"mail jane.doe@example.com") as answer:
+            arrived = [(time.monotonic(), piece) for piece in answer.iter_raw()]
+        assert b"".join(piece for _, piece in arrived).decode() == f"é {MASKED}"
+        assert arrived[-1][0] - arrived[0][0] > 0.05, "it came at once: the answer was not live"
+        assert fresh.upstream.requests[-1].body == b"mail [REDACTED:email]"
+        fresh.recorded(outcome="answered", endpoint="predict", streamed=1)
+        assert client.post(url, headers=head, content=f"key {KEY}".encode()).status_code == 403
+        odd = client.post(url, headers={**head, "content-type": "multipart/form-data; boundary=x"}, content=b"--x\r\n")
+        assert (odd.status_code, len(fresh.upstream.requests)) == (400, 1)
 
 
 # ── Azure ────────────────────────────────────────────────────────────────────────────────────────────────────────────

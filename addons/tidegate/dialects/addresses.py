@@ -58,10 +58,13 @@ def _pair(text: str) -> tuple[str, str, str]:
 
 def model_named(endpoint: Endpoint, path: str) -> str | None:
     """Return the model that a path of this endpoint names, ``None`` if it names none."""
-    parts = path.split("/")
+    parts: list[str] = []
     for text in endpoint.paths:
+        if MODEL not in text:
+            continue
         pattern = text.split("/")
-        if MODEL in text and _fits(pattern, parts):
+        parts = parts or path.split("/")
+        if _fits(pattern, parts):
             return next(_model(want, part) for want, part in zip(pattern, parts, strict=True) if MODEL in want)
     return None
 

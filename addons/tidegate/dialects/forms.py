@@ -189,7 +189,7 @@ def _utf8(data: bytes) -> str:
 
 
 def write(parts: Sequence[Part], seed: bytes) -> tuple[bytes, str]:
-    """Write a form anew; return it and its content type. ``seed``: the boundary is made of it and of the parts.
+    """Write a form anew; return it and its content type. ``seed``: what the boundary is made of.
 
     Raises ``ValueError`` for a name that cannot be written.
     """
@@ -208,11 +208,10 @@ def _fresh(parts: Sequence[Part], seed: bytes) -> bytes:
     """Make a boundary that occurs in no part. The same form has the same one, so that evidence can be compared."""
     digest = hashlib.sha256(seed)
     while True:
-        for part in parts:
-            digest.update(b"%d:%d:" % (len(part.name), len(part.data)))
         mark = b"tidegate-" + digest.hexdigest()[:32].encode("ascii")
         if not any(mark in part.data for part in parts):
             return mark
+        digest.update(mark)
 
 
 def _quoted(text: str) -> bytes:

@@ -94,17 +94,17 @@ class Composition:
     answers: tuple[BodyKind, ...] = JSON_ALONE
     answered: Trie[Inner] = field(default_factory=lambda: Trie[Inner]([]))
 
-    @property
-    def asks_plainly(self) -> bool:
-        """Whether a request is one JSON value that holds no other body."""
-        return self.bodies == JSON_ALONE and not self.inner.paths
+    asks_plainly: bool = field(init=False)
+    """A request is one JSON value that holds no other body."""
+    answers_plainly: bool = field(init=False)
+    """An answer is one JSON value that holds no other body."""
+
+    def __post_init__(self) -> None:
+        """Say once what is asked for every request."""
+        object.__setattr__(self, "asks_plainly", self.bodies == JSON_ALONE and not self.inner.paths)
+        object.__setattr__(self, "answers_plainly", self.answers == JSON_ALONE and not self.answered.paths)
 
     @property
     def may_name_model(self) -> bool:
         """Whether a request could name a model somewhere that no path of the dialect leads to."""
         return self.bodies != (BodyKind.FORM,) and not self.inner.paths
-
-    @property
-    def answers_plainly(self) -> bool:
-        """Whether an answer is one JSON value that holds no other body."""
-        return self.answers == JSON_ALONE and not self.answered.paths

@@ -11,7 +11,7 @@ import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, where
+from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Selected, Trie, where
 from tidegate.dialects.kinds import Composition
 from tidegate.model import Denial, Reason, Role
 
@@ -533,17 +533,24 @@ def refused(
 
     With a list ``unread``, what only nobody can read is no refusal: its place and what it is are added there.
     """
-    checks = [(endpoint.deny, Reason.BODY_OPAQUE, "uses")]
-    if redacting:
-        checks.append((endpoint.refuse, Reason.SECOND_COPY, "asks for"))
-    for conditions, reason, verb in checks:
-        for found in conditions.select(body):
-            for condition in found.payloads:
-                if not condition.meets(found.value):
-                    continue
-                if not condition.unread or unread is None:
-                    return Denial(reason, 400, f"The request {verb} {condition.path}: {condition.because}.")
-                unread.append((where(found.pointer), condition.because))
+    for found in endpoint.deny.select(body):
+        denial = _met(found, Reason.BODY_OPAQUE, "uses", unread)
+        if denial is not None:
+            return denial
+    for found in endpoint.refuse.select(body) if redacting else ():
+        denial = _met(found, Reason.SECOND_COPY, "asks for", unread)
+        if denial is not None:
+            return denial
+    return None
+
+
+def _met(found: Selected[Condition], reason: Reason, verb: str, unread: list[tuple[str, str]] | None) -> Denial | None:
+    for condition in found.payloads:
+        if not condition.meets(found.value):
+            continue
+        if not condition.unread or unread is None:
+            return Denial(reason, 400, f"The request {verb} {condition.path}: {condition.because}.")
+        unread.append((where(found.pointer), condition.because))
     return None
 
 
