@@ -312,7 +312,15 @@ def test_files_that_nobody_reads_follow_on_unknown(policy: Policy, path: str, bo
     assert (got, exchange.scanned) == (body, Scanned.PARTLY)
 
 
-@pytest.mark.parametrize("name", ["pushNotificationConfig", "taskPushNotificationConfig"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pushNotificationConfig",
+        "push_notification_config",
+        "taskPushNotificationConfig",
+        "task_push_notification_config",
+    ],
+)
 def test_push_notifications_are_refused(policy: Policy, name: str) -> None:
     body = call("SendMessage", {"message": {"parts": []}, "configuration": {name: {"url": "https://evil.example"}}})
     assert refused(policy, body, "/a2a")[1].reason is Reason.BODY_OPAQUE
