@@ -299,6 +299,9 @@ MEDIA = {
     "sampled pictures": ("/mcp", {"jsonrpc": "2.0", "id": 1, "result": {"role": "assistant", "content": [PICTURE]}}),
     "file, 0.3": ("/a2a", call("message/send", {"message": {"parts": [{"file": {"bytes": PICTURE["data"]}}]}})),
     "file elsewhere, 0.3": ("/a2a", call("message/send", {"message": {"parts": [{"file": {"uri": "https://a.example"}}]}})),
+    "file and its address": (
+        "/a2a", call("message/send", {"message": {"parts": [{"file": {"bytes": "aGVsbG8=", "uri": "https://a.example"}}]}})
+    ),
     "file, 1.0": ("/a2a", call("SendMessage", {"message": {"parts": [{"raw": PICTURE["data"]}]}})),
     "file elsewhere, 1.0": ("/a2a", call("SendMessage", {"message": {"parts": [{"url": "https://a.example/b"}]}})),
 }  # fmt: skip
@@ -394,7 +397,7 @@ def test_a_refusal_answers_the_call(policy: Policy, ident: object) -> None:
         "id": ident,
         "error": {
             "code": -32600,
-            "message": "Your roles do not allow a tool that this request offers to the model. (request ex_1)",
+            "message": "Your roles do not allow a tool that this request offers to the model or calls. (request ex_1)",
             "data": {"reason": "tool_denied", "request": "ex_1"},
         },
     }
