@@ -226,7 +226,7 @@ def whole(body: object) -> tuple[Any, Inspected]:
 @settings(max_examples=150, deadline=None)
 @pytest.mark.parametrize("version", VERSIONS)
 @given(said=st.lists(texts, min_size=2, max_size=6))
-def test_a_whole_task_reads_like_the_stream_of_its_chunks(version: str, said: list[str]) -> None:
+def test_a_whole_task_loses_what_the_stream_of_its_chunks_loses(version: str, said: list[str]) -> None:
     body, _ = whole(task(version, said))
     result = body["result"] if version == "0.3" else body["result"]["task"]
     got = [part["text"] for part in result["artifacts"][0]["parts"]]

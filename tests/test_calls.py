@@ -168,6 +168,8 @@ NO_MESSAGES = {
     "list id": call("tools/list", id=[1]),
     "huge id": call("tools/list", id=2**53),
     "long id": call("tools/list", id="x" * 129),
+    "params in a list": call("tools/list", [{"cursor": "x"}]),
+    "params in a text": call("tools/list", "x"),
     "empty list": [],
     "list of texts": ["tools/list"],
     "long list": [call("tools/list")] * 65,
