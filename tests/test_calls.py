@@ -168,6 +168,8 @@ NO_MESSAGES = {
     "list id": call("tools/list", id=[1]),
     "huge id": call("tools/list", id=2**53),
     "long id": call("tools/list", id="x" * 129),
+    "params in a list": call("tools/list", [{"cursor": "x"}]),
+    "params in a text": call("tools/list", "x"),
     "empty list": [],
     "list of texts": ["tools/list"],
     "long list": [call("tools/list")] * 65,
@@ -299,6 +301,9 @@ MEDIA = {
     "sampled pictures": ("/mcp", {"jsonrpc": "2.0", "id": 1, "result": {"role": "assistant", "content": [PICTURE]}}),
     "file, 0.3": ("/a2a", call("message/send", {"message": {"parts": [{"file": {"bytes": PICTURE["data"]}}]}})),
     "file elsewhere, 0.3": ("/a2a", call("message/send", {"message": {"parts": [{"file": {"uri": "https://a.example"}}]}})),
+    "file and its address": (
+        "/a2a", call("message/send", {"message": {"parts": [{"file": {"bytes": "aGVsbG8=", "uri": "https://a.example"}}]}})
+    ),
     "file, 1.0": ("/a2a", call("SendMessage", {"message": {"parts": [{"raw": PICTURE["data"]}]}})),
     "file elsewhere, 1.0": ("/a2a", call("SendMessage", {"message": {"parts": [{"url": "https://a.example/b"}]}})),
 }  # fmt: skip
@@ -312,7 +317,15 @@ def test_files_that_nobody_reads_follow_on_unknown(policy: Policy, path: str, bo
     assert (got, exchange.scanned) == (body, Scanned.PARTLY)
 
 
-@pytest.mark.parametrize("name", ["pushNotificationConfig", "taskPushNotificationConfig"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pushNotificationConfig",
+        "push_notification_config",
+        "taskPushNotificationConfig",
+        "task_push_notification_config",
+    ],
+)
 def test_push_notifications_are_refused(policy: Policy, name: str) -> None:
     body = call("SendMessage", {"message": {"parts": []}, "configuration": {name: {"url": "https://evil.example"}}})
     assert refused(policy, body, "/a2a")[1].reason is Reason.BODY_OPAQUE
@@ -386,7 +399,7 @@ def test_a_refusal_answers_the_call(policy: Policy, ident: object) -> None:
         "id": ident,
         "error": {
             "code": -32600,
-            "message": "Your roles do not allow a tool that this request offers to the model. (request ex_1)",
+            "message": "Your roles do not allow a tool that this request offers to the model or calls. (request ex_1)",
             "data": {"reason": "tool_denied", "request": "ex_1"},
         },
     }

@@ -150,6 +150,8 @@ def _message(spec: CallSpec, value: object, connection: str) -> Message | Denial
         return _malformed(
             f"the id of a message is neither a whole number nor a text of up to {ID_CHARACTERS} characters"
         )
+    if not isinstance(value.get("params"), dict | None):  # the dialect says what its fields are by their names
+        return _malformed("the params of a message are no object")
     if answers:
         return _malformed("nothing was asked that it could answer") if spec.results is None else _answer(spec, value)
     method = value["method"]

@@ -19,6 +19,7 @@ from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes
 from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
 from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentSkill, Part
 from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.streamable_http import EventMessage, EventStore
 from mcp.types import SamplingMessage, TextContent
 from starlette.applications import Starlette
 
@@ -122,6 +123,15 @@ def tools(heard: Heard) -> MCPServer:
         await ctx.session.send_resource_updated("note://jane.doe@example.com")
         return "changed"
 
+    @server.tool()
+    async def pause(ctx: Context) -> str:
+        """Breaks its stream off, so that the client has to come back for the rest."""
+        heard.ran.append("pause")
+        await ctx.report_progress(1, 2, "pausing")
+        await ctx.close_sse_stream()
+        await asyncio.sleep(0.3)
+        return SAID
+
     @server.resource("note://{name}")
     def note(name: str) -> str:
         """A note."""
@@ -153,8 +163,30 @@ def mcp_server(server: MCPServer, heard: Heard, *, as_json: bool) -> Iterator[He
     """Serve an MCP server at ``/mcp``, with answers in JSON or in streams."""
     port = free_port()
     heard.url = f"http://127.0.0.1:{port}/mcp"
-    with serving(server.streamable_http_app(json_response=as_json), heard, port):
+    store = None if as_json else Remembered()
+    app = server.streamable_http_app(json_response=as_json, event_store=store, retry_interval=100)
+    with serving(app, heard, port):
         yield heard
+
+
+class Remembered(EventStore):
+    """The events of all streams, by numbers, for those who come back."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    async def store_event(self, stream_id: str, message: Any) -> str:
+        """Remember an event; return its number."""
+        self.events.append((stream_id, message))
+        return str(len(self.events))
+
+    async def replay_events_after(self, last_event_id: str, send_callback: Any) -> str | None:
+        """Send what came after an event of the same stream."""
+        stream = self.events[int(last_event_id) - 1][0]
+        for number, (name, message) in enumerate(self.events[int(last_event_id) :], int(last_event_id) + 1):
+            if name == stream and message is not None:
+                await send_callback(EventMessage(message, str(number)))
+        return stream
 
 
 class Agent(AgentExecutor):

@@ -144,7 +144,7 @@ def test_a_session_works_and_what_tools_say_is_masked(setting: Setting, name: st
 
     version, names, leaked, record, note, plan = setting.talk(name, what, mode=mode)
     assert version == ("2025-11-25" if mode == "legacy" else "2026-07-28")
-    assert names == ["ask", "bash", "change", "count", "leak", "record"]
+    assert names == ["ask", "bash", "change", "count", "leak", "pause", "record"]
     assert leaked.content[0].text == MASKED
     assert leaked.structured_content == {"result": MASKED}
     assert record.structured_content == {"name": "[REDACTED:email]", "mail": "[REDACTED:email]", "plan": "gold"}
@@ -227,6 +227,18 @@ def test_what_a_server_asks_and_a_client_answers_is_masked(setting: Setting) -> 
     answer = setting.talk("sse", what, sampling_callback=sampling)
     assert asked == ["whose is [REDACTED:email]?"]
     assert answer.content[0].text == "the model said it is [REDACTED:email]"
+
+
+def test_a_stream_that_broke_off_is_resumed_and_masked(setting: Setting) -> None:
+    heard = setting.heard["sse"]
+    before = len(heard.requests)
+
+    async def what(client: Client) -> Any:
+        return await client.call_tool("pause")
+
+    assert setting.talk("sse", what).content[0].text == MASKED
+    resumed = [fields for method, fields, _ in heard.requests[before:] if method == "GET" and "last-event-id" in fields]
+    assert resumed, "the client came back with the id of the last event it had"
 
 
 @both

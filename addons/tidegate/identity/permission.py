@@ -155,4 +155,6 @@ def _model_denied(asked: Asked) -> Denial:
 
 
 def _tool_denied() -> Denial:
-    return Denial(Reason.TOOL_DENIED, 403, "Your roles do not allow a tool that this request offers to the model.")
+    return Denial(
+        Reason.TOOL_DENIED, 403, "Your roles do not allow a tool that this request offers to the model or calls."
+    )

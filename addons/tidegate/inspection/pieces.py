@@ -1,7 +1,8 @@
 """Texts of a whole body that are one text cut in pieces: masked as what a reader makes of them. Pure.
 
-Law: the pieces of a list, joined, are what a stream of the same pieces would have become. A piece in which nothing is
-masked stays as it is; a placeholder stands in the piece in which its finding begins.
+Law: the pieces of a list, joined, lose what a stream of the same pieces loses; each is looked at by itself as well, so
+they may lose more. A piece in which nothing is masked stays as it is; a placeholder stands in the piece in which its
+finding begins.
 """
 
 from __future__ import annotations
