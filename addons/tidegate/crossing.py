@@ -16,13 +16,14 @@ This is the only place where the order is written and the only place where the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import asking, headers, sockets
+from tidegate import asking, calls, headers, sockets
 from tidegate.dialects import body as bodies
-from tidegate.dialects.errors import GENERIC
+from tidegate.dialects.errors import GENERIC, GRPC, render_status
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
@@ -83,6 +84,7 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.grpc_answers import Answering, GrpcAnswer, masked_trailers, whole_answer
 
 JSON = "application/json"
 
@@ -114,14 +116,18 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
-        self._stream: StreamedAnswer | None = None
+        self.call: calls.Call | None = None
+        self._stream: StreamedAnswer | GrpcAnswer | None = None
         self._encodings: list[str] = []
+        self._answering: Answering | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
 
     @property
     def shape(self) -> ErrorShape:
         """The form of a refusal that this caller's SDK understands."""
-        return GENERIC if self.route is None else self._dialect().error
+        if self.route is not None:
+            return self._dialect().error
+        return GRPC if self.head is not None and calls.is_call(self.head) else GENERIC
 
     def receive(self, event: Event) -> Step:
         """Take one event, move to the next stage, and say what to do."""
@@ -167,6 +173,11 @@ class Crossing:
         denial = sockets.fits(self._endpoint(), asked=upgrade)
         if denial is not None:
             return self._refuse("route", denial)
+        if self._endpoint().grpc is not None:
+            call = calls.called(self.policy, found, self._endpoint(), event.head)
+            if isinstance(call, Denial):
+                return self._refuse("route", call)
+            self.call = call
         self._decide("route", "allow", f"{found.connection.name}/{found.endpoint}")
         if event.caller is not None or self.policy.identities is None:
             return self._admit(event.caller or ANONYMOUS)
@@ -206,10 +217,13 @@ class Crossing:
         """Have the model read what the rules let through."""
         assert self.head is not None
         assert self.grant is not None
-        if self._endpoint().socket is not None:
+        if self._endpoint().socket is not None or (self.call is not None and self.call.live):
             return self._without_model(ner, judged, Unread.SOCKET)
         encodings = headers.values(self.head.headers, "content-encoding")
-        texts = asking.texts(ner, self._endpoint(), event.data, encodings, self.grant.request_bytes)
+        limit = self.grant.request_bytes
+        bodies_ = [event.data] if self.call is None else calls.as_json(self.call, event.data, limit)
+        asked = (asking.texts(ner, self._endpoint(), each, encodings, limit) for each in bodies_)
+        texts = tuple(dict.fromkeys(itertools.chain.from_iterable(asked)))
         if not texts:
             return self._judged(judged)
         self._unread = event, judged, texts
@@ -286,6 +300,8 @@ class Crossing:
         if isinstance(plain, Denial):
             return Judged(grant, "body", plain)
         extra = beside(head, grant.route)
+        if self.call is not None:
+            return calls.judged(policy, self.call, grant, plain, extra=extra, extracted=event.extracted)
         if endpoint.body and endpoint.socket is None:
             value = parse(plain)
             if isinstance(value, Denial):
@@ -318,6 +334,8 @@ class Crossing:
         fields = tuple((k, v) for k, v in crossing if f"header {k}" not in masked)
         if self._endpoint().socket is not None:
             fields = sockets.opening(fields)
+        if self.call is not None:
+            return Send(Clearance(self.verdict, self.exchange), calls.opening(fields), measured=False)
         return Send(Clearance(self.verdict, self.exchange), fields)
 
     # answer ──────────────────────────────────────────────────────────────────
@@ -329,6 +347,8 @@ class Crossing:
             return self._open(event)
         if event.status < 200 or 300 <= event.status < 400:  # a redirect would lead the client past the gate
             return self._refuse("answer", _PROTOCOL)
+        if self.call is not None:
+            return self._call_answer(event, self.call)
         drop = self._inspect_head(event)
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
         self._encodings = headers.values(event.headers, "content-encoding")
@@ -349,6 +369,46 @@ class Crossing:
         decide = self.policy.decide(Direction.RESPONSE)
         head = AnswerHead(content_type, status)
         return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+
+    def _call_answer(self, event: AnswerBegan, call: calls.Call) -> Step:
+        """Decide how the answer of a gRPC call crosses; what it says of its status is looked at with its trailers."""
+        content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
+        if event.status != 200 or content_type not in calls.CONTENT_TYPES:
+            return self._refuse("answer", _PROTOCOL)
+        status = calls.status_names(event.headers)
+        plain = tuple((name, value) for name, value in event.headers if name not in status)
+        drop = self._inspect_head(replace(event, headers=plain)) | status | calls.OWN | self._odd_metadata(plain)
+        self._answering = self._about(call, ",".join(headers.values(event.headers, "grpc-encoding")))
+        if not call.method.server_streams:
+            self.stage = Stage.WHOLE
+            return Buffer(drop)
+        self._stream = GrpcAnswer(self._answering)
+        self.stage = Stage.STREAM
+        self.streamed = True
+        return Stream(drop)
+
+    def _about(self, call: calls.Call, encoding: str) -> Answering:
+        assert self.route is not None
+        connection, decide = self.route.connection, self.policy.decide(Direction.RESPONSE)
+        kind, endpoint = call.method.answer, call.endpoint
+        limit, unknown = connection.answer.bytes, connection.on_unknown
+        return Answering(kind, endpoint, self.policy.engine, decide, unknown, limit, encoding)
+
+    def _odd_metadata(self, fields: tuple[tuple[str, str], ...]) -> frozenset[str]:
+        """Name the binary metadata in which something is found, or that cannot be read."""
+        coded = tuple((name, value) for name, value in fields if name.endswith("-bin"))
+        kept, found = masked_trailers(coded, self.policy.engine, self.policy.decide(Direction.RESPONSE))
+        self.answer_findings += tuple(replace(each, where=each.where.replace("trailer", "header", 1)) for each in found)
+        return frozenset(name for name, value in coded if (name, value) not in kept)
+
+    def trailers(self, fields: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """Return what ends the answer of a gRPC call: the upstream's own trailers, masked, or the refusal."""
+        if self.denial is not None:
+            return render_status(self.denial, self.exchange)
+        crossing = tuple((name, value) for name, value in fields if name not in headers.NOT_TO_CLIENT)
+        kept, found = masked_trailers(crossing, self.policy.engine, self.policy.decide(Direction.RESPONSE))
+        self.answer_findings += found
+        return kept
 
     def _open(self, event: AnswerBegan) -> Step:
         assert self.head is not None
@@ -440,6 +500,8 @@ class Crossing:
         """Decode the whole body of an answer and mask it."""
         assert self.route is not None
         assert self.status is not None
+        if self._answering is not None:
+            return whole_answer(self._answering, data)
         plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)

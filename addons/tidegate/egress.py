@@ -58,6 +58,12 @@ class Keeper(Protocol):
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the gate's own words for an exchange that ends before an answer began."""
 
+    def ending(self, flow: http.HTTPFlow) -> http.Headers | None:
+        """Return the trailers that end an answer; ``None`` where it has none."""
+
+    def hasty(self, flow: http.HTTPFlow) -> bool:
+        """Say whether a flow must be refused now, before its request is complete."""
+
     def farewell(self, flow: http.HTTPFlow) -> bytes:
         """Return the last words of a stream that breaks off in the middle; empty if there is nothing to say."""
 
@@ -112,7 +118,7 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
         try:
             command = source.send(reply)
         except StopIteration:
-            return
+            break
         reply = None
         if type(command) is SendHttp:
             yield from _message(self, command)
@@ -120,6 +126,8 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
             yield from _drop(self)
         else:
             reply = yield command
+    if type(event) is http_events.RequestHeaders and self.flow.response is not None and _ask("hasty", self.flow):
+        yield from _refuse(self)
 
 
 def _ask(question: str, flow: http.HTTPFlow, *more: Any) -> Any:
@@ -156,8 +164,12 @@ def _message(self: HttpStream, command: SendHttp) -> Commands:
             yield from _break_off(self, _ask("farewell", self.flow) or b"", command)
         else:
             yield from _refuse(self)
-    elif not isinstance(event, (http_events.RequestTrailers, http_events.ResponseTrailers)):
-        yield command  # trailers are dropped: nobody inspects them, and no dialect needs them
+    elif isinstance(event, http_events.ResponseTrailers):
+        trailers = _ask("ending", self.flow)
+        if trailers is not None:  # those that the gate looked at, whatever is on the flow by now
+            yield SendHttp(http_events.ResponseTrailers(event.stream_id, trailers), command.connection)
+    elif not isinstance(event, http_events.RequestTrailers):
+        yield command  # other trailers are dropped: nobody inspects them, and no dialect needs them
 
 
 def _refuse(self: HttpStream) -> Commands:
@@ -167,11 +179,13 @@ def _refuse(self: HttpStream) -> Commands:
     whole = self.client_state == self.state_done
     self.tidegate_over = True  # type: ignore[attr-defined]
     if response is not None:
-        if not whole:
+        if not whole and not self.flow.request.is_http2:
             response.headers["connection"] = "close"
         self.flow.response = response
-        yield SendHttp(http_events.ResponseHeaders(stream, response), client)
-        yield SendHttp(http_events.ResponseData(stream, response.raw_content or b""), client)
+        body = response.raw_content or b""
+        yield SendHttp(http_events.ResponseHeaders(stream, response, not body), client)
+        if body:
+            yield SendHttp(http_events.ResponseData(stream, body), client)
         yield SendHttp(http_events.ResponseEndOfMessage(stream), client)
     if response is None or not whole:
         yield SendHttp(http_events.ResponseProtocolError(stream, "refused", http_events.ErrorCode.KILL), client)
@@ -203,9 +217,12 @@ def _break_off(self: HttpStream, data: bytes, otherwise: SendHttp | None = None)
     """End an answer that has begun: with last words and a proper end, or as mitmproxy would (a reset)."""
     client, stream = self.context.client, self.stream_id
     self.tidegate_over = True  # type: ignore[attr-defined]
+    trailers = _ask("ending", self.flow)
     if data:
         yield SendHttp(http_events.ResponseData(stream, data), client)
-    if data or otherwise is None:
+    if trailers is not None:
+        yield SendHttp(http_events.ResponseTrailers(stream, trailers), client)
+    if data or otherwise is None or trailers is not None:
         yield SendHttp(http_events.ResponseEndOfMessage(stream), client)
     else:
         yield otherwise

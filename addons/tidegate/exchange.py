@@ -61,10 +61,12 @@ class Exchange:
         self.timer: asyncio.TimerHandle | None = None
         self.released: tuple[http.Response, object] | None = None
         self.farewell = b""
+        self.status_fields: tuple[tuple[str, str], ...] = ()
+        self.trailers: http.Headers | None = None
         self.echo = b""
         self.credentials: Mapping[str, Secret] = {}
         self.sealed = False
-        self.sent = self.abandoned = False
+        self.sent = self.abandoned = self.refused = False
         self._cleared: tuple[object, ...] | None = None
 
     @property
@@ -108,6 +110,7 @@ class Exchange:
     def refuse(self) -> None:
         """Put the refusal on the flow in place of any answer."""
         self.revoke()
+        self.refused = True
         self.flow.response = self.refusal()
 
     def refusal(self) -> http.Response:
@@ -115,9 +118,25 @@ class Exchange:
         denial = self.crossing.denial
         assert denial is not None
         self.crossing.status = denial.status
-        response = edits.refusal(denial.status, *render(self.crossing.shape, denial, self.id))
+        shape = self.crossing.shape
+        status = 200 if shape.grpc else denial.status
+        response = edits.refusal(status, *render(shape, denial, self.id))
         self._let_go(response)
         return response
+
+    def end_call(self, fields: tuple[tuple[str, str], ...]) -> http.Headers | None:
+        """Return the trailers that may end the answer of a gRPC call; ``None`` for anything else.
+
+        ``fields`` are the upstream's, who may have said its status in the head of its answer.
+        """
+        if self.crossing.call is None:
+            return None
+        if self.trailers is None:
+            found = self.crossing.trailers((*self.status_fields, *fields))
+            if self.echo:
+                found = tuple(pair for pair in found if self.echo.decode("latin-1") not in pair[1])
+            self.trailers = edits.trailers(found)
+        return self.trailers
 
     def expect_no_echo(self, credential: str) -> None:
         """Take out the upstream credential (its last word) wherever the upstream repeats it in one piece."""

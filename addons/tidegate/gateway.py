@@ -20,7 +20,7 @@ from mitmproxy import http
 from mitmproxy.flow import Error
 from mitmproxy.proxy import server_hooks
 
-from tidegate import edits, egress, judging, steps
+from tidegate import calls, edits, egress, judging, steps
 from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.store import Recorder
@@ -232,6 +232,9 @@ class Gateway(Fence):
             edits.drop_fields_with(flow.response, exchange.echo)
         head = steps.AnswerBegan(flow.response.status_code, edits.fields(flow.response.headers))
         step = exchange.crossing.receive(head)
+        if exchange.crossing.call is not None:
+            names = calls.status_names(head.headers)
+            exchange.status_fields = tuple(pair for pair in head.headers if pair[0] in names)
         most = exchange.limits.bytes
         announced = flow.response.headers.get("content-length", "")
         if isinstance(step, steps.Buffer) and announced.isdecimal() and int(announced) > most:
@@ -272,7 +275,9 @@ class Gateway(Fence):
         """Mask a whole answer. The evidence is sealed once the answer is on its way (``over``), unless it is strict."""
         exchange = self.exchanges[flow.id]
         assert flow.response is not None
-        flow.response.trailers = None
+        trailers, flow.response.trailers = flow.response.trailers, None
+        if trailers is not None:
+            exchange.status_fields += edits.fields(trailers)
         if exchange.crossing.stage in (Stage.WHOLE, Stage.STREAM):  # STREAM: another addon's reply, no callable saw it
             data = flow.response.raw_content or b""
             if len(data) > exchange.limits.bytes:
@@ -287,15 +292,18 @@ class Gateway(Fence):
         elif exchange.crossing.stage is Stage.SOCKET:
             self._open_socket(exchange)
         if exchange.crossing.stage is not Stage.SOCKET:
-            self._seal_strictly(exchange)
+            self._complete(exchange)
         return None
 
     async def _answer_aside(self, exchange: Exchange, data: bytes) -> None:
         self._answered(exchange, await self._aside(exchange, steps.AnswerWhole(data)))
-        self._seal_strictly(exchange)
+        self._complete(exchange)
 
-    def _seal_strictly(self, exchange: Exchange) -> None:
-        """Seal the evidence before the answer leaves, where the policy wants it strict."""
+    def _complete(self, exchange: Exchange) -> None:
+        """Let a gRPC call have its status; seal the evidence before the answer leaves, where the policy wants it so."""
+        response = exchange.flow.response
+        if exchange.crossing.call is not None and response is not None and not exchange.refused:
+            response.trailers = exchange.end_call(())
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             self._seal(exchange)
 
@@ -388,6 +396,16 @@ class Gateway(Fence):
         if exchange.crossing.denial is None:
             self._fail(exchange)
         return exchange.refusal()
+
+    def ending(self, flow: http.HTTPFlow) -> http.Headers | None:
+        """Return the trailers that may end an answer; they are a gRPC call's, and were looked at."""
+        exchange = self.exchanges.get(flow.id)
+        return None if exchange is None else exchange.end_call(())
+
+    def hasty(self, flow: http.HTTPFlow) -> bool:
+        """Say whether a request is refused already, and its client may never end it: a gRPC call."""
+        exchange = self.exchanges.get(flow.id)
+        return exchange is not None and exchange.refused and exchange.crossing.shape.grpc
 
     def farewell(self, flow: http.HTTPFlow) -> bytes:
         """Return the last words for a stream whose upstream broke off: the dialect's own error event."""

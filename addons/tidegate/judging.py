@@ -5,7 +5,7 @@ A body of a request and a client's message on a socket are judged alike; ``cross
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote_plus
 
@@ -65,12 +65,14 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     extra: Mapping[str, str] | None = None,
     known: str = "",
     extracted: tuple[Extraction, ...] | None = None,
+    hidden: Sequence[tuple[str, str]] = (),
 ) -> Judged | Unopened:
     """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, unless it is ``Unopened``.
 
     ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for. ``extra``
     holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
-    the dialect's conditions do not speak of this time; it is inspected like any other.
+    the dialect's conditions do not speak of this time; it is inspected like any other. ``hidden`` are places of what is
+    not in ``value`` and cannot be inspected, and why.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
     denial = refused(endpoint, judged, redacting=policy.redacts_answers)
@@ -86,12 +88,14 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
         return Judged(permitted, "body", too_large(permitted.request_bytes), what)
     parts = media.parts(endpoint, value)
     parts += media.beside(parts, value, plain)
-    if not parts:
+    if not parts and not hidden:
         return inspect(policy, endpoint, permitted, what, value, extra)
     slow = media.slow(parts)
     if slow and extracted is None:
         return Unopened(slow)
     opened = media.opened(parts, extracted or (), policy.engine)
+    if hidden:
+        opened = replace(opened, unread=(*opened.unread, *hidden))
     seen = replace(inspect(policy, endpoint, permitted, what, value, extra, opened), media=opened)
     denial = seen.denial or media.unmaskable(opened.texts, seen.findings)
     if denial is not None:

@@ -220,10 +220,11 @@ class KeepIntent:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send exactly this, with the credential of the clearance's connection."""
+    """Send exactly this, with the credential of the clearance's connection; ``measured``: say how long the body is."""
 
     clearance: Clearance
     fields: tuple[tuple[str, str], ...]
+    measured: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from tidegate.dialects.addresses import MODEL
-from tidegate.dialects.errors import PLACES
+from tidegate.dialects.errors import GRPC, PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
+from tidegate.dialects.methods import all_alike, grpc
 from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
 from tidegate.dialects.spec import (
     ALPHABETS,
@@ -37,6 +38,7 @@ SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
+    "grpc",
 )  # fmt: skip
 ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
@@ -63,14 +65,15 @@ def parse_dialect(text: str, file: str) -> tuple[Dialect | None, tuple[Fault, ..
 
 
 def _dialect(reader: Reader, root: Node) -> Dialect:
-    required = {"dialect": NAME, "version": "1", "error": "how errors are written", "endpoints": "endpoints by name"}
+    required = {"dialect": NAME, "version": "1", "endpoints": "endpoints by name"}
     top = reader.section(root, ROOT_KEYS, required)
     if "version" in top and top["version"].value != 1:
         reader.fault(top["version"], "1")
     shapes = {name: _shape(reader, node) for name, node in reader.entries(top.get("shapes")).items()}
-    error = _error(reader, top["error"]) if "error" in top else ErrorShape(None, None, None, {0: ""})
+    error = _error(reader, top["error"]) if "error" in top else GRPC
     nodes = reader.entries(top.get("endpoints"))
     endpoints = {name: _endpoint(reader, name, nodes, shapes) for name in nodes}
+    all_alike(reader, root, top, endpoints)
     if "error" in top and error.message is None and any(each.socket is not None for each in endpoints.values()):
         reader.fault(top["error"], "a message too, which an endpoint with a socket refuses with", "no key message")
     return Dialect(
@@ -154,6 +157,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
         socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
+        grpc=grpc(reader, nodes[name], entry),
     )
 
 

@@ -211,7 +211,8 @@ class Flush:
     """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
 
     ``path`` ``None`` means the event alone is enough; ``values`` are those that count (empty: any but null). Those
-    channels are flushed whose key agrees on the names in ``key`` that both know. ``select`` is the path compiled; walk
+    channels are flushed whose key agrees on the names in ``key`` that both know; with ``renews`` another text may begin
+    on them afterwards. ``select`` is the path compiled; walk
     it with ``Flush.hits``.
     """
 
@@ -220,6 +221,7 @@ class Flush:
     when: frozenset[str] | None = None
     select: Trie[None] | None = None
     values: tuple[object, ...] = field(default=(), hash=False)
+    renews: bool = False
 
     def hits(self, event: object) -> tuple[Pointer, ...]:
         """Point at the selected values that count; the empty pointer when no path is asked for."""
@@ -278,6 +280,39 @@ class SocketSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Tensors:
+    """Where a gRPC message has the raw data of tensors.
+
+    The items of the repeated bytes field ``data`` belong, in order, to the messages of the field ``of``. ``type`` is
+    the field of those that names what they hold:
+    ``text`` are the types whose data are texts, each after its length; ``numbers`` maps a type to the form (of
+    ``struct``) of one number, which is shown where it is alone; ``vectors`` are the types that an answer may hold
+    without being looked at.
+    """
+
+    data: str
+    of: str
+    type: str
+    text: frozenset[str]
+    numbers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    vectors: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcSpec:
+    """How the messages of a gRPC method are shown to rules (``dialects.protobuf``).
+
+    ``elements`` are repeated bytes fields that hold the texts of a tensor; ``numbers`` repeated fields of numbers that
+    nobody can read where there is more than one; ``vectors`` those among them that an answer may hold all the same.
+    """
+
+    tensors: tuple[Tensors, ...] = ()
+    elements: frozenset[str] = frozenset()
+    numbers: frozenset[str] = frozenset()
+    vectors: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class ToolNames:
     """Where the tools of a request are named.
 
@@ -315,7 +350,7 @@ class ErrorShape:
 
     ``types`` maps an HTTP status to the family's error type; 0 is any other status. ``event`` is the body of an error
     in mid-stream and ``event_name`` its SSE event name (``None``: the event has no name). ``message`` is an error on a
-    WebSocket (``None``: the family has none).
+    WebSocket (``None``: the family has none). ``grpc``: none of it is used, the refusal is a gRPC status.
     """
 
     body: object
@@ -323,6 +358,7 @@ class ErrorShape:
     event_name: str | None
     types: Mapping[int, str]
     message: object = None
+    grpc: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +367,7 @@ class Endpoint:
 
     ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
+    With ``grpc`` its one path is that of a gRPC method, whose messages the connection's descriptors describe.
     """
 
     name: str
@@ -344,6 +381,7 @@ class Endpoint:
     deny: Trie[Condition]
     refuse: Trie[Condition]
     socket: SocketSpec | None = None
+    grpc: GrpcSpec | None = None
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
 
 
@@ -356,6 +394,11 @@ class Dialect:
     error: ErrorShape
     exact: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(method, path) -> endpoint name, for the paths without a place."""
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether its endpoints are gRPC methods: all of them are, or none."""
+        return any(each.grpc is not None for each in self.endpoints.values())
 
 
 def role_of(leaf: Leaf[RequestField] | Leaf[AnswerField], body: object) -> Role:

@@ -14,7 +14,7 @@ STREAM_KEYS = (
     "deltas", "source", "flush", "keep", "drop",
 )  # fmt: skip
 DELTA_KEYS = ("path", "key", "when", "source", "beside")
-FLUSH_KEYS = ("path", "key", "when", "values")
+FLUSH_KEYS = ("path", "key", "when", "values", "renews")
 SOURCE_KEYS = ("path",)
 KEEP_KEYS = DROP_KEYS = ("path", "because")
 
@@ -74,7 +74,8 @@ def _flush(reader: Reader, node: Node) -> Flush:
         reader.fault(entry["values"], "values of a path", "values without a path")
     select = None if path is None else compiled(reader, [(path, None)])
     values = tuple(map(plain, reader.items(entry.get("values"))))
-    return Flush(None if path is None else str(path.value), _key(reader, entry), when, select, values)
+    renews = reader.flag(entry.get("renews"), default=False)
+    return Flush(None if path is None else str(path.value), _key(reader, entry), when, select, values, renews)
 
 
 def _entries(reader: Reader, node: Node | None, keys: tuple[str, ...]) -> list[tuple[Node, str, str]]:

@@ -49,12 +49,16 @@ class HeldCaps:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """An event to be sent. ``like`` is what came with the event it is, or with the one it was modelled on."""
+    """An event to be sent. ``like`` is what came with the event it is, or with the one it was modelled on.
+
+    ``place`` says where in that one the text of an inserted event stood, and what it is now.
+    """
 
     value: JsonObject = field(repr=False)
     like: object = field(repr=False)
     changed: bool = False
     inserted: bool = False
+    place: tuple[Pointer, str] | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -259,9 +263,11 @@ class EventRedactor:
     def _flush(self, work: _Event) -> list[Outgoing]:
         """End the channels that this event ends, and those whose signature it carries."""
         late: list[Outgoing] = []
-        for at in self._ending(work) if self._channels else ():
+        for at, renews in self._ending(work).items() if self._channels else ():
             channel = self._channels[at]
             text = self._close(at)
+            if renews:
+                self._ended.pop(at, None)
             if at in work.texts:
                 _, leaf, before = work.texts[at][-1]
                 work.texts[at][-1] = (channel, leaf, before + text)
@@ -269,22 +275,23 @@ class EventRedactor:
                 late.extend(self._late(channel, text))
         return late
 
-    def _ending(self, work: _Event) -> list[tuple[int, Key]]:
-        ends: dict[tuple[int, Key], None] = {}
+    def _ending(self, work: _Event) -> dict[tuple[int, Key], bool]:
+        """Return the channels that an event ends, and whether they may begin anew."""
+        ends: dict[tuple[int, Key], bool] = {}
         for flush in self._plan.flushes(work.kind):
             for pointer in flush.hits(work.value):
                 if pointer and value_at(work.value, pointer) == "":
                     continue  # some servers write an empty finish_reason in every event
                 found = key_of(work.value, pointer, flush.key, self._spec.absent)
                 told = {(depth, name): value for depth, name, value in found}
-                ends |= {at: None for at, channel in self._channels.items() if agree(channel.key, told)}
+                ends |= {at: flush.renews for at, channel in self._channels.items() if agree(channel.key, told)}
         for leaf in work.signed:
             ends |= {
-                at: None
+                at: False
                 for at, channel in self._channels.items()
                 if channel.held and self._signs(work.value, leaf, _holder(channel.delta.path), channel.key)
             }
-        return list(ends)
+        return ends
 
     def _close(self, at: tuple[int, Key]) -> str:
         """End a channel and return its last text. More text on it would be a text cut in two: see ``RESUMED``."""
@@ -309,7 +316,7 @@ class EventRedactor:
         if pad is not None and isinstance(old := value.get(pad), str):
             value[pad] = ""
             value[pad] = stretch(old, len(dump(channel.last)) - len(dump(value)))
-        return [Outgoing(value, channel.like, changed=True, inserted=True)]
+        return [Outgoing(value, channel.like, changed=True, inserted=True, place=(channel.at, text))]
 
     def _whole(self, work: _Event) -> None:
         texts = [leaf.text for leaf in work.whole]
