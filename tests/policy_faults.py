@@ -112,7 +112,7 @@ FAULTS: dict[str, list[str]] = {
         "FILE:15: roles.engineer.allow[0].connections[0]: found 'opnai'; accepted: openai",
     ],
     "unknown-dialect": [
-        "FILE:8: connections[0].dialect: found 'opnai'; accepted: anthropic or bedrock or cohere or gemini or ollama or openai",
+        "FILE:8: connections[0].dialect: found 'opnai'; accepted: anthropic or bedrock or cohere or gemini or ollama or open-inference-grpc or openai",
     ],
     "unknown-endpoint": [
         "FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: chat or completions or embeddings or models or responses or responses_socket",

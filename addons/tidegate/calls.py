@@ -28,6 +28,13 @@ CONTENT_TYPES = ("application/grpc", "application/grpc+proto")
 OWN = frozenset({"grpc-encoding", "grpc-accept-encoding"})
 """Fields of a call that the gate sets itself: what leaves is never compressed."""
 
+MESSAGES = 10_000
+"""Messages of a client in one call: three a second for an hour, as on a WebSocket."""
+FINDINGS = 1000
+"""Findings remembered of what a client says in one call."""
+
+EXPIRED = Denial(Reason.TOKEN_EXPIRED, 401, "The access token has expired; make another call with a new one.")
+TOO_MANY = Denial(Reason.PROTOCOL, 400, "More messages than one call takes; make another one.")
 _NOT_GRPC = Denial(
     Reason.PROTOCOL, 400, "This address is a gRPC method: call it over HTTP/2 with the content type application/grpc."
 )

@@ -68,6 +68,7 @@ from tidegate.steps import (
     IntentKept,
     KeepIntent,
     ModelSaid,
+    MoreSaid,
     Nothing,
     OpenSocket,
     OutOfOrder,
@@ -82,11 +83,14 @@ from tidegate.steps import (
     Stream,
     UpstreamSaid,
 )
-from tidegate.streams import framings
+from tidegate.streams import framings, grpc
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
 from tidegate.streams.grpc_answers import Answering, GrpcAnswer, masked_trailers, whole_answer
 
 JSON = "application/json"
+
+Lookable = BodyArrived | MoreSaid | ModelSaid | AnswerWhole
+"""Events that bring much to look at."""
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
@@ -117,6 +121,7 @@ class Crossing:
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
         self.call: calls.Call | None = None
+        self.heard = 0
         self._stream: StreamedAnswer | GrpcAnswer | None = None
         self._encodings: list[str] = []
         self._answering: Answering | None = None
@@ -138,7 +143,7 @@ class Crossing:
             raise OutOfOrder(f"{type(event).__name__} at {self.stage.name}")
         return step(self, event)
 
-    def look(self, event: BodyArrived | ModelSaid | AnswerWhole) -> BodyArrived | ModelSaid | AnswerWhole:
+    def look(self, event: Lookable) -> Lookable:
         """Inspect what an event brings, without taking it; return the event that carries what was found.
 
         Changes nothing here, so a thread may do it while the exchange goes on, or ends.
@@ -149,6 +154,8 @@ class Crossing:
             return replace(event, looked=looked)
         if isinstance(event, ModelSaid):
             return replace(event, looked=self._with_told(event))
+        if isinstance(event, MoreSaid):
+            return replace(event, looked=self._judge_more(event))
         return replace(event, looked=self._masked(event.data))
 
     # request ─────────────────────────────────────────────────────────────────
@@ -274,6 +281,7 @@ class Crossing:
             return self._refuse(judged.stage, judged.denial)
         assert judged.asked is not None
         self.grant = judged.grant
+        self.heard = grpc.count(judged.body) if self.call is not None else 0
         self.verdict = Verdict(judged.grant, judged.asked, judged.body, judged.findings)
         self._decide("inspect", worst(judged.findings))
         self.stage = Stage.INTENT
@@ -337,6 +345,36 @@ class Crossing:
         if self.call is not None:
             return Send(Clearance(self.verdict, self.exchange), calls.opening(fields), measured=False)
         return Send(Clearance(self.verdict, self.exchange), fields)
+
+    def _more(self, event: MoreSaid) -> Step:
+        """Judge what a client says in a call that is under way; what is refused ends the call."""
+        assert self.grant is not None
+        expires = self.grant.caller.expires
+        if expires is not None and event.now >= expires:
+            return self._stopped(Stopped(calls.EXPIRED))
+        judged = event.looked or self._judge_more(event)
+        if isinstance(judged, Unopened):
+            return Extract(judged.attachments)
+        assert isinstance(judged, Judged)
+        least = self.scanned
+        self._scan(judged)
+        self.scanned = least if least is Scanned.PARTLY else self.scanned
+        room = max(0, calls.FINDINGS - len(self.prompt_findings))
+        self.prompt_findings += judged.findings[:room]
+        if judged.denial is not None:
+            self._decide(judged.stage, "deny", reason=judged.denial.reason)
+            return self._stopped(Stopped(judged.denial))
+        self.heard += grpc.count(event.data)
+        if self.heard > calls.MESSAGES:
+            return self._stopped(Stopped(calls.TOO_MANY))
+        return Relay(up=(judged.body,))
+
+    def _judge_more(self, event: MoreSaid) -> Judged | Unopened:
+        assert self.grant is not None
+        assert self.call is not None
+        return calls.judged(
+            self.policy, self.call, self.grant, event.data, extracted=event.extracted, before=self.heard
+        )
 
     # answer ──────────────────────────────────────────────────────────────────
 
@@ -587,6 +625,8 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.NER, ModelSaid): Crossing._model_said,
         (Stage.INTENT, IntentKept): Crossing._intent,
         (Stage.SENT, AnswerBegan): Crossing._answer,
+        (Stage.SENT, MoreSaid): Crossing._more,
+        (Stage.STREAM, MoreSaid): Crossing._more,
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,

@@ -27,9 +27,12 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.http._http1 import Http1Connection
 
-from tidegate import socket_relay
+from tidegate import call_relay, socket_relay
 from tidegate.socket_relay import Cut
 from tidegate.sockets import POLICY
+
+SAID = (http_events.RequestData, http_events.RequestTrailers, http_events.RequestEndOfMessage)
+"""What a client says after the head of its request."""
 
 Commands = Generator[commands.Command, Any, None]
 
@@ -60,6 +63,9 @@ class Keeper(Protocol):
 
     def ending(self, flow: http.HTTPFlow) -> http.Headers | None:
         """Return the trailers that end an answer; ``None`` where it has none."""
+
+    def live(self, flow: http.HTTPFlow) -> int:
+        """Return how many bytes a message may have, of a call whose client may speak at any time; 0 for all others."""
 
     def hasty(self, flow: http.HTTPFlow) -> bool:
         """Say whether a flow must be refused now, before its request is complete."""
@@ -112,13 +118,25 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
         _ask("arrived", self.flow, len(event.data))
     elif type(event) is http_events.RequestProtocolError and event.message.startswith(RESET):
         _ask("left", self.flow)
-    source = original(self, event)
+    speech: call_relay.Speech | None = getattr(self, "tidegate_speech", None)
+    if speech is not None and isinstance(event, SAID):
+        yield from _passed(self, call_relay.hear(self, speech, event))
+        if speech.stopped and not getattr(self, "tidegate_over", False):
+            yield from _stop(self)
+        return
+    yield from _passed(self, original(self, event))
+    if type(event) is http_events.RequestHeaders and self.client_state == self.state_consume_request_body:
+        yield from _begin(self)
+
+
+def _passed(self: HttpStream, source: Commands) -> Commands:
+    """Carry out what a stream wants, and look at each message it wants to send."""
     reply: Any = None
     while True:
         try:
             command = source.send(reply)
         except StopIteration:
-            break
+            return
         reply = None
         if type(command) is SendHttp:
             yield from _message(self, command)
@@ -126,7 +144,22 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
             yield from _drop(self)
         else:
             reply = yield command
-    if type(event) is http_events.RequestHeaders and self.flow.response is not None and _ask("hasty", self.flow):
+
+
+def _begin(self: HttpStream) -> Commands:
+    """Refuse at once what may never end, and listen to a call in which both sides speak."""
+    if self.flow.response is not None:
+        if _ask("hasty", self.flow):
+            yield from _refuse(self)
+    elif room := _ask("live", self.flow):
+        self.tidegate_speech = call_relay.Speech(room)  # type: ignore[attr-defined]
+
+
+def _stop(self: HttpStream) -> Commands:
+    """End a call because of what its client said in it."""
+    if getattr(self, "tidegate_answered", False):
+        yield from _end(self, Cut(self.flow, b""))
+    else:
         yield from _refuse(self)
 
 
@@ -187,10 +220,15 @@ def _refuse(self: HttpStream) -> Commands:
         if body:
             yield SendHttp(http_events.ResponseData(stream, body), client)
         yield SendHttp(http_events.ResponseEndOfMessage(stream), client)
-    if response is None or not whole:
+    if response is None or not (whole or _ends_itself(self, response)):
         yield SendHttp(http_events.ResponseProtocolError(stream, "refused", http_events.ErrorCode.KILL), client)
     yield from _cancel(self)
     yield from _forget(self)
+
+
+def _ends_itself(self: HttpStream, response: http.Response) -> bool:
+    """Say whether a refusal is a gRPC status: its client ends the stream then, and a reset would undo the status."""
+    return self.flow.request.is_http2 and "grpc-status" in response.headers
 
 
 def _forget(self: HttpStream) -> Commands:

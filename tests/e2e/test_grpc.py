@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -299,3 +300,100 @@ def test_requests_at_once_are_answered_live(setting: Setting) -> None:
     assert stream_text(answers, "b") == "You said: hello"
     row = setting.row()
     assert (row["outcome"], row["endpoint"], row["model"]) == ("answered", "infer_stream", "good-model")
+
+
+class Talking:
+    """A client that keeps its side of a call open: it says something when it is told to."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.said: queue.Queue[Any] = queue.Queue()
+        infer = setting.call(f"{SERVICE}/ModelStreamInfer")
+        self.answers = infer(iter(self.said.get, None), metadata=setting.metadata, timeout=WAIT)
+
+    def ask(self, *requests: Any) -> None:
+        for each in requests:
+            self.said.put(each)
+
+    def until_final(self) -> tuple[str, list[float]]:
+        """Return what an answer says and when its messages came; the call stays open."""
+        text, times = "", []
+        for answer in self.answers:
+            assert not answer.error_message
+            times.append(time.monotonic())
+            text += "".join(texts(answer.infer_response))
+            if answer.infer_response.parameters["triton_final_response"].bool_param:
+                return text, times
+        raise AssertionError("the call ended before its answer was final")
+
+
+@pytest.mark.parametrize("name", ["", "1"], ids=["no id", "an id"])
+def test_each_request_of_an_open_call_is_answered_live(setting: Setting, name: str) -> None:
+    call = Talking(setting)
+    call.ask(infer_request("leak", name=name))
+    text, times = call.until_final()
+    masked(text)
+    assert times[-1] - times[0] > 0.1, "all messages came at once: the answer was not live"
+    call.ask(infer_request("mail jane.doe@example.com", name=name))
+    text, _ = call.until_final()
+    assert text.startswith("You said: mail [REDACTED:")
+    call.ask(None)
+    assert list(call.answers) == []
+    row = setting.row()
+    assert (row["outcome"], row["endpoint"], row["streamed"]) == ("answered", "infer_stream", 1)
+
+
+def test_a_secret_in_the_first_message_of_a_call_reaches_nobody(setting: Setting) -> None:
+    def ask_badly() -> None:
+        call = Talking(setting)
+        call.ask(infer_request(f"key {KEY}"))
+        list(call.answers)
+
+    words = denied(setting, ask_badly, grpc.StatusCode.PERMISSION_DENIED)
+    assert "message 1: $.inputs[0]" in words
+
+
+def test_a_secret_in_a_later_message_ends_the_call(setting: Setting) -> None:
+    call = Talking(setting)
+    call.ask(infer_request("hello"))
+    assert call.until_final()[0] == "You said: hello"
+    before = len(setting.peer.messages)
+    call.ask(infer_request(f"key {KEY}"), infer_request("one more"))
+    with pytest.raises(grpc.RpcError) as refused:
+        list(call.answers)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "message 2: $.inputs[0]" in refused.value.details()
+    assert KEY not in str(setting.peer.messages[before:])
+    row = setting.row()
+    assert (row["outcome"], row["reason"]) == ("denied", "finding")
+
+
+def test_another_model_in_a_later_message_ends_the_call(setting: Setting) -> None:
+    call = Talking(setting)
+    call.ask(infer_request("hello"))
+    call.until_final()
+    call.ask(infer_request("hello", model="other"))
+    with pytest.raises(grpc.RpcError) as refused:
+        list(call.answers)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_an_open_call_is_refused_at_once_without_a_token(setting: Setting) -> None:
+    before = len(setting.peer.calls)
+    said: queue.Queue[Any] = queue.Queue()
+    answers = setting.call(f"{SERVICE}/ModelStreamInfer")(iter(said.get, None), timeout=WAIT)
+    with pytest.raises(grpc.RpcError) as refused:
+        list(answers)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    said.put(None)
+    assert len(setting.peer.calls) == before
+
+
+def test_a_client_that_leaves_an_open_call_is_noticed_upstream(setting: Setting) -> None:
+    call = Talking(setting)
+    call.ask(infer_request("hello", name="x"))
+    next(call.answers)
+    call.answers.cancel()
+    call.ask(None)
+    row = setting.row()
+    assert (row["outcome"], row["reason"]) == ("aborted", "client_gone")
+    assert setting.infer(infer_request("hello")).model_name == "good-model"

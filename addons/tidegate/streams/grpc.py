@@ -94,3 +94,25 @@ class Deframer:
 def frame(message: bytes) -> bytes:
     """Write a message, uncompressed."""
     return struct.pack(">BI", 0, len(message)) + message
+
+
+def complete(data: bytes | bytearray) -> int:
+    """Return how many of the first bytes are whole messages, or are none at all and will be refused."""
+    at = 0
+    while len(data) - at >= PREFIX:
+        flag, length = struct.unpack_from(">BI", data, at)
+        if flag > 1:
+            return len(data)
+        if len(data) - at < PREFIX + length:
+            break
+        at += PREFIX + length
+    return at
+
+
+def count(data: bytes) -> int:
+    """Return how many whole messages there are."""
+    found = at = 0
+    while len(data) - at >= PREFIX:
+        at += PREFIX + int(struct.unpack_from(">I", data, at + 1)[0])
+        found += at <= len(data)
+    return found
