@@ -85,7 +85,7 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings, grpc
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
-from tidegate.streams.grpc_answers import Answering, GrpcAnswer, masked_trailers, whole_answer
+from tidegate.streams.grpc_answers import STATUS, Answering, GrpcAnswer, masked_trailers, whole_answer
 
 JSON = "application/json"
 
@@ -446,6 +446,7 @@ class Crossing:
         crossing = tuple((name, value) for name, value in fields if name not in headers.NOT_TO_CLIENT)
         kept, found = masked_trailers(crossing, self.policy.engine, self.policy.decide(Direction.RESPONSE))
         self.answer_findings += found
+        self._decide("status", dict(kept)[STATUS])
         return kept
 
     def _open(self, event: AnswerBegan) -> Step:

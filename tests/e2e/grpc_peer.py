@@ -171,6 +171,11 @@ def said(request: Any) -> str:
     return request.inputs[0].contents.bytes_contents[0].decode()
 
 
+def piece_text(request: Any) -> list[str]:
+    """Return the texts of the first input of a request."""
+    return [each.decode() for each in unpack(request.raw_input_contents[0]) or []]
+
+
 def reply(text: str) -> str:
     """Say back what was said, or leak."""
     return LEAK if text == "leak" else f"You said: {text}"

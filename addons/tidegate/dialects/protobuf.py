@@ -33,6 +33,10 @@ INDEX, TEXT = "index", "text"
 """The two fields of an element of a tensor in the view."""
 
 _LENGTH = 4  # bytes before each element of a BYTES tensor: its length, little endian
+MAX_VALUES = 250_000
+"""Messages, elements and values of a repeated field in one message: empty ones take two bytes on the wire and 200 here.
+A prompt of a million tokens has one element; a batch has thousands."""
+
 _NESTED = 16  # levels of messages in messages that are looked into without a descriptor
 
 
@@ -231,6 +235,12 @@ class _Showing:
         self._spec = spec
         self._view = view
         self._answer = answer
+        self._left = MAX_VALUES
+
+    def _count(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise Unreadable
 
     def message(self, message: Message, at: Pointer) -> JsonObject:
         shown: JsonObject = {}
@@ -249,9 +259,11 @@ class _Showing:
     def _field(self, each: FieldDescriptor, value: Any, at: Pointer) -> object:
         if _is_map(each):
             inner = _entry(each, "value")
+            self._count(len(value))
             found = {str(key): self._one(inner, value[key], (*at, str(key))) for key in value}
             return {key: child for key, child in found.items() if child is not None}
         if not each.is_repeated:
+            self._count(1)
             return self._one(each, value, at)
         if each.name in self._spec.elements and each.type == FieldDescriptor.TYPE_BYTES:
             return self._texts(value, at)
@@ -259,6 +271,7 @@ class _Showing:
             if not (self._answer and each.name in self._spec.vectors):
                 self._miss(at, NUMBERS)
             return None
+        self._count(len(value))
         return [self._one(each, child, (*at, number)) for number, child in enumerate(value)]
 
     def _one(self, each: FieldDescriptor, value: Any, at: Pointer) -> object:
@@ -275,6 +288,7 @@ class _Showing:
 
     def _texts(self, data: Sequence[bytes], at: Pointer) -> list[JsonObject]:
         found: list[JsonObject] = []
+        self._count(len(data))
         for number, each in enumerate(data):
             text = _decoded(each)
             if text is None:
