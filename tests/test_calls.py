@@ -53,6 +53,13 @@ def document(folder: Path, *, small: bool = False, **changes: Any) -> Path:
     }
     talk = {**models, "name": "talk", "upstream": "http://127.0.0.1:3", "serve": {"path": "/talks"}}
     talk |= {"dialect": "talk", "descriptors": "talk.binpb", "on_unknown": "flag"}
+    more: dict[str, Any] = {}
+    if small:  # for what is asked about the connections alone
+        (folder / "small.yaml").write_text((ROOT / "tests" / "data" / "packs" / "small.yaml").read_text())
+        more = {
+            "packs": ["small.yaml"],
+            "inspection": {"prompt": {"secrets": "block"}, "response": {"secrets": "redact"}},
+        }
     connections = [{key: value for key, value in each.items() if value is not None} for each in (models, flags, talk)]
     return write_policy(
         folder, "", connections=connections, roles=ROLES, dialects=["dialects/*.yaml", "talk.yaml"], **more
