@@ -56,10 +56,8 @@ def document(folder: Path, *, small: bool = False, **changes: Any) -> Path:
     more: dict[str, Any] = {}
     if small:  # for what is asked about the connections alone
         (folder / "small.yaml").write_text((ROOT / "tests" / "data" / "packs" / "small.yaml").read_text())
-        more = {
-            "packs": ["small.yaml"],
-            "inspection": {"prompt": {"secrets": "block"}, "response": {"secrets": "redact"}},
-        }
+        actions = {"secrets": "block", "pii": "redact"}
+        more = {"packs": ["small.yaml"], "inspection": {"prompt": actions, "response": dict(actions)}}
     connections = [{key: value for key, value in each.items() if value is not None} for each in (models, flags, talk)]
     return write_policy(
         folder, "", connections=connections, roles=ROLES, dialects=["dialects/*.yaml", "talk.yaml"], **more

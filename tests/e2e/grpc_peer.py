@@ -71,6 +71,10 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self._server.stop(0).wait(5)
 
+    def die(self) -> None:
+        """Stop at once, in the middle of whatever is said."""
+        self._server.stop(0)
+
     @property
     def url(self) -> str:
         """The address a policy gives as ``upstream``."""
@@ -152,6 +156,8 @@ class _Handlers(grpc.GenericRpcHandler):
         for piece in cut(reply(request.prompt)):
             yield method.answer(text=piece)
             time.sleep(PAUSE)
+        if request.prompt == "stall":
+            time.sleep(8)
 
     def collect(self, method: Any, requests: Iterator[Any], context: Any) -> Any:
         texts = []

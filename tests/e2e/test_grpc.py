@@ -70,7 +70,7 @@ class Setting:
             time.sleep(0.05)
 
 
-def written(folder: Path, upstream: str, *, talk: bool = False) -> Path:
+def written(folder: Path, upstream: str, *, talk: bool = False, **changes: object) -> Path:
     (folder / "set.binpb").write_bytes(described(TALK_PROTO) if talk else open_inference())
     credential = {"header": "authorization", "value": "Bearer ${env:TIDEGATE_TEST_CREDENTIAL}"}
     connection = {
@@ -85,7 +85,7 @@ def written(folder: Path, upstream: str, *, talk: bool = False) -> Path:
     if talk:
         (folder / "talk.yaml").write_text(TALK_DIALECT)
         more["dialects"] = ["talk.yaml"]
-    return policy(folder, upstream, connections=[connection], roles=ROLES, **more)
+    return policy(folder, upstream, connections=[connection], roles=ROLES, **more, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     yield from running(tmp_path_factory.mktemp("talk"), talk=True)
 
 
-def running(folder: Path, *, talk: bool) -> Iterator[Setting]:
+def running(folder: Path, *, talk: bool, **changes: object) -> Iterator[Setting]:
     with Peer() as peer:
-        path = written(folder, peer.url, talk=talk)
+        path = written(folder, peer.url, talk=talk, **changes)
         secret = token(folder)
         with tidegate_run(path) as gate, grpc.insecure_channel(f"127.0.0.1:{gate.port}") as channel:
             yield Setting(gate, peer, secret, channel)
@@ -282,6 +282,69 @@ def test_the_keys_of_a_map_are_inspected(talk: Setting) -> None:
     ((name, value),) = talk.peer.messages[-1].notes.items()
     assert name.startswith("[REDACTED:")
     assert value == "x"
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    """A gate that waits only a second, and blocks what it would else mask."""
+    actions = {"secrets": "block", "pii": "block", "injection": "allow", "exfil": "allow"}
+    limits = {"response": {"idle": "1s", "first_byte": "5s"}}
+    inspection = {"prompt": actions, "response": dict(actions)}
+    yield from running(tmp_path_factory.mktemp("strict"), talk=True, limits=limits, inspection=inspection)
+
+
+def told(setting: Setting, prompt: str) -> tuple[str, Any]:
+    """Ask for a stream that fails; return what came before, and the failure."""
+    tell = setting.call("/talk.Talk/Tell", source=TALK_PROTO)
+    found: list[Any] = []
+    with pytest.raises(grpc.RpcError) as failed:
+        found.extend(tell(ask(prompt), metadata=setting.metadata, timeout=WAIT))
+    return "".join(piece.text for piece in found), failed.value
+
+
+def test_a_stream_that_is_blocked_in_the_middle_ends_with_a_status(strict: Setting) -> None:
+    text, failure = told(strict, "leak")
+    assert text == "Jane pays with "
+    assert failure.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert re.search(r"the answer contains something of the class pii .*request ex_\w+\)$", failure.details())
+    row = strict.row()
+    assert (row["outcome"], row["reason"], row["streamed"]) == ("denied", "answer_finding", 1)
+
+
+def test_a_stream_that_stalls_ends_with_a_status(strict: Setting) -> None:
+    begun = time.monotonic()
+    _, failure = told(strict, "stall")
+    assert time.monotonic() - begun < 8
+    assert failure.code() is grpc.StatusCode.UNAVAILABLE
+    assert "paused in its answer" in failure.details()
+    assert strict.row()["reason"] == "answer_idle"
+
+
+def test_a_server_that_dies_in_a_stream_is_told_and_nothing_held_leaves(tmp_path: Path) -> None:
+    with Peer() as peer:
+        path = written(tmp_path, peer.url, talk=True)
+        secret = token(tmp_path)
+        with tidegate_run(path) as gate, grpc.insecure_channel(f"127.0.0.1:{gate.port}") as channel:
+            setting = Setting(gate, peer, secret, channel)
+            found: list[Any] = []
+            pieces = setting.call("/talk.Talk/Tell", source=TALK_PROTO)(
+                ask("leak"), metadata=setting.metadata, timeout=WAIT
+            )
+            found.append(next(pieces))
+            peer.die()
+            with pytest.raises(grpc.RpcError) as failed:
+                found.extend(pieces)
+            assert failed.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+            assert not re.search("4111|jane", "".join(piece.text for piece in found))
+            assert setting.row()["outcome"] in {"failed", "answered"}
+            with pytest.raises(grpc.RpcError) as gone:
+                list(
+                    setting.call("/talk.Talk/Tell", source=TALK_PROTO)(
+                        ask("hi"), metadata=setting.metadata, timeout=WAIT
+                    )
+                )
+            assert gone.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert re.search(r"request ex_\w+\)$", gone.value.details())
 
 
 # ── a stream each way ────────────────────────────────────────────────────────────────────────────────────────────────
