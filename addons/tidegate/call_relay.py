@@ -27,12 +27,14 @@ class Spoken:
     """Whole messages of a client, as they came; the gate fills in what may be sent because of them.
 
     ``first``: nothing was sent before. ``ended``: the client says no more, and ``data`` is all that is left.
+    ``waiting``: bytes that came while the gate looked at what was before.
     """
 
     flow: http.HTTPFlow
     data: bytes = field(repr=False)
     first: bool
     ended: bool
+    waiting: int = 0
     released: bytes | None = field(default=None, repr=False)
 
 
@@ -71,7 +73,7 @@ def hear(self: HttpStream, speech: Speech, event: Any) -> Commands:
     size = len(speech.data) if ended else _ready(speech)
     if not size and not ended:
         return
-    spoken = Spoken(self.flow, bytes(speech.data[:size]), not speech.open, ended)
+    spoken = Spoken(self.flow, bytes(speech.data[:size]), not speech.open, ended, _waiting(self))
     del speech.data[:size]
     if spoken.data or spoken.first:
         yield TidegateCallHook(spoken)
@@ -87,6 +89,12 @@ def hear(self: HttpStream, speech: Speech, event: Any) -> Commands:
     if ended and self.client_state == self.state_stream_request_body:
         self.client_state = self.state_done
         yield SendHttp(event, self.context.server)
+
+
+def _waiting(self: HttpStream) -> int:
+    """Count what waits: mitmproxy takes in whatever a client sends, however slowly it is looked at."""
+    queue = self._paused_event_queue
+    return sum(len(each.data) for each in queue if isinstance(each, http_events.RequestData))
 
 
 def _ready(speech: Speech) -> int:

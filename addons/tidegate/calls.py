@@ -30,6 +30,8 @@ OWN = frozenset({"grpc-encoding", "grpc-accept-encoding"})
 
 MESSAGES = 10_000
 """Messages of a client in one call: three a second for an hour, as on a WebSocket."""
+AHEAD = 4
+"""How many times the bytes of one request may wait while the gate looks at a message of a call."""
 FINDINGS = 1000
 """Findings remembered of what a client says in one call."""
 

@@ -342,6 +342,10 @@ class Gateway(Fence):
         exchange = self.exchanges[spoken.flow.id]
         crossing = exchange.crossing
         exchange.request_bytes += len(spoken.data)
+        room = crossing.grant.request_bytes if crossing.grant is not None else 0
+        if spoken.waiting > calls.AHEAD * room and crossing.stage is not Stage.OVER:
+            crossing.receive(steps.Stopped(judging.too_large(room)))
+            return
         if spoken.first:
             if crossing.stage is Stage.BODY:
                 waiting = self._judge(exchange, steps.BodyArrived(spoken.data))

@@ -15,7 +15,7 @@ import pytest
 grpc = pytest.importorskip("grpc")
 
 from tests.e2e.grpc_peer import TALK_DIALECT, TALK_PROTO, Peer, infer_request, said  # noqa: E402
-from tests.e2e.harness import CREDENTIAL, Process, policy, tidegate_run, token  # noqa: E402
+from tests.e2e.harness import CREDENTIAL, Process, free_port, policy, tidegate_run, token  # noqa: E402
 from tests.protos import SERVICE, described, descriptors, open_inference  # noqa: E402
 from tidegate.dialects.protobuf import unpack  # noqa: E402
 from tidegate.evidence import queries  # noqa: E402
@@ -460,3 +460,21 @@ def test_a_client_that_leaves_an_open_call_is_noticed_upstream(setting: Setting)
     row = setting.row()
     assert (row["outcome"], row["reason"]) == ("aborted", "client_gone")
     assert setting.infer(infer_request("hello")).model_name == "good-model"
+
+
+def test_an_upstream_that_is_not_there_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path, f"http://127.0.0.1:{free_port()}")
+    secret = token(tmp_path)
+    with Peer() as peer, tidegate_run(path) as gate, grpc.insecure_channel(f"127.0.0.1:{gate.port}") as channel:
+        setting = Setting(gate, peer, secret, channel)
+        with pytest.raises(grpc.RpcError) as whole:
+            setting.infer(infer_request("hello"))
+        call = Talking(setting)
+        call.ask(infer_request("hello"))
+        with pytest.raises(grpc.RpcError) as live:
+            list(call.answers)
+        call.ask(None)
+        for failure in (whole.value, live.value):
+            assert failure.code() is grpc.StatusCode.UNAVAILABLE
+            assert re.search(r"reason upstream_failed, request ex_\w+\)$", failure.details())
+        assert setting.row()["outcome"] == "failed"
