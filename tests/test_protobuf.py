@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E501 - a message is one line
 import copy
 import struct
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.protos import SERVICE, described, descriptors, dialect
 from tidegate.dialects import protobuf
+from tidegate.dialects.load import parse_dialect
 from tidegate.dialects.methods import misfits
 from tidegate.dialects.protobuf import BINARY, NUMBERS, PACKED, UNKNOWN, Descriptors, pack, show, unpack, write
 from tidegate.dialects.spec import GrpcSpec
@@ -303,3 +305,45 @@ def test_a_field_that_would_be_hidden_by_raw_data_is_a_misfit() -> None:
     )
     found = {what for what, _ in misfits(dialect(text), descriptors(source))}
     assert found == {"a field raw in c.T"}
+
+
+METHOD = "methods: [POST], paths: [/a.A/Do]"
+PATHS = "one path such as /package.Service/Method, and the method POST"
+FORM = "a form of Python's struct for one number, such as i"
+TENSOR = "{data: raw, of: of, type: kind, text: [T]"
+DIALECTS = {
+    "two paths": ("methods: [POST], paths: [/a.A/Do, /a.A/Be], grpc: {}", f"found POST /a.A/Do, /a.A/Be; accepted: {PATHS}"),
+    "another method": ("methods: [GET], paths: [/a.A/Do], grpc: {}", f"found GET /a.A/Do; accepted: {PATHS}"),
+    "a place in the path": ("methods: [POST], paths: [/a.A/*], grpc: {}", f"found POST /a.A/*; accepted: {PATHS}"),
+    "an unknown key": (f"{METHOD}, grpc: {{x: 1}}", "found an unknown key; accepted: the keys tensors, elements, numbers, vectors"),
+    "a tensor without its data": (f"{METHOD}, grpc: {{tensors: [{{of: a}}]}}", "found nothing; accepted: the name of a field"),
+    "a form of two numbers": (f"{METHOD}, grpc: {{tensors: [{TENSOR}, numbers: {{X: ii}}}}]}}", f"found 'ii'; accepted: {FORM}"),
+    "a form of a text": (f"{METHOD}, grpc: {{tensors: [{TENSOR}, numbers: {{X: s}}}}]}}", f"found 's'; accepted: {FORM}"),
+    "a framing": (
+        f"{METHOD}, grpc: {{}}, stream: {{framing: [sse], deltas: [{{path: $.a}}]}}",
+        "accepted: no key framing in the stream of a gRPC method",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "told"), DIALECTS.values(), ids=DIALECTS)
+def test_a_dialect_with_a_fault(keys: str, told: str) -> None:
+    found, faults = parse_dialect(f"dialect: a\nversion: 1\nendpoints:\n  a: {{{keys}}}\n", "a.yaml")
+    assert found is None
+    assert any(str(each).startswith("a.yaml:4: endpoints.a") and told in str(each) for each in faults), faults
+
+
+def test_a_dialect_is_all_grpc_or_none_and_has_errors_or_not() -> None:
+    error = "error: {body: {}, event: {}, types: {other: x}}\n"
+    one, other = f"  a: {{{METHOD}, grpc: {{}}}}\n", "  b: {methods: [POST], paths: [/b]}\n"
+
+    def told(text: str) -> list[str]:
+        return [
+            f"{each.key}: {each.accepted}" for each in parse_dialect(f"dialect: a\nversion: 1\n{text}", "a.yaml")[1]
+        ]
+
+    assert told(f"endpoints:\n{one}") == []
+    assert told(f"{error}endpoints:\n{other}") == []
+    assert told(f"{error}endpoints:\n{one}") == ["error: no section error, since gRPC says how errors are written"]
+    assert told(f"endpoints:\n{other}") == ["error: how errors are written"]
+    assert told(f"{error}endpoints:\n{one}{other}") == ["endpoints: a section grpc in all endpoints or in none"]

@@ -31,6 +31,10 @@ def grpc(reader: Reader, node: Node, entry: Mapping[str, Node]) -> GrpcSpec | No
         reader.fault(node, _METHOD, f"{', '.join(methods)} {', '.join(paths)}")
     if "socket" in entry:
         reader.fault(entry["socket"], "a WebSocket or a gRPC method", "both")
+    spoken = entry["stream"].value if "stream" in entry else None
+    for key in ("framing", "wrapped", "done"):
+        if isinstance(spoken, Mapping) and key in spoken:
+            reader.fault(spoken[key], f"no key {key} in the stream of a gRPC method")
     found = reader.section(entry["grpc"], GRPC_KEYS)
     return GrpcSpec(
         tensors=tuple(_tensors(reader, child) for child in reader.items(found.get("tensors"))),
