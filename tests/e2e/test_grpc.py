@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import re
 import time
@@ -23,7 +24,8 @@ from tidegate.evidence import queries  # noqa: E402
 pytestmark = pytest.mark.e2e
 
 KEY = "AKIA" + "Z7QK4WJX2MVT5R3P"
-WAIT = 20
+WAIT = 60
+PATIENT = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
 ROLES = {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["good-*"]}]}}
 
 
@@ -88,6 +90,20 @@ def written(folder: Path, upstream: str, *, talk: bool = False, **changes: objec
     return policy(folder, upstream, connections=[connection], roles=ROLES, **more, **changes)
 
 
+@contextlib.contextmanager
+def reaching(port: int, *options: tuple[str, Any], credentials: Any = None) -> Iterator[grpc.Channel]:
+    """Open a channel and wait until it stands: a program may listen before it can do anything else."""
+    address, every = f"127.0.0.1:{port}", [*PATIENT, *options]
+    made = (
+        grpc.insecure_channel(address, every)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, every)
+    )
+    with made as channel:
+        grpc.channel_ready_future(channel).result(120)
+        yield channel
+
+
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     yield from running(tmp_path_factory.mktemp("grpc"), talk=False)
@@ -102,8 +118,21 @@ def running(folder: Path, *, talk: bool, **changes: object) -> Iterator[Setting]
     with Peer() as peer:
         path = written(folder, peer.url, talk=talk, **changes)
         secret = token(folder)
-        with tidegate_run(path) as gate, grpc.insecure_channel(f"127.0.0.1:{gate.port}") as channel:
+        with tidegate_run(path) as gate, reaching(gate.port) as channel:
             yield Setting(gate, peer, secret, channel)
+
+
+def loaded(setting: Setting) -> None:
+    """Wait until the gate answers: mitmdump listens before its scripts have run."""
+    until = time.monotonic() + 120
+    while True:
+        try:
+            setting.infer(infer_request("hello"))
+        except grpc.RpcError:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        else:
+            return
 
 
 def masked(text: str) -> None:
@@ -324,7 +353,7 @@ def test_a_server_that_dies_in_a_stream_is_told_and_nothing_held_leaves(tmp_path
     with Peer() as peer:
         path = written(tmp_path, peer.url, talk=True)
         secret = token(tmp_path)
-        with tidegate_run(path) as gate, grpc.insecure_channel(f"127.0.0.1:{gate.port}") as channel:
+        with tidegate_run(path) as gate, reaching(gate.port) as channel:
             setting = Setting(gate, peer, secret, channel)
             found: list[Any] = []
             pieces = setting.call("/talk.Talk/Tell", source=TALK_PROTO)(
@@ -465,7 +494,7 @@ def test_a_client_that_leaves_an_open_call_is_noticed_upstream(setting: Setting)
 def test_an_upstream_that_is_not_there_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, f"http://127.0.0.1:{free_port()}")
     secret = token(tmp_path)
-    with Peer() as peer, tidegate_run(path) as gate, grpc.insecure_channel(f"127.0.0.1:{gate.port}") as channel:
+    with Peer() as peer, tidegate_run(path) as gate, reaching(gate.port) as channel:
         setting = Setting(gate, peer, secret, channel)
         with pytest.raises(grpc.RpcError) as whole:
             setting.infer(infer_request("hello"))

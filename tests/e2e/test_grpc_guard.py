@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tests.e2e import harness  # noqa: E402
 from tests.e2e.break_hook import CANARY  # noqa: E402
 from tests.e2e.grpc_peer import Peer, infer_request, said  # noqa: E402
 from tests.e2e.harness import free_port  # noqa: E402
-from tests.e2e.test_grpc import KEY, Setting, Talking, masked, texts, written  # noqa: E402
+from tests.e2e.test_grpc import KEY, Setting, Talking, loaded, masked, reaching, texts, written  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 
@@ -36,16 +35,9 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         else:
             command = [sys.executable, script, "run", "--policy", policy, "--listen", f"127.0.0.1:{port}"]
             manager = harness.started([*command, "--confdir", folder / "ca", "--mode", "reverse"], port, folder)
-        with manager as gate, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with manager as gate, reaching(port) as channel:
             found = Setting(gate, peer, token, channel)
-            until = time.monotonic() + 40
-            while True:  # mitmdump listens before its scripts have run
-                try:
-                    found.infer(infer_request("hello"))
-                    break
-                except grpc.RpcError:
-                    assert time.monotonic() < until
-                    time.sleep(0.2)
+            loaded(found)
             yield found
 
 

@@ -15,7 +15,7 @@ grpc = pytest.importorskip("grpc")
 from tests.e2e.grpc_peer import Peer, infer_request  # noqa: E402
 from tests.e2e.harness import Process, mitm, policy, tidegate_run, token  # noqa: E402
 from tests.e2e.peers import authority  # noqa: E402
-from tests.e2e.test_grpc import KEY, ROLES, Setting, Talking, denied, masked, texts  # noqa: E402
+from tests.e2e.test_grpc import KEY, ROLES, Setting, Talking, denied, loaded, masked, reaching, texts  # noqa: E402
 from tests.protos import open_inference  # noqa: E402
 
 pytestmark = pytest.mark.e2e
@@ -51,9 +51,11 @@ def secure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         ca = ("--set", f"ssl_verify_upstream_trusted_ca={trust.ca}")
         with (
             program(request.param, path, "reverse", *ca) as gate,
-            grpc.insecure_channel(f"127.0.0.1:{gate.port}") as channel,
+            reaching(gate.port) as channel,
         ):
-            yield Setting(gate, peer, secret, channel)
+            found = Setting(gate, peer, secret, channel)
+            loaded(found)
+            yield found
 
 
 def crosses(setting: Setting) -> None:
@@ -73,9 +75,7 @@ def test_the_server_has_tls(secure: Setting) -> None:
 
 def test_both_sides_have_tls(secure: Setting) -> None:
     ca = (secure.gate.cwd / "ca" / "mitmproxy-ca-cert.pem").read_bytes()
-    with grpc.secure_channel(
-        f"127.0.0.1:{secure.gate.port}", grpc.ssl_channel_credentials(ca), options=NAMED
-    ) as channel:
+    with reaching(secure.gate.port, *NAMED, credentials=grpc.ssl_channel_credentials(ca)) as channel:
         crosses(replace(secure, channel=channel))
 
 
@@ -89,7 +89,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         secret = token(folder)
         with program("tidegate-run", path, "regular") as gate:
             options = [("grpc.http_proxy", f"http://127.0.0.1:{gate.port}"), ("grpc.enable_http_proxy", 1)]
-            with grpc.insecure_channel(f"127.0.0.1:{peer.port}", options=options) as channel:
+            with reaching(peer.port, *options) as channel:
                 yield Setting(gate, peer, secret, channel)
 
 
