@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import asking, calls, headers, sockets
+from tidegate import asking, grpc_calls, headers, sockets
 from tidegate.dialects import body as bodies
 from tidegate.dialects.errors import GENERIC, GRPC, render_status
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
@@ -120,7 +120,7 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
-        self.call: calls.Call | None = None
+        self.call: grpc_calls.Call | None = None
         self.heard = 0
         self._stream: StreamedAnswer | GrpcAnswer | None = None
         self._encodings: list[str] = []
@@ -132,7 +132,7 @@ class Crossing:
         """The form of a refusal that this caller's SDK understands."""
         if self.route is not None:
             return self._dialect().error
-        return GRPC if self.head is not None and calls.is_call(self.head) else GENERIC
+        return GRPC if self.head is not None and grpc_calls.is_call(self.head) else GENERIC
 
     def receive(self, event: Event) -> Step:
         """Take one event, move to the next stage, and say what to do."""
@@ -181,7 +181,7 @@ class Crossing:
         if denial is not None:
             return self._refuse("route", denial)
         if self._endpoint().grpc is not None:
-            call = calls.called(self.policy, found, self._endpoint(), event.head)
+            call = grpc_calls.called(self.policy, found, self._endpoint(), event.head)
             if isinstance(call, Denial):
                 return self._refuse("route", call)
             self.call = call
@@ -228,7 +228,7 @@ class Crossing:
             return self._without_model(ner, judged, Unread.SOCKET)
         encodings = headers.values(self.head.headers, "content-encoding")
         limit = self.grant.request_bytes
-        bodies_ = [event.data] if self.call is None else calls.as_json(self.call, event.data, limit)
+        bodies_ = [event.data] if self.call is None else grpc_calls.as_json(self.call, event.data, limit)
         asked = (asking.texts(ner, self._endpoint(), each, encodings, limit) for each in bodies_)
         texts = tuple(dict.fromkeys(itertools.chain.from_iterable(asked)))
         if not texts:
@@ -309,7 +309,7 @@ class Crossing:
             return Judged(grant, "body", plain)
         extra = beside(head, grant.route)
         if self.call is not None:
-            return calls.judged(policy, self.call, grant, plain, extra=extra, extracted=event.extracted)
+            return grpc_calls.judged(policy, self.call, grant, plain, extra=extra, extracted=event.extracted)
         if endpoint.body and endpoint.socket is None:
             value = parse(plain)
             if isinstance(value, Denial):
@@ -343,7 +343,7 @@ class Crossing:
         if self._endpoint().socket is not None:
             fields = sockets.opening(fields)
         if self.call is not None:
-            return Send(Clearance(self.verdict, self.exchange), calls.opening(fields), measured=False)
+            return Send(Clearance(self.verdict, self.exchange), grpc_calls.opening(fields), measured=False)
         return Send(Clearance(self.verdict, self.exchange), fields)
 
     def _more(self, event: MoreSaid) -> Step:
@@ -351,7 +351,7 @@ class Crossing:
         assert self.grant is not None
         expires = self.grant.caller.expires
         if expires is not None and event.now >= expires:
-            return self._stopped(Stopped(calls.EXPIRED))
+            return self._stopped(Stopped(grpc_calls.EXPIRED))
         judged = event.looked or self._judge_more(event)
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
@@ -359,20 +359,20 @@ class Crossing:
         least = self.scanned
         self._scan(judged)
         self.scanned = least if least is Scanned.PARTLY else self.scanned
-        room = max(0, calls.FINDINGS - len(self.prompt_findings))
+        room = max(0, grpc_calls.FINDINGS - len(self.prompt_findings))
         self.prompt_findings += judged.findings[:room]
         if judged.denial is not None:
             self._decide(judged.stage, "deny", reason=judged.denial.reason)
             return self._stopped(Stopped(judged.denial))
         self.heard += grpc.count(event.data)
-        if self.heard > calls.MESSAGES:
-            return self._stopped(Stopped(calls.TOO_MANY))
+        if self.heard > grpc_calls.MESSAGES:
+            return self._stopped(Stopped(grpc_calls.TOO_MANY))
         return Relay(up=(judged.body,))
 
     def _judge_more(self, event: MoreSaid) -> Judged | Unopened:
         assert self.grant is not None
         assert self.call is not None
-        return calls.judged(
+        return grpc_calls.judged(
             self.policy, self.call, self.grant, event.data, extracted=event.extracted, before=self.heard
         )
 
@@ -408,14 +408,14 @@ class Crossing:
         head = AnswerHead(content_type, status)
         return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
 
-    def _call_answer(self, event: AnswerBegan, call: calls.Call) -> Step:
+    def _call_answer(self, event: AnswerBegan, call: grpc_calls.Call) -> Step:
         """Decide how the answer of a gRPC call crosses; what it says of its status is looked at with its trailers."""
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
-        if event.status != 200 or content_type not in calls.CONTENT_TYPES:
+        if event.status != 200 or content_type not in grpc_calls.CONTENT_TYPES:
             return self._refuse("answer", _PROTOCOL)
-        status = calls.status_names(event.headers)
+        status = grpc_calls.status_names(event.headers)
         plain = tuple((name, value) for name, value in event.headers if name not in status)
-        drop = self._inspect_head(replace(event, headers=plain)) | status | calls.OWN | self._odd_metadata(plain)
+        drop = self._inspect_head(replace(event, headers=plain)) | status | grpc_calls.OWN | self._odd_metadata(plain)
         self._answering = self._about(call, ",".join(headers.values(event.headers, "grpc-encoding")))
         if not call.method.server_streams:
             self.stage = Stage.WHOLE
@@ -425,7 +425,7 @@ class Crossing:
         self.streamed = True
         return Stream(drop)
 
-    def _about(self, call: calls.Call, encoding: str) -> Answering:
+    def _about(self, call: grpc_calls.Call, encoding: str) -> Answering:
         assert self.route is not None
         connection, decide = self.route.connection, self.policy.decide(Direction.RESPONSE)
         kind, endpoint = call.method.answer, call.endpoint

@@ -20,7 +20,7 @@ from mitmproxy import http
 from mitmproxy.flow import Error
 from mitmproxy.proxy import server_hooks
 
-from tidegate import calls, edits, egress, judging, steps
+from tidegate import edits, egress, grpc_calls, judging, steps
 from tidegate.call_relay import Spoken
 from tidegate.crossing import Lookable
 from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
@@ -236,7 +236,7 @@ class Gateway(Fence):
         head = steps.AnswerBegan(flow.response.status_code, edits.fields(flow.response.headers))
         step = exchange.crossing.receive(head)
         if exchange.crossing.call is not None:
-            names = calls.status_names(head.headers)
+            names = grpc_calls.status_names(head.headers)
             exchange.status_fields = tuple(pair for pair in head.headers if pair[0] in names)
         most = exchange.limits.bytes
         announced = flow.response.headers.get("content-length", "")
@@ -343,7 +343,7 @@ class Gateway(Fence):
         crossing = exchange.crossing
         exchange.request_bytes += len(spoken.data)
         room = crossing.grant.request_bytes if crossing.grant is not None else 0
-        if spoken.waiting > calls.AHEAD * room and crossing.stage is not Stage.OVER:
+        if spoken.waiting > grpc_calls.AHEAD * room and crossing.stage is not Stage.OVER:
             crossing.receive(steps.Stopped(judging.too_large(room)))
             return
         if spoken.first:
