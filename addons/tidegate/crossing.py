@@ -16,14 +16,15 @@ This is the only place where the order is written and the only place where the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import asking, calls, headers, sockets
+from tidegate import asking, calls, grpc_calls, headers, sockets
 from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
-from tidegate.dialects.errors import GENERIC, NO_CALLS, Calls, render
+from tidegate.dialects.errors import GENERIC, GRPC, NO_CALLS, Calls, render, render_status
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.duplex import Duplex
 from tidegate.identity import claims, permission
@@ -70,6 +71,7 @@ from tidegate.steps import (
     IntentKept,
     KeepIntent,
     ModelSaid,
+    MoreSaid,
     Nothing,
     OpenSocket,
     OutOfOrder,
@@ -84,11 +86,15 @@ from tidegate.steps import (
     Stream,
     UpstreamSaid,
 )
-from tidegate.streams import framings
+from tidegate.streams import framings, grpc
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.grpc_answers import STATUS, Answering, GrpcAnswer, masked_trailers, whole_answer
 from tidegate.streams.opaque import OpaqueAnswer
 
 JSON = "application/json"
+
+Lookable = BodyArrived | MoreSaid | ModelSaid | AnswerWhole
+"""Events that bring much to look at."""
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
@@ -118,16 +124,21 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
-        self._stream: StreamedAnswer | OpaqueAnswer | None = None
+        self.call: grpc_calls.Call | None = None
+        self.heard = 0
+        self._stream: StreamedAnswer | OpaqueAnswer | GrpcAnswer | None = None
         self._encodings: list[str] = []
         self._written_type: str | None = None
+        self._answering: Answering | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
         self._calls = NO_CALLS
 
     @property
     def shape(self) -> ErrorShape:
         """The form of a refusal that this caller's SDK understands."""
-        return GENERIC if self.route is None else self._dialect().error
+        if self.route is not None:
+            return self._dialect().error
+        return GRPC if self.head is not None and grpc_calls.is_call(self.head) else GENERIC
 
     @property
     def calls(self) -> Calls:
@@ -143,7 +154,7 @@ class Crossing:
             raise OutOfOrder(f"{type(event).__name__} at {self.stage.name}")
         return step(self, event)
 
-    def look(self, event: BodyArrived | ModelSaid | AnswerWhole) -> BodyArrived | ModelSaid | AnswerWhole:
+    def look(self, event: Lookable) -> Lookable:
         """Inspect what an event brings, without taking it; return the event that carries what was found.
 
         Changes nothing here, so a thread may do it while the exchange goes on, or ends.
@@ -154,6 +165,8 @@ class Crossing:
             return replace(event, looked=looked)
         if isinstance(event, ModelSaid):
             return replace(event, looked=self._with_told(event))
+        if isinstance(event, MoreSaid):
+            return replace(event, looked=self._judge_more(event))
         return replace(event, looked=self._masked(event.data))
 
     # request ─────────────────────────────────────────────────────────────────
@@ -178,6 +191,11 @@ class Crossing:
         denial = sockets.fits(self._endpoint(), asked=upgrade)
         if denial is not None:
             return self._refuse("route", denial)
+        if self._endpoint().grpc is not None:
+            call = grpc_calls.called(self.policy, found, self._endpoint(), event.head)
+            if isinstance(call, Denial):
+                return self._refuse("route", call)
+            self.call = call
         self._decide("route", "allow", f"{found.connection.name}/{found.endpoint}")
         if event.caller is not None or self.policy.identities is None:
             return self._admit(event.caller or ANONYMOUS)
@@ -218,15 +236,17 @@ class Crossing:
         """Have the model read what the rules let through."""
         assert self.head is not None
         assert self.grant is not None
-        if self._endpoint().socket is not None:
+        if self._endpoint().socket is not None or (self.call is not None and self.call.live):
             return self._without_model(ner, judged, Unread.SOCKET)
         encodings = headers.values(self.head.headers, "content-encoding")
-        endpoint = self._endpoint()
+        endpoint, limit = self._endpoint(), self.grant.request_bytes
         if endpoint.body and not endpoint.made_of.asks_plainly:
             told = self._content_type()
             texts = asking.texts_within(ner, self.policy, endpoint, self.grant, event.data, encodings, told)
         else:
-            texts = asking.texts(ner, endpoint, event.data, encodings, self.grant.request_bytes)
+            parts = [event.data] if self.call is None else grpc_calls.as_json(self.call, event.data, limit)
+            asked = (asking.texts(ner, endpoint, each, encodings, limit) for each in parts)
+            texts = tuple(dict.fromkeys(itertools.chain.from_iterable(asked)))
         if not texts:
             return self._judged(judged)
         self._unread = event, judged, texts
@@ -278,6 +298,7 @@ class Crossing:
             return self._refuse(judged.stage, judged.denial)
         assert judged.asked is not None
         self.grant = judged.grant
+        self.heard = grpc.count(judged.body) if self.call is not None else 0
         self.verdict = Verdict(judged.grant, judged.asked, judged.body, judged.findings)
         self._decide("inspect", worst(judged.findings))
         self.stage = Stage.INTENT
@@ -309,6 +330,8 @@ class Crossing:
         if endpoint.calls is not None:
             return calls.judge(policy, endpoint, grant, plain, head, extracted=event.extracted)
         extra = beside(head, grant.route)
+        if self.call is not None:
+            return grpc_calls.judged(policy, self.call, grant, plain, extra=extra, extracted=event.extracted)
         if endpoint.body and endpoint.socket is None and not endpoint.made_of.asks_plainly:
             return judge_body(
                 policy, endpoint, grant, plain, self._content_type(), extra=extra, extracted=event.extracted
@@ -318,6 +341,13 @@ class Crossing:
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
             return judge(policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
+        return self._judge_bare(policy, endpoint, grant, plain, extra)
+
+    @staticmethod
+    def _judge_bare(
+        policy: Policy, endpoint: Endpoint, grant: Grant, plain: bytes, extra: Mapping[str, str]
+    ) -> Judged | Unopened:
+        """Judge a request that may have no body."""
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
@@ -353,10 +383,42 @@ class Crossing:
         fields = tuple((k, v) for k, v in crossing if f"header {k}" not in masked)
         if self._endpoint().socket is not None:
             fields = sockets.opening(fields)
+        if self.call is not None:
+            return Send(Clearance(self.verdict, self.exchange), grpc_calls.opening(fields), measured=False)
         if self._written_type is not None:
             fields = tuple(pair for pair in fields if pair[0] != "content-type")
             fields += (("content-type", self._written_type),)
         return Send(Clearance(self.verdict, self.exchange), fields)
+
+    def _more(self, event: MoreSaid) -> Step:
+        """Judge what a client says in a call that is under way; what is refused ends the call."""
+        assert self.grant is not None
+        expires = self.grant.caller.expires
+        if expires is not None and event.now >= expires:
+            return self._stopped(Stopped(grpc_calls.EXPIRED))
+        judged = event.looked or self._judge_more(event)
+        if isinstance(judged, Unopened):
+            return Extract(judged.attachments)
+        assert isinstance(judged, Judged)
+        least = self.scanned
+        self._scan(judged)
+        self.scanned = least if least is Scanned.PARTLY else self.scanned
+        room = max(0, grpc_calls.FINDINGS - len(self.prompt_findings))
+        self.prompt_findings += judged.findings[:room]
+        if judged.denial is not None:
+            self._decide(judged.stage, "deny", reason=judged.denial.reason)
+            return self._stopped(Stopped(judged.denial))
+        self.heard += grpc.count(event.data)
+        if self.heard > grpc_calls.MESSAGES:
+            return self._stopped(Stopped(grpc_calls.TOO_MANY))
+        return Relay(up=(judged.body,))
+
+    def _judge_more(self, event: MoreSaid) -> Judged | Unopened:
+        assert self.grant is not None
+        assert self.call is not None
+        return grpc_calls.judged(
+            self.policy, self.call, self.grant, event.data, extracted=event.extracted, before=self.heard
+        )
 
     # answer ──────────────────────────────────────────────────────────────────
 
@@ -367,6 +429,8 @@ class Crossing:
             return self._open(event)
         if event.status < 200 or 300 <= event.status < 400:  # a redirect would lead the client past the gate
             return self._refuse("answer", _PROTOCOL)
+        if self.call is not None:
+            return self._call_answer(event, self.call)
         drop = self._inspect_head(event)
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
         self._encodings = headers.values(event.headers, "content-encoding")
@@ -398,6 +462,47 @@ class Crossing:
 
     def _words(self, denial: Denial) -> bytes:
         return render(self.shape, denial, self.exchange)[1]
+
+    def _call_answer(self, event: AnswerBegan, call: grpc_calls.Call) -> Step:
+        """Decide how the answer of a gRPC call crosses; what it says of its status is looked at with its trailers."""
+        content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
+        if event.status != 200 or content_type not in grpc_calls.CONTENT_TYPES:
+            return self._refuse("answer", _PROTOCOL)
+        status = grpc_calls.status_names(event.headers)
+        plain = tuple((name, value) for name, value in event.headers if name not in status)
+        drop = self._inspect_head(replace(event, headers=plain)) | status | grpc_calls.OWN | self._odd_metadata(plain)
+        self._answering = self._about(call, ",".join(headers.values(event.headers, "grpc-encoding")))
+        if not call.method.server_streams:
+            self.stage = Stage.WHOLE
+            return Buffer(drop)
+        self._stream = GrpcAnswer(self._answering)
+        self.stage = Stage.STREAM
+        self.streamed = True
+        return Stream(drop)
+
+    def _about(self, call: grpc_calls.Call, encoding: str) -> Answering:
+        assert self.route is not None
+        connection, decide = self.route.connection, self.policy.decide(Direction.RESPONSE)
+        kind, endpoint = call.method.answer, call.endpoint
+        limit, unknown = connection.answer.bytes, connection.on_unknown
+        return Answering(kind, endpoint, self.policy.engine, decide, unknown, limit, encoding)
+
+    def _odd_metadata(self, fields: tuple[tuple[str, str], ...]) -> frozenset[str]:
+        """Name the binary metadata in which something is found, or that cannot be read."""
+        coded = tuple((name, value) for name, value in fields if name.endswith("-bin"))
+        kept, found = masked_trailers(coded, self.policy.engine, self.policy.decide(Direction.RESPONSE))
+        self.answer_findings += tuple(replace(each, where=each.where.replace("trailer", "header", 1)) for each in found)
+        return frozenset(name for name, value in coded if (name, value) not in kept)
+
+    def trailers(self, fields: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """Return what ends the answer of a gRPC call: the upstream's own trailers, masked, or the refusal."""
+        if self.denial is not None:
+            return render_status(self.denial, self.exchange)
+        crossing = tuple((name, value) for name, value in fields if name not in headers.NOT_TO_CLIENT)
+        kept, found = masked_trailers(crossing, self.policy.engine, self.policy.decide(Direction.RESPONSE))
+        self.answer_findings += found
+        self._decide("status", dict(kept)[STATUS])
+        return kept
 
     def _open(self, event: AnswerBegan) -> Step:
         assert self.head is not None
@@ -492,6 +597,8 @@ class Crossing:
         """Decode the whole body of an answer and mask it."""
         assert self.route is not None
         assert self.status is not None
+        if self._answering is not None:
+            return whole_answer(self._answering, data)
         plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
@@ -597,6 +704,8 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.NER, ModelSaid): Crossing._model_said,
         (Stage.INTENT, IntentKept): Crossing._intent,
         (Stage.SENT, AnswerBegan): Crossing._answer,
+        (Stage.SENT, MoreSaid): Crossing._more,
+        (Stage.STREAM, MoreSaid): Crossing._more,
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,

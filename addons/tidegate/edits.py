@@ -77,7 +77,7 @@ def write_request(flow: http.HTTPFlow, step: Send) -> None:
     kept = [] if request.is_http2 else [(b"host", authority(upstream))]
     kept += [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in step.fields]
     kept.append((b"accept-encoding", b"identity"))
-    if verdict.body or request.method in ("POST", "PUT", "PATCH"):
+    if step.measured and (verdict.body or request.method in ("POST", "PUT", "PATCH")):
         kept.append((b"content-length", str(len(verdict.body)).encode()))
     data.headers = http.Headers(kept)
     data.trailers = None
@@ -108,6 +108,11 @@ def write_answer_head(
         response.status_code, ""
     ).encode()  # the upstream's words are a channel
     response.trailers = None
+
+
+def trailers(found: tuple[tuple[str, str], ...]) -> http.Headers:
+    """Make trailers."""
+    return http.Headers([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in found])
 
 
 def drop_fields_with(response: http.Response, text: bytes) -> None:

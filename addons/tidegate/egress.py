@@ -27,9 +27,12 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.http._http1 import Http1Connection
 
-from tidegate import socket_relay
+from tidegate import call_relay, socket_relay
 from tidegate.socket_relay import Cut
 from tidegate.sockets import POLICY
+
+SAID = (http_events.RequestData, http_events.RequestTrailers, http_events.RequestEndOfMessage)
+"""What a client says after the head of its request."""
 
 Commands = Generator[commands.Command, Any, None]
 
@@ -57,6 +60,15 @@ class Keeper(Protocol):
 
     def refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """Return the gate's own words for an exchange that ends before an answer began."""
+
+    def ending(self, flow: http.HTTPFlow) -> http.Headers | None:
+        """Return the trailers that end an answer; ``None`` where it has none."""
+
+    def live(self, flow: http.HTTPFlow) -> int:
+        """Return how many bytes a message may have, of a call whose client may speak at any time; 0 for all others."""
+
+    def hasty(self, flow: http.HTTPFlow) -> bool:
+        """Say whether a flow must be refused now, before its request is complete."""
 
     def farewell(self, flow: http.HTTPFlow) -> bytes:
         """Return the last words of a stream that breaks off in the middle; empty if there is nothing to say."""
@@ -106,7 +118,19 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
         _ask("arrived", self.flow, len(event.data))
     elif type(event) is http_events.RequestProtocolError and event.message.startswith(RESET):
         _ask("left", self.flow)
-    source = original(self, event)
+    speech: call_relay.Speech | None = getattr(self, "tidegate_speech", None)
+    if speech is not None and isinstance(event, SAID):
+        yield from _passed(self, call_relay.hear(self, speech, event))
+        if speech.stopped and not getattr(self, "tidegate_over", False):
+            yield from _stop(self)
+        return
+    yield from _passed(self, original(self, event))
+    if type(event) is http_events.RequestHeaders and self.client_state == self.state_consume_request_body:
+        yield from _begin(self)
+
+
+def _passed(self: HttpStream, source: Commands) -> Commands:
+    """Carry out what a stream wants, and look at each message it wants to send."""
     reply: Any = None
     while True:
         try:
@@ -120,6 +144,23 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
             yield from _drop(self)
         else:
             reply = yield command
+
+
+def _begin(self: HttpStream) -> Commands:
+    """Refuse at once what may never end, and listen to a call in which both sides speak."""
+    if self.flow.response is not None:
+        if _ask("hasty", self.flow):
+            yield from _refuse(self)
+    elif room := _ask("live", self.flow):
+        self.tidegate_speech = call_relay.Speech(room)  # type: ignore[attr-defined]
+
+
+def _stop(self: HttpStream) -> Commands:
+    """End a call because of what its client said in it."""
+    if getattr(self, "tidegate_answered", False):
+        yield from _end(self, Cut(self.flow, b""))
+    else:
+        yield from _refuse(self)
 
 
 def _ask(question: str, flow: http.HTTPFlow, *more: Any) -> Any:
@@ -156,8 +197,12 @@ def _message(self: HttpStream, command: SendHttp) -> Commands:
             yield from _break_off(self, _ask("farewell", self.flow) or b"", command)
         else:
             yield from _refuse(self)
-    elif not isinstance(event, (http_events.RequestTrailers, http_events.ResponseTrailers)):
-        yield command  # trailers are dropped: nobody inspects them, and no dialect needs them
+    elif isinstance(event, http_events.ResponseTrailers):
+        trailers = _ask("ending", self.flow)
+        if trailers is not None:  # those that the gate looked at, whatever is on the flow by now
+            yield SendHttp(http_events.ResponseTrailers(event.stream_id, trailers), command.connection)
+    elif not isinstance(event, http_events.RequestTrailers):
+        yield command  # other trailers are dropped: nobody inspects them, and no dialect needs them
 
 
 def _refuse(self: HttpStream) -> Commands:
@@ -167,16 +212,23 @@ def _refuse(self: HttpStream) -> Commands:
     whole = self.client_state == self.state_done
     self.tidegate_over = True  # type: ignore[attr-defined]
     if response is not None:
-        if not whole:
+        if not whole and not self.flow.request.is_http2:
             response.headers["connection"] = "close"
         self.flow.response = response
-        yield SendHttp(http_events.ResponseHeaders(stream, response), client)
-        yield SendHttp(http_events.ResponseData(stream, response.raw_content or b""), client)
+        body = response.raw_content or b""
+        yield SendHttp(http_events.ResponseHeaders(stream, response, not body), client)
+        if body:
+            yield SendHttp(http_events.ResponseData(stream, body), client)
         yield SendHttp(http_events.ResponseEndOfMessage(stream), client)
-    if response is None or not whole:
+    if response is None or not (whole or _ends_itself(self, response)):
         yield SendHttp(http_events.ResponseProtocolError(stream, "refused", http_events.ErrorCode.KILL), client)
     yield from _cancel(self)
     yield from _forget(self)
+
+
+def _ends_itself(self: HttpStream, response: http.Response) -> bool:
+    """Say whether a refusal is a gRPC status: its client ends the stream then, and a reset would undo the status."""
+    return self.flow.request.is_http2 and "grpc-status" in response.headers
 
 
 def _forget(self: HttpStream) -> Commands:
@@ -203,9 +255,12 @@ def _break_off(self: HttpStream, data: bytes, otherwise: SendHttp | None = None)
     """End an answer that has begun: with last words and a proper end, or as mitmproxy would (a reset)."""
     client, stream = self.context.client, self.stream_id
     self.tidegate_over = True  # type: ignore[attr-defined]
+    trailers = _ask("ending", self.flow)
     if data:
         yield SendHttp(http_events.ResponseData(stream, data), client)
-    if data or otherwise is None:
+    if trailers is not None:
+        yield SendHttp(http_events.ResponseTrailers(stream, trailers), client)
+    if data or otherwise is None or trailers is not None:
         yield SendHttp(http_events.ResponseEndOfMessage(stream), client)
     else:
         yield otherwise

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mitmproxy import http
@@ -61,17 +62,25 @@ class Exchange:
         self.timer: asyncio.TimerHandle | None = None
         self.released: tuple[http.Response, object] | None = None
         self.farewell = b""
+        self.status_fields: tuple[tuple[str, str], ...] = ()
+        self.trailers: http.Headers | None = None
         self.echo = b""
         self.credentials: Mapping[str, Secret] = {}
         self.sealed = False
-        self.sent = self.abandoned = False
+        self.sent = self.abandoned = self.refused = False
         self._cleared: tuple[object, ...] | None = None
 
     @property
     def limits(self) -> AnswerLimits:
-        """The limits of the answer; the defaults where no connection is known."""
-        route = self.crossing.route
-        return AnswerLimits() if route is None else route.connection.answer
+        """The limits of the answer; the defaults where no connection is known.
+
+        A call in which both sides speak may be silent, and last, for as long as a WebSocket.
+        """
+        route, call = self.crossing.route, self.crossing.call
+        limits = AnswerLimits() if route is None else route.connection.answer
+        if call is None or not call.live:
+            return limits
+        return replace(limits, idle=limits.socket_idle, duration=limits.socket_duration)
 
     @property
     def wants_socket(self) -> bool:
@@ -108,6 +117,7 @@ class Exchange:
     def refuse(self) -> None:
         """Put the refusal on the flow in place of any answer."""
         self.revoke()
+        self.refused = True
         self.flow.response = self.refusal()
 
     def refusal(self) -> http.Response:
@@ -115,10 +125,34 @@ class Exchange:
         denial = self.crossing.denial
         assert denial is not None
         shape, calls = self.crossing.shape, self.crossing.calls
-        self.crossing.status = sent = status(shape, denial, calls)
+        self.crossing.status = status(shape, denial, calls)
+        sent = 200 if shape.grpc else self.crossing.status
         response = edits.refusal(sent, *render(shape, denial, self.id, calls))
         self._let_go(response)
         return response
+
+    def heard(self, data: bytes, now: float) -> bytes:
+        """Keep what a client said in a call, as it is sent: as much of it as one request may have. It is not idle."""
+        if self.meter is not None:
+            self.meter.last = now
+        grant, kept = self.crossing.grant, self.crossing.masked_body
+        if grant is not None and len(kept) + len(data) <= grant.request_bytes:
+            self.crossing.masked_body = kept + data
+        return data
+
+    def end_call(self, fields: tuple[tuple[str, str], ...]) -> http.Headers | None:
+        """Return the trailers that may end the answer of a gRPC call; ``None`` for anything else.
+
+        ``fields`` are the upstream's, who may have said its status in the head of its answer.
+        """
+        if self.crossing.call is None:
+            return None
+        if self.trailers is None:
+            found = self.crossing.trailers((*self.status_fields, *fields))
+            if self.echo:
+                found = tuple(pair for pair in found if self.echo.decode("latin-1") not in pair[1])
+            self.trailers = edits.trailers(found)
+        return self.trailers
 
     def expect_no_echo(self, credential: str) -> None:
         """Take out the upstream credential (its last word) wherever the upstream repeats it in one piece."""
@@ -207,6 +241,8 @@ class Exchange:
         """Return the flow as the recording keeps it: what was sent and what was emitted, both masked."""
         crossing = self.crossing
         keep = Keep.NONE if crossing.passing else crossing.policy.recording.keep  # what nobody inspected is not kept
+        if crossing.call is not None and crossing.call.live and crossing.verdict is not None:
+            self.flow.request.data.content = crossing.masked_body
         if crossing.streamed and self.flow.response is not None:
             self.flow.response.data.content = b"".join(self.kept)
         inspected = self.meter is not None  # sent, so that its head is what was cleared

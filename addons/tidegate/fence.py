@@ -80,6 +80,8 @@ class Fence:
         if any(each.flow.client_conn is data.client and each.wants_socket for each in self.exchanges.values()):
             data.server.alpn_offers = (b"http/1.1",)  # over HTTP/2 there is no upgrade
         address, mode = data.server.address, data.client.proxy_mode
+        if data.server.tls and self._is_grpc(address):
+            data.server.alpn_offers = (b"h2",)
         if isinstance(mode, UpstreamMode) and address == mode.address:
             return None  # the parent proxy; what goes through it was cleared for its own host
         if address is None or not self._may_reach(address[0].lower(), address[1]):
@@ -87,6 +89,23 @@ class Fence:
         elif address[0].lower() not in self.policy.routes.hosts:
             return self._pin(data.server)
         return None
+
+    @guarded
+    def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """Speak HTTP/2 without TLS to the upstream of a gRPC connection, as gRPC does: it is known beforehand."""
+        if not data.server.tls and self._is_grpc(data.server.address):
+            data.server.alpn = b"h2"
+
+    def _is_grpc(self, address: tuple[str, int] | Any) -> bool:
+        """Say whether an address is the upstream of a gRPC connection."""
+        if not self.policy.descriptors or address is None:
+            return False
+        origins = self.policy.routes.origins.items()
+        return any(
+            origin.host == address[0].lower() and origin.port == address[1]
+            for origin, connections in origins
+            if any(each.name in self.policy.descriptors for each in connections)
+        )
 
     async def _pin(self, server: connection.Server) -> None:
         """Connect to an unlisted host at the address it has now, unless that is ours: a name can lead anywhere."""

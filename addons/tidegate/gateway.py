@@ -20,7 +20,9 @@ from mitmproxy import http
 from mitmproxy.flow import Error
 from mitmproxy.proxy import server_hooks
 
-from tidegate import edits, egress, judging, steps
+from tidegate import edits, egress, grpc_calls, judging, steps
+from tidegate.call_relay import Spoken
+from tidegate.crossing import Lookable
 from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.store import Recorder
@@ -122,6 +124,9 @@ class Gateway(Fence):
             exchange.clear()
             return None
         event = steps.BodyArrived(flow.request.raw_content or b"", exchange.masked_before)
+        return self._judge(exchange, event)
+
+    def _judge(self, exchange: Exchange, event: steps.BodyArrived) -> Awaitable[None] | None:
         if exchange.request_bytes > THREAD_BYTES:
             return self._judge_aside(exchange, event)
         step = exchange.crossing.receive(event)
@@ -146,9 +151,7 @@ class Gateway(Fence):
         if waiting is not None:
             await waiting
 
-    async def _aside(
-        self, exchange: Exchange, event: steps.BodyArrived | steps.ModelSaid | steps.AnswerWhole
-    ) -> steps.Step:
+    async def _aside(self, exchange: Exchange, event: Lookable) -> steps.Step:
         """Take a large body: it is looked at in a thread, and counts only if nothing has ended the exchange by then."""
         crossing, stage = exchange.crossing, exchange.crossing.stage
         looked = await asyncio.get_running_loop().run_in_executor(self._threads, crossing.look, event)
@@ -209,7 +212,7 @@ class Gateway(Fence):
             exchange.expect_no_echo(exchange.credentials[connection.name].reveal())
         edits.write_request(exchange.flow, step)
         exchange.clear(step.clearance)
-        exchange.meter = AnswerMeter(connection.answer, time.monotonic())
+        exchange.meter = AnswerMeter(exchange.limits, time.monotonic())
         self._watch(exchange.meter.due())
 
     # ── answers ──────────────────────────────────────────────────────────────
@@ -232,6 +235,9 @@ class Gateway(Fence):
             edits.drop_fields_with(flow.response, exchange.echo)
         head = steps.AnswerBegan(flow.response.status_code, edits.fields(flow.response.headers))
         step = exchange.crossing.receive(head)
+        if exchange.crossing.call is not None:
+            names = grpc_calls.status_names(head.headers)
+            exchange.status_fields = tuple(pair for pair in head.headers if pair[0] in names)
         most = exchange.limits.bytes
         announced = flow.response.headers.get("content-length", "")
         if isinstance(step, steps.Buffer) and announced.isdecimal() and int(announced) > most:
@@ -272,7 +278,9 @@ class Gateway(Fence):
         """Mask a whole answer. The evidence is sealed once the answer is on its way (``over``), unless it is strict."""
         exchange = self.exchanges[flow.id]
         assert flow.response is not None
-        flow.response.trailers = None
+        trailers, flow.response.trailers = flow.response.trailers, None
+        if trailers is not None:
+            exchange.status_fields += edits.fields(trailers)
         if exchange.crossing.stage in (Stage.WHOLE, Stage.STREAM):  # STREAM: another addon's reply, no callable saw it
             data = flow.response.raw_content or b""
             if len(data) > exchange.limits.bytes:
@@ -287,15 +295,18 @@ class Gateway(Fence):
         elif exchange.crossing.stage is Stage.SOCKET:
             self._open_socket(exchange)
         if exchange.crossing.stage is not Stage.SOCKET:
-            self._seal_strictly(exchange)
+            self._complete(exchange)
         return None
 
     async def _answer_aside(self, exchange: Exchange, data: bytes) -> None:
         self._answered(exchange, await self._aside(exchange, steps.AnswerWhole(data)))
-        self._seal_strictly(exchange)
+        self._complete(exchange)
 
-    def _seal_strictly(self, exchange: Exchange) -> None:
-        """Seal the evidence before the answer leaves, where the policy wants it strict."""
+    def _complete(self, exchange: Exchange) -> None:
+        """Let a gRPC call have its status; seal the evidence before the answer leaves, where the policy wants it so."""
+        response = exchange.flow.response
+        if exchange.crossing.call is not None and response is not None and not exchange.refused:
+            response.trailers = exchange.end_call(())
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             self._seal(exchange)
 
@@ -324,6 +335,41 @@ class Gateway(Fence):
         """Judge what a peer did on a WebSocket: nothing is sent but what this puts on ``said``."""
         socket = self.socket(said.flow)
         return None if socket is None else socket.take(said)
+
+    @guarded
+    async def tidegate_call(self, spoken: Spoken) -> None:
+        """Judge what a client says in a call in which both sides speak: the first messages as the body of a request."""
+        exchange = self.exchanges[spoken.flow.id]
+        crossing = exchange.crossing
+        exchange.request_bytes += len(spoken.data)
+        room = crossing.grant.request_bytes if crossing.grant is not None else 0
+        if spoken.waiting > grpc_calls.AHEAD * room and crossing.stage is not Stage.OVER:
+            crossing.receive(steps.Stopped(judging.too_large(room)))
+            return
+        if spoken.first:
+            if crossing.stage is Stage.BODY:
+                waiting = self._judge(exchange, steps.BodyArrived(spoken.data))
+                if waiting is not None:
+                    await waiting
+            if crossing.stage is Stage.SENT and not exchange.refused:
+                spoken.released = crossing.masked_body
+            return
+        if crossing.stage not in (Stage.SENT, Stage.STREAM):
+            return
+        event = steps.MoreSaid(spoken.data, time.time())
+        step = await self._more(exchange, event)
+        if isinstance(step, steps.Extract):
+            event = replace(event, extracted=await self.extractor.extract(step.attachments))
+            step = await self._more(exchange, event)
+        if isinstance(step, steps.Relay):
+            spoken.released = exchange.heard(b"".join(step.up), time.monotonic())
+
+    async def _more(self, exchange: Exchange, event: steps.MoreSaid) -> steps.Step:
+        if exchange.crossing.stage is Stage.OVER:  # it was stopped meanwhile
+            return steps.Nothing()
+        if len(event.data) > THREAD_BYTES or event.extracted is not None:
+            return await self._aside(exchange, event)
+        return exchange.crossing.receive(event)
 
     @guarded
     def error(self, flow: http.HTTPFlow) -> None:
@@ -389,6 +435,24 @@ class Gateway(Fence):
             self._fail(exchange)
         return exchange.refusal()
 
+    def ending(self, flow: http.HTTPFlow) -> http.Headers | None:
+        """Return the trailers that may end an answer; they are a gRPC call's, and were looked at."""
+        exchange = self.exchanges.get(flow.id)
+        return None if exchange is None else exchange.end_call(())
+
+    def hasty(self, flow: http.HTTPFlow) -> bool:
+        """Say whether a request is refused already, and its client may never end it: a gRPC call."""
+        exchange = self.exchanges.get(flow.id)
+        return exchange is not None and exchange.refused and exchange.crossing.shape.grpc
+
+    def live(self, flow: http.HTTPFlow) -> int:
+        """Return how many bytes a message may have, of a call whose client may speak at any time; 0 for all others."""
+        exchange = self.exchanges.get(flow.id)
+        crossing = exchange.crossing if exchange is not None else None
+        if crossing is None or crossing.call is None or not crossing.call.live or crossing.grant is None:
+            return 0
+        return crossing.grant.request_bytes if crossing.stage is Stage.BODY else 0
+
     def farewell(self, flow: http.HTTPFlow) -> bytes:
         """Return the last words for a stream whose upstream broke off: the dialect's own error event."""
         exchange = self.exchanges.get(flow.id)
@@ -446,6 +510,9 @@ class Gateway(Fence):
                 exchange.refuse()
             if hook == "http_connect":
                 self._seal(exchange)  # no other hook follows a refused CONNECT
+        elif isinstance(data, Spoken):
+            data.released = None  # the relay then ends the call
+            self._fail(self.exchanges[data.flow.id])
         elif isinstance(data, Said):
             data.released = None  # the relay then asks for the last words, and ends the WebSocket
             socket = self.socket(data.flow)

@@ -82,13 +82,15 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     extracted: tuple[Extraction, ...] | None = None,
     files: Sequence[Part] = (),
     settled: Asked | None = None,
+    hidden: Sequence[tuple[str, str]] = (),
 ) -> Judged | Unopened:
     """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, unless it is ``Unopened``.
 
     ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for. ``extra``
     holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
-    the dialect's conditions do not speak of this time; it is inspected like any other. ``files`` stand beside
-    the value. ``settled``: model and limit of output tokens that hold where the body says nothing of them.
+    the dialect's conditions do not speak of this time; it is inspected like any other. ``files`` stand beside the
+    value. ``settled``: model and limit of output tokens that hold where the body says nothing of them. ``hidden`` are
+    places of what is not in ``value`` and cannot be inspected, and why.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
     unread: list[tuple[str, str]] = [(media.ANSWER, endpoint.unread)] if endpoint.unread else []
@@ -109,13 +111,13 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     parts = media.parts(endpoint, value)
     parts += media.beside(parts, value, plain)
     parts += tuple(files)
-    if not parts and not unread:
+    if not parts and not unread and not hidden:
         return inspect(policy, endpoint, permitted, what, value, extra)
     slow = media.slow(parts)
     if slow and extracted is None:
         return Unopened(slow)
     opened = media.opened(parts, extracted or (), policy.engine)
-    opened = replace(opened, unread=(*opened.unread, *unread))
+    opened = replace(opened, unread=(*opened.unread, *hidden, *unread))
     seen = replace(inspect(policy, endpoint, permitted, what, value, extra, opened), media=opened)
     denial = seen.denial or media.unmaskable(opened.texts, seen.findings)
     if denial is not None:

@@ -65,6 +65,19 @@ class BodyArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class MoreSaid:
+    """More whole messages of a client in a gRPC call that is under way, as they were on the wire. ``now``: Unix time.
+
+    ``extracted`` and ``looked`` as in ``BodyArrived``.
+    """
+
+    data: bytes = field(repr=False)
+    now: float
+    extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
+    looked: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSaid:
     """What the model of ``AskModel`` found, by text; texts without a finding may be left out.
 
@@ -160,6 +173,7 @@ Event = (
     HeadArrived
     | CallerKnown
     | BodyArrived
+    | MoreSaid
     | ModelSaid
     | IntentKept
     | AnswerBegan
@@ -220,10 +234,11 @@ class KeepIntent:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send exactly this, with the credential of the clearance's connection."""
+    """Send exactly this, with the credential of the clearance's connection; ``measured``: say how long the body is."""
 
     clearance: Clearance
     fields: tuple[tuple[str, str], ...]
+    measured: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,11 @@ HOOKS = (
     "response",
     "error",
     "tidegate_socket",
+    "tidegate_call",
 )
-KEEPER = ("outgoing", "released", "refusal", "farewell", "over", "socket", "_refuse_bug", "_relay", "_seal")
+KEEPER = (
+    "outgoing", "released", "refusal", "farewell", "over", "socket", "ending", "live", "_refuse_bug", "_relay", "_seal",
+)  # fmt: skip
 
 PLACES = (
     *(f"tidegate.gateway:Gateway.{name}" for name in (*HOOKS, *KEEPER)),
@@ -47,6 +50,8 @@ PLACES = (
     "tidegate.exchange:Exchange.record",
     "tidegate.exchange:Exchange.said",
     "tidegate.exchange:Exchange.state",
+    "tidegate.exchange:Exchange.heard",
+    "tidegate.exchange:Exchange.end_call",
     "tidegate.exchange:Exchange.line",
     "tidegate.evidence.store:Recorder.intent",
     "tidegate.evidence.store:Recorder.seal",
@@ -55,11 +60,15 @@ PLACES = (
     "tidegate.inspection.engine:Engine.find_many",
     "tidegate.streams.answers:StreamedAnswer.feed",
     "tidegate.streams.answers:StreamedAnswer.end",
+    "tidegate.streams.grpc_answers:GrpcAnswer.feed",
+    "tidegate.streams.grpc_answers:GrpcAnswer.end",
     "tidegate.socket_gate:LiveSocket.take",
     "tidegate.socket_gate:LiveSocket.heard",
     "tidegate.socket_gate:LiveSocket.kept",
     "tidegate.crossing:Crossing._judge",
     "tidegate.crossing:Crossing._masked",
+    "tidegate.crossing:Crossing._judge_more",
+    "tidegate.crossing:Crossing.trailers",
     "tidegate.sockets:Socket.client",
     "tidegate.sockets:Socket.upstream",
     "tidegate.limits.answer:AnswerMeter.began",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from tidegate.dialects.body import dump
 from tidegate.dialects.spec import ErrorShape
@@ -30,6 +31,31 @@ GENERIC = ErrorShape(
 """For a refusal before any connection is known: the OpenAI and the Anthropic SDK both read it."""
 
 
+GRPC = ErrorShape(body=None, event=None, event_name=None, types={0: ""}, grpc=True)
+"""For a gRPC call: a status in the trailers, or in the head where there is nothing else (Trailers-Only)."""
+
+_CODES = {400: 3, 401: 16, 403: 7, 404: 12, 413: 8, 415: 12, 429: 8, 499: 1, 502: 14, 503: 14, 504: 4}
+"""The gRPC status of a refusal: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNIMPLEMENTED,
+RESOURCE_EXHAUSTED, CANCELLED, UNAVAILABLE, DEADLINE_EXCEEDED; 13, INTERNAL, for any other."""
+_PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+
+
+def grpc_message(text: str) -> str:
+    """Write a text as ``grpc-message`` has it: percent escapes for ``%`` and all that is not printable ASCII."""
+    return quote(text, safe=_PRINTABLE, errors="replace")
+
+
+def render_status(denial: Denial, request_id: str) -> tuple[tuple[str, str], ...]:
+    """Write a refusal as the trailers of a gRPC call. The pushback below zero stops clients with a retry policy."""
+    message = f"{denial.message} (reason {denial.reason.value}, request {request_id})"
+    return (
+        ("grpc-status", str(_CODES.get(denial.status, 13))),
+        ("grpc-message", grpc_message(message)),
+        ("grpc-retry-pushback-ms", "-1"),
+        ("x-request-id", request_id),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Calls:
     """The ids of the JSON-RPC calls that a refusal answers: of one message, or with ``batch`` of a list of them."""
@@ -54,6 +80,9 @@ def render(
     ``x-should-retry: false`` stops both SDKs from trying again; ``x-request-id`` is OpenAI's and ``request-id``
     Anthropic's name of the same header.
     """
+    if shape.grpc:
+        accepted = (("grpc-accept-encoding", "identity,deflate,gzip"),) if denial.status == 415 else ()
+        return (("content-type", "application/grpc"), *render_status(denial, request_id), *accepted), b""
     headers = (
         ("content-type", "application/json"),
         ("cache-control", "no-store"),

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from tidegate.dialects import calling
 from tidegate.dialects.addresses import MODEL
 from tidegate.dialects.composition import COMPOSITION_KEYS, composition
-from tidegate.dialects.errors import PLACES
+from tidegate.dialects.errors import GRPC, PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
+from tidegate.dialects.methods import all_alike, grpc
 from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
 from tidegate.dialects.spec import (
     ALPHABETS,
@@ -40,7 +41,7 @@ SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "close", "types", "answered")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "calls", "called", "body", "asked", "request", "media", "deny", "deny_headers",
-    "refuse", "pieces", "answer", "answer_media", "stream", "socket", *COMPOSITION_KEYS, "unread",
+    "refuse", "pieces", "answer", "answer_media", "stream", "socket", "grpc", *COMPOSITION_KEYS, "unread",
 )  # fmt: skip
 ASKED_KEYS = (
     "model", "path_model", "stream", "streams", "tools", "max_output", "endless", "unlimited", "model_prefixes",
@@ -73,14 +74,15 @@ def parse_dialect(text: str, file: str) -> tuple[Dialect | None, tuple[Fault, ..
 
 
 def _dialect(reader: Reader, root: Node) -> Dialect:
-    required = {"dialect": NAME, "version": "1", "error": "how errors are written", "endpoints": "endpoints by name"}
+    required = {"dialect": NAME, "version": "1", "endpoints": "endpoints by name"}
     top = reader.section(root, ROOT_KEYS, required)
     if "version" in top and top["version"].value != 1:
         reader.fault(top["version"], "1")
     shapes = {name: _shape(reader, node) for name, node in reader.entries(top.get("shapes")).items()}
-    error = _error(reader, top["error"]) if "error" in top else ErrorShape(None, None, None, {0: ""})
+    error = _error(reader, top["error"]) if "error" in top else GRPC
     nodes = reader.entries(top.get("endpoints"))
     endpoints = {name: _endpoint(reader, name, nodes, shapes) for name in nodes}
+    all_alike(reader, root, top, endpoints)
     endpoints = calling.joined(reader, endpoints, nodes)
     told = error.message is not None or error.close
     if "error" in top and not told and any(each.socket is not None for each in endpoints.values()):
@@ -200,6 +202,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         made_of=composition(reader, entry, nodes),
         unread=reader.text(entry.get("unread"), REASON).strip().rstrip("."),
         deny_headers=dict(_header(reader, node) for node in reader.items(entry.get("deny_headers"))),
+        grpc=grpc(reader, nodes[name], entry),
     )
 
 

@@ -359,6 +359,39 @@ class SocketSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Tensors:
+    """Where a gRPC message has the raw data of tensors.
+
+    The items of the repeated bytes field ``data`` belong, in order, to the messages of the field ``of``. ``type`` is
+    the field of those that names what they hold:
+    ``text`` are the types whose data are texts, each after its length; ``numbers`` maps a type to the form (of
+    ``struct``) of one number, which is shown where it is alone; ``vectors`` are the types that an answer may hold
+    without being looked at.
+    """
+
+    data: str
+    of: str
+    type: str
+    text: frozenset[str]
+    numbers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    vectors: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcSpec:
+    """How the messages of a gRPC method are shown to rules (``dialects.protobuf``).
+
+    ``elements`` are repeated bytes fields that hold the texts of a tensor; ``numbers`` repeated fields of numbers that
+    nobody can read where there is more than one; ``vectors`` those among them that an answer may hold all the same.
+    """
+
+    tensors: tuple[Tensors, ...] = ()
+    elements: frozenset[str] = frozenset()
+    numbers: frozenset[str] = frozenset()
+    vectors: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class ToolNames:
     """Where the tools of a request are named.
 
@@ -403,7 +436,8 @@ class ErrorShape:
     in mid-stream and ``event_name`` its SSE event name (``None``: the event has no name). ``message`` is an error on a
     WebSocket (``None``: the family has none, and every refusal ends it); ``close`` the reason with which one is closed.
     ``${call}`` is the id of the JSON-RPC call that is refused, null where there is none; ``answered`` is the HTTP
-    status of a refusal that has one (``None``: as of any other).
+    status of a refusal that has one (``None``: as of any other). ``grpc``: none of
+    it is used, the refusal is a gRPC status.
     """
 
     body: object
@@ -413,6 +447,7 @@ class ErrorShape:
     message: object = None
     answered: int | None = None
     close: str = ""
+    grpc: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,6 +482,7 @@ class Endpoint:
     have no path of their own. ``pieces`` select texts of a whole body that are one text, cut in the pieces of a list.
     ``made_of`` says what bodies are made of that are not one JSON value. ``unread``: what its answers are that nobody
     can inspect; empty for those that can be.
+    With ``grpc`` its one path is that of a gRPC method, whose messages the connection's descriptors describe.
     """
 
     name: str
@@ -460,6 +496,7 @@ class Endpoint:
     deny: Trie[Condition]
     refuse: Trie[Condition]
     socket: SocketSpec | None = None
+    grpc: GrpcSpec | None = None
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
     calls: CallSpec | None = None
     called: tuple[str, ...] = ()
@@ -488,6 +525,11 @@ class Dialect:
     exact: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(method, path) -> endpoint name, for the paths without a place."""
     closed: tuple[Closed, ...] = ()
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether its endpoints are gRPC methods: all of them are, or none."""
+        return any(each.grpc is not None for each in self.endpoints.values())
 
 
 def role_of(leaf: Leaf[RequestField] | Leaf[AnswerField], body: object) -> Role:

@@ -19,6 +19,7 @@ from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
+from tidegate.policy.descriptor_files import open_descriptors
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.ner_files import open_ner
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, StaticIdentity
@@ -59,6 +60,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     coded.checks.update(urls.checks(rules, document.hosts))
     ner = open_ner(str(path), document.ner, path.parent)
     below += [*coded.faults, *ner.faults]
+    described = open_descriptors(reader, document.connections, dialects, path.parent)
     rules = (*rules, *coded.coded_rules, *ner.rules)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
@@ -68,7 +70,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     firsts = engine.scorer.firsts if engine.scorer is not None else ()
     return Policy(
         file=str(path),
-        sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files]),
+        sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files, *described.files]),
         mode=document.mode,
         unlisted=document.unlisted,
         identities=_identities(document, path.parent),
@@ -88,6 +90,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
             *ner.warnings(linked.actions),
         ),
         ner=ner.wanted(linked.actions),
+        descriptors=described.sets,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
 
 if TYPE_CHECKING:
+    from tidegate.dialects.protobuf import Descriptors
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.engine import Engine
     from tidegate.inspection.ner.spec import Ner
@@ -115,7 +116,8 @@ class Policy:
 
     ``sha256`` covers the texts of the policy, its packs and its dialects. ``warnings`` are sentences for the start
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
-    ``ner`` is the model that reads prompts, ``None`` where the policy has none or wants nothing of it.
+    ``descriptors`` are those of the gRPC connections, by name. ``ner`` is the model that reads prompts, ``None`` where
+    the policy has none or wants nothing of it.
     """
 
     file: str
@@ -133,6 +135,7 @@ class Policy:
     recording: Recording
     warnings: tuple[str, ...]
     ner: Ner | None = None
+    descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
 
     def decide(self, direction: Direction) -> Callable[[Rule], Action]:
         """Return the function that says what is done with a finding of a rule in one direction."""

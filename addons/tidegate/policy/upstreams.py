@@ -14,7 +14,16 @@ from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "connections[]": ("name", "dialect", "upstream", "serve", "credential", "limits", "on_unknown"),
+    "connections[]": (
+        "name",
+        "dialect",
+        "upstream",
+        "serve",
+        "credential",
+        "limits",
+        "on_unknown",
+        "descriptors",
+    ),
     "connections[].serve": ("path",),
     "connections[].credential": ("header", "value"),
     "connections[].limits": ("request", "response", "socket"),
@@ -33,6 +42,7 @@ _NOT_A_CREDENTIAL = frozenset(  # framing and routing: whoever sets these moves 
     {"host", "content-length", "transfer-encoding", "content-encoding", "content-type", "connection", "upgrade", "te"}
 )
 _HEADER_NAME = "the name of a header such as authorization or x-api-key"
+DESCRIPTORS = "the path of a descriptor set, relative to this file"
 _UPSTREAM = "an http or https address without user, query or fragment, such as https://api.openai.com"
 
 
@@ -63,6 +73,7 @@ class ConnectionDoc:
     credential: CredentialRef | None
     limits: LimitsDoc
     on_unknown: OnUnknown = OnUnknown.BLOCK
+    descriptors: Node | None = None
 
 
 def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
@@ -76,6 +87,8 @@ def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
     credential = _credential(reader, section["credential"]) if "credential" in section else None
     if credential is not None and origin is not None and origin.scheme == "http" and origin.host not in LOOPBACK:
         reader.fault(section["upstream"], "an https address where a credential is attached, or http to loopback")
+    if "descriptors" in section:
+        reader.text(section["descriptors"], DESCRIPTORS)
     if "dialect" in section:
         reader.text(section["dialect"], "the name of a dialect")
     return ConnectionDoc(
@@ -88,6 +101,7 @@ def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
         credential=credential,
         limits=read_limits(reader, section.get("limits")),
         on_unknown=reader.choice(section.get("on_unknown"), OnUnknown, OnUnknown.BLOCK),
+        descriptors=section.get("descriptors"),
     )
 
 

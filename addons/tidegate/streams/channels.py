@@ -60,12 +60,16 @@ class HeldCaps:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """An event to be sent. ``like`` is what came with the event it is, or with the one it was modelled on."""
+    """An event to be sent. ``like`` is what came with the event it is, or with the one it was modelled on.
+
+    ``place`` says where in that one the text of an inserted event stood, and what it is now.
+    """
 
     value: JsonObject = field(repr=False)
     like: object = field(repr=False)
     changed: bool = False
     inserted: bool = False
+    place: tuple[Pointer, str] | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -347,7 +351,8 @@ class EventRedactor:
                 late.extend(self._late(channel, text))
         return late
 
-    def _ending(self, work: _Event) -> list[tuple[int, Key]]:
+    def _ending(self, work: _Event) -> dict[tuple[int, Key], None]:
+        """Return the channels that an event ends."""
         ends: dict[tuple[int, Key], None] = {}
         for flush in self._plan.flushes(work.kind):
             for pointer in flush.hits(work.value):
@@ -365,7 +370,7 @@ class EventRedactor:
                 for at, channel in self._channels.items()
                 if channel.held and self._signs(work.value, leaf, _holder(channel.delta.path), channel.key)
             }
-        return list(ends)
+        return ends
 
     def _close(self, at: tuple[int, Key]) -> str:
         """End a channel and return its last text. More text on it would be a text cut in two: see ``RESUMED``."""
@@ -398,7 +403,7 @@ class EventRedactor:
         if pad is not None and isinstance(old := value.get(pad), str):
             value[pad] = ""
             value[pad] = stretch(old, len(dump(channel.last)) - len(dump(value)))
-        return [Outgoing(value, channel.like, changed=True, inserted=True)]
+        return [Outgoing(value, channel.like, changed=True, inserted=True, place=(channel.at, text))]
 
     def _bare(self, value: JsonObject, own: str | int) -> None:
         """Empty the texts of other channels in an event that was made up for one of many names."""
