@@ -2,6 +2,7 @@
 
     HEAD ──▶ CALLER ──▶ BODY ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
       │        │         │└▶ NER ─▶┘│        ├─────▶ WHOLE ──▶ OVER
+      │        │         │    │     │        │        └▶ CLAIM ─▶┤
       │        │         │    │     │        └─────▶ SOCKET ─▶ OVER
       ├▶ PASSING (unlisted: pass)   │
       └────────┴─────────┴────┴─────┴── every refusal ───────▶ OVER
@@ -21,14 +22,29 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tidegate import asking, headers, sockets
+from tidegate.claiming import LOST, Claims, Looked
 from tidegate.dialects import body as bodies
+from tidegate.dialects import ownership
 from tidegate.dialects.errors import GENERIC
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape
 from tidegate.identity import claims, permission
 from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.ner.spec import Ner, Unread
-from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
+from tidegate.judging import (
+    NAMES,
+    Judged,
+    Unopened,
+    Unowned,
+    again,
+    beside,
+    inspect,
+    judge,
+    parse,
+    permit,
+    too_large,
+    worst,
+)
 from tidegate.model import (
     Action,
     Asked,
@@ -41,9 +57,11 @@ from tidegate.model import (
     Grant,
     Head,
     Outcome,
+    Owners,
     Reason,
     Route,
     Scanned,
+    Stored,
     Verdict,
 )
 from tidegate.policy.policy import Policy
@@ -57,6 +75,8 @@ from tidegate.steps import (
     BodyArrived,
     Buffer,
     CallerKnown,
+    Claim,
+    Claimed,
     ClientSaid,
     Emit,
     Event,
@@ -66,6 +86,7 @@ from tidegate.steps import (
     Identify,
     IntentKept,
     KeepIntent,
+    LookUp,
     ModelSaid,
     Nothing,
     OpenSocket,
@@ -117,6 +138,7 @@ class Crossing:
         self._stream: StreamedAnswer | None = None
         self._encodings: list[str] = []
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
+        self._claims = Claims()
 
     @property
     def shape(self) -> ErrorShape:
@@ -139,11 +161,11 @@ class Crossing:
         """
         if isinstance(event, BodyArrived):
             judged = self._judge(event, self.policy)
-            looked = judged if isinstance(judged, Unopened) else again(self.policy, judged, event.masked)
+            looked = again(self.policy, judged, event.masked) if isinstance(judged, Judged) else judged
             return replace(event, looked=looked)
         if isinstance(event, ModelSaid):
             return replace(event, looked=self._with_told(event))
-        return replace(event, looked=self._masked(event.data))
+        return replace(event, looked=self._masked(event))
 
     # request ─────────────────────────────────────────────────────────────────
 
@@ -197,7 +219,11 @@ class Crossing:
         judged = event.looked or self.look(event).looked
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
+        if isinstance(judged, Unowned):
+            return LookUp(judged.stored)
         assert isinstance(judged, Judged)
+        if event.owners is not None and judged.stage != "owner":
+            self._decide("owner", "allow", f"stored things named: {len(event.owners.own)}")
         if self.policy.ner is not None and judged.denial is None:
             return self._ask(self.policy.ner, event, judged)
         return self._judged(judged)
@@ -274,7 +300,7 @@ class Crossing:
         if judged.denial is None and judged.media.unread:
             self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media))
 
-    def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened:
+    def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened | Unowned:
         """Decode and read a body, then judge it with the rest of its request."""
         data = event.data
         assert self.grant is not None
@@ -290,16 +316,16 @@ class Crossing:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
+            return judge(
+                policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted, owners=event.owners
+            )
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
         if endpoint.socket is not None:  # who may use which model is asked of each message
             return inspect(policy, endpoint, grant, nothing, None, extra)
-        permitted = permission.permit(grant, nothing)
-        if isinstance(permitted, Denial):
-            return Judged(grant, "permission", permitted, nothing)
-        return inspect(policy, endpoint, permitted, nothing, None, extra)
+        permitted = permit(endpoint, grant, nothing, None, event.owners)
+        return inspect(policy, endpoint, *permitted, None, extra) if isinstance(permitted, tuple) else permitted
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None
@@ -381,26 +407,50 @@ class Crossing:
 
     def _chunk(self, event: AnswerChunk) -> Step:
         assert self._stream is not None
+        if self._claims.ending is not None:
+            return Emit(b"")
         data = self._stream.feed(event.data)
-        return self._emit(data) if self._stream.denial is None else self._broken_off(data, self._stream.denial)
+        denial = self._stream.denial
+        return self._let_go(data) if denial is None else self._let_go(data, Outcome.DENIED, denial)
 
     def _ended(self, event: AnswerEnded) -> Step:
         assert self._stream is not None
+        if self._claims.ending is not None:
+            return Claim(())
         data = self._stream.end()
         if self._stream.denial is not None:
-            return self._broken_off(data, self._stream.denial)
-        self._close(Outcome.FAILED if event.cut else Outcome.ANSWERED)
+            return self._let_go(data, Outcome.DENIED, self._stream.denial)
+        return self._let_go(data, Outcome.FAILED if event.cut else Outcome.ANSWERED)
+
+    def _let_go(self, data: bytes, ending: Outcome | None = None, denial: Denial | None = None) -> Step:
+        """Let a piece of a stream leave, once what it makes is kept as the caller's.
+
+        With ``ending`` it is the last; with ``denial`` it already ends with the dialect's own error event.
+        """
+        assert self._stream is not None
+        made, self._stream.made = self._stream.made, []
+        claims, fresh = self._claims, self._claims.fresh(made)
+        if not fresh and not claims.waiting:
+            return Emit(data) if ending is None else self._break_off(data, ending, denial)
+        claims.waiting = True
+        claims.held += data
+        claims.ending = None if ending is None else (ending, denial)
+        return Claim(fresh) if fresh or ending is not None else Emit(b"")
+
+    def _break_off(self, data: bytes, ending: Outcome, denial: Denial | None) -> Step:
+        if denial is not None:
+            self._decide("answer", "deny", reason=denial.reason)
+            self.denial = denial
+        self._close(ending)
         return Emit(data, last=True)
 
-    def _emit(self, data: bytes) -> Step:
-        return Emit(data)
-
-    def _broken_off(self, data: bytes, denial: Denial) -> Step:
-        """End a stream that may not go on; ``data`` already ends with the dialect's own error event."""
-        self._decide("answer", "deny", reason=denial.reason)
-        self.denial = denial
-        self._close(Outcome.DENIED)
-        return Emit(data, last=True)
+    def _claimed(self, event: Claimed) -> Step:
+        """Go on with a stream of which everything that it made is kept, or not."""
+        assert self._stream is not None
+        if not event.kept:
+            return self._break_off(self._stream.stop(LOST), Outcome.FAILED, LOST)
+        data, ending = self._claims.kept(), self._claims.ending
+        return Emit(data) if ending is None else self._break_off(data, *ending)
 
     def _client_said(self, event: ClientSaid) -> Step:
         assert self.socket is not None
@@ -430,29 +480,66 @@ class Crossing:
         found = event.looked or self.look(event).looked
         if isinstance(found, Denial):
             return self._refuse("answer", found)
-        assert isinstance(found, Inspected)
-        self.answer_findings += found.findings
-        self._decide("answer", worst(found.findings))
-        self._close(Outcome.ANSWERED)
-        return Emit(found.body, last=True)
+        if isinstance(found, Unowned):
+            return LookUp(found.stored)
+        assert isinstance(found, Looked)
+        if found.made:
+            self._claims.whole = found
+            self.stage = Stage.CLAIM
+            return Claim(found.made)
+        return self._answered(found)
 
-    def _masked(self, data: bytes) -> Inspected | Denial:
-        """Decode the whole body of an answer and mask it."""
+    def _answered(self, found: Looked) -> Step:
+        self.answer_findings += found.answer.findings
+        self._decide("answer", worst(found.answer.findings))
+        self._close(Outcome.ANSWERED)
+        return Emit(found.answer.body, last=True)
+
+    def _whole_claimed(self, event: Claimed) -> Step:
+        assert self._claims.whole is not None
+        return self._answered(self._claims.whole) if event.kept else self._refuse("answer", LOST, Outcome.FAILED)
+
+    def _masked(self, event: AnswerWhole) -> Looked | Denial | Unowned:
+        """Decode the whole body of an answer, leave in its lists what is the caller's own, and mask it."""
         assert self.route is not None
         assert self.status is not None
-        plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
+        plain = bodies.decode(event.data, self._encodings, self.route.connection.answer.bytes)
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
+        endpoint = self._endpoint()
+        made: tuple[Stored, ...] = ()
+        if self.status < 300 and (endpoint.lists.paths or endpoint.makes.paths):
+            owned = self._owned(plain, event.owners)
+            if not isinstance(owned, tuple):
+                return owned
+            plain, made = owned
         decide = self.policy.decide(Direction.RESPONSE)
-        found = inspect_answer(self._endpoint(), self.policy.engine, decide, plain, status=self.status)
-        return self._unannounced(plain) if found is MALFORMED and self._endpoint().stream is not None else found
+        found = inspect_answer(endpoint, self.policy.engine, decide, plain, status=self.status)
+        if found is MALFORMED and endpoint.stream is not None:
+            return self._unannounced(plain)
+        return found if isinstance(found, Denial) else Looked(found, made)
 
-    def _unannounced(self, plain: bytes) -> Inspected | Denial:
+    def _owned(self, plain: bytes, owners: Owners | None) -> tuple[bytes, tuple[Stored, ...]] | Denial | Unowned:
+        """Return an answer without what is listed of others, and what it makes. What is no JSON is judged later."""
+        endpoint, value = self._endpoint(), bodies.strict_json(plain)
+        if isinstance(value, Denial):
+            return (plain, ()) if not endpoint.lists.paths else MALFORMED
+        if endpoint.lists.paths:
+            listed = ownership.listed(endpoint, value)
+            if isinstance(listed, Denial):
+                return listed
+            if owners is None:
+                return Unowned(listed)
+            ownership.keep_own(endpoint, value, owners)
+            plain = bodies.dump(value)
+        return plain, ownership.made(endpoint, value)
+
+    def _unannounced(self, plain: bytes) -> Looked | Denial:
         """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
         assert self.status is not None
         stream = self._streamed(JSON, self.status)
         body = stream.feed(plain) + stream.end()
-        return stream.denial or Inspected(body, stream.findings)
+        return stream.denial or Looked(Inspected(body, stream.findings), tuple(stream.made))
 
     # endings ─────────────────────────────────────────────────────────────────
 
@@ -468,6 +555,10 @@ class Crossing:
         if self.stage is Stage.OVER:
             return first
         last = self.receive(AnswerEnded())
+        if isinstance(first, Claim) or isinstance(last, Claim):
+            early = first.data if isinstance(first, Emit) else b""
+            self._claims.held[:0] = early
+            return Claim(tuple(name for step in (first, last) if isinstance(step, Claim) for name in step.made))
         assert isinstance(first, Emit)
         assert isinstance(last, Emit)
         return Emit(first.data + last.data, last=True)
@@ -527,7 +618,9 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.SENT, AnswerBegan): Crossing._answer,
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
+        (Stage.STREAM, Claimed): Crossing._claimed,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,
+        (Stage.CLAIM, Claimed): Crossing._whole_claimed,
         (Stage.SOCKET, ClientSaid): Crossing._client_said,
         (Stage.SOCKET, UpstreamSaid): Crossing._upstream_said,
         (Stage.SOCKET, SocketRested): Crossing._rested,

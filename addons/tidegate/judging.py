@@ -11,6 +11,7 @@ from urllib.parse import unquote_plus
 
 from tidegate import headers
 from tidegate.dialects import body as bodies
+from tidegate.dialects import ownership
 from tidegate.dialects.asking import asked
 from tidegate.dialects.spec import Endpoint, JsonObject, refused
 from tidegate.identity import permission
@@ -18,7 +19,7 @@ from tidegate.inspection import media
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.bodies import inspect_request
 from tidegate.inspection.media import Opened
-from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Reason, Route
+from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Owners, Reason, Route, Stored
 from tidegate.policy.policy import Policy
 
 NAMES = "header names"
@@ -45,6 +46,13 @@ class Unopened:
     attachments: tuple[bytes, ...] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Unowned:
+    """A body cannot be judged before somebody knows which of these stored things are the caller's."""
+
+    stored: tuple[Stored, ...]
+
+
 def parse(plain: bytes) -> JsonObject | Denial:
     """Read a body that must be a JSON object."""
     value = bodies.strict_json(plain)
@@ -65,12 +73,14 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     extra: Mapping[str, str] | None = None,
     known: str = "",
     extracted: tuple[Extraction, ...] | None = None,
-) -> Judged | Unopened:
-    """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, unless it is ``Unopened``.
+    owners: Owners | None = None,
+) -> Judged | Unopened | Unowned:
+    """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, if it is ``Judged``.
 
-    ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for. ``extra``
-    holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
-    the dialect's conditions do not speak of this time; it is inspected like any other.
+    ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for, ``owners``
+    what is known of the stored things it asked about. ``extra`` holds texts outside the body by the place their
+    findings are reported at. ``known`` names a field of the root that the dialect's conditions do not speak of this
+    time, and that names nothing stored; it is inspected like any other.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
     denial = refused(endpoint, judged, redacting=policy.redacts_answers)
@@ -79,9 +89,10 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     what = asked(endpoint, value, grant.route.model)
     if isinstance(what, Denial):
         return Judged(grant, "body", what)
-    permitted = permission.permit(grant, what)
-    if isinstance(permitted, Denial):
-        return Judged(grant, "permission", permitted, what)
+    admitted = permit(endpoint, grant, what, judged, owners)
+    if not isinstance(admitted, tuple):
+        return admitted
+    permitted, what = admitted
     if len(plain) > permitted.request_bytes:
         return Judged(permitted, "body", too_large(permitted.request_bytes), what)
     parts = media.parts(endpoint, value)
@@ -98,6 +109,33 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
         return replace(seen, denial=denial)
     denial = media.unscanned(opened, permitted.route.connection.on_unknown)
     return seen if denial is None else replace(seen, denial=denial, stage="media")
+
+
+def permit(
+    endpoint: Endpoint, grant: Grant, what: Asked, value: JsonObject | None, owners: Owners | None
+) -> tuple[Grant, Asked] | Judged | Unowned:
+    """Ask whether all that a request names is the caller's own, and whether it is permitted what it asks for.
+
+    Where it names no model, those count with which the things it names were made.
+    """
+    models: tuple[str | None, ...] = ()
+    if endpoint.owned.paths or grant.route.stored:
+        stored = ownership.stored(endpoint, value, grant.route)
+        if isinstance(stored, Denial):
+            return Judged(grant, "body", stored, what)
+        if stored and owners is None:
+            return Unowned(stored)
+        if owners is not None and not owners.own.keys() >= set(stored):
+            return Judged(grant, "owner", ownership.NOT_OWNER, what)
+        if owners is not None and what.model is None:
+            models = tuple(sorted({name for each in stored if (name := owners.own[each]) is not None}))
+    for each in models or (what.model,):
+        what = replace(what, model=each)
+        permitted = permission.permit(grant, what)
+        if isinstance(permitted, Denial):
+            return Judged(grant, "permission", permitted, what)
+        grant = permitted
+    return grant, what
 
 
 def inspect(

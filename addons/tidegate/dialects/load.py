@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from tidegate.dialects.addresses import MODEL
+from tidegate.dialects import owning
+from tidegate.dialects.addresses import MODEL, kinds_of
 from tidegate.dialects.errors import PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
@@ -37,6 +38,7 @@ SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
+    "owned", "makes", "lists",
 )  # fmt: skip
 ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
@@ -73,6 +75,9 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
     endpoints = {name: _endpoint(reader, name, nodes, shapes) for name in nodes}
     if "error" in top and error.message is None and any(each.socket is not None for each in endpoints.values()):
         reader.fault(top["error"], "a message too, which an endpoint with a socket refuses with", "no key message")
+    for name, kinds in owning.unmade(endpoints.values()).items():
+        accepted = "kinds that an answer of this dialect makes, or nobody could ever own one"
+        reader.fault(nodes[name], accepted, ", ".join(kinds), f"{nodes[name].key}: kind")
     return Dialect(
         name=reader.name(top.get("dialect")), endpoints=endpoints, error=error, exact=_exact(reader, endpoints, nodes)
     )
@@ -85,7 +90,7 @@ def _exact(reader: Reader, endpoints: Mapping[str, Endpoint], nodes: Mapping[str
         for at in ((method, path) for method in endpoint.methods for path in endpoint.paths):
             if owners.setdefault(at, name) != name:
                 reader.fault(nodes[name], "each method and path once", f"{' '.join(at)}, which {owners[at]} has too")
-    return {at: name for at, name in owners.items() if "*" not in at[1] and MODEL not in at[1]}
+    return {at: name for at, name in owners.items() if "*" not in at[1] and "{" not in at[1]}
 
 
 def _shape(reader: Reader, node: Node) -> Shape:
@@ -154,6 +159,9 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
         socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
+        owned=owning.owned(reader, entry.get("owned")),
+        makes=owning.makes(reader, entry.get("makes")),
+        lists=owning.lists(reader, entry.get("lists")),
     )
 
 
@@ -320,7 +328,7 @@ def _names(node: Node) -> Iterable[str]:
 
 def _is_path(text: str) -> bool:
     parts = text[1:].split("/")
-    plain = (part.removeprefix(MODEL) or "x" for part in parts)
+    plain = ("x" if kinds_of(part) else part.removeprefix(MODEL) or "x" for part in parts)
     return (
         text.startswith("/")
         and text.count(MODEL) <= 1

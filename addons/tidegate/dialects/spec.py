@@ -10,9 +10,13 @@ import enum
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie
 from tidegate.model import Denial, Reason, Role
+
+if TYPE_CHECKING:
+    from tidegate.dialects.ownership import Listed, Makes, Owned
 
 JsonObject = dict[str, object]
 
@@ -157,12 +161,13 @@ class Media:
         """Say whether a value of this path is media; ``null`` never is."""
         if value is None or (self.kinds and kind(value) not in self.kinds):
             return False
-        return all(_has(value, *each) for each in self.when.items()) and not any(
-            _has(value, *each) for each in self.unless.items()
+        return all(has_one(value, *each) for each in self.when.items()) and not any(
+            has_one(value, *each) for each in self.unless.items()
         )
 
 
-def _has(value: object, name: str, values: tuple[object, ...]) -> bool:
+def has_one(value: object, name: str, values: tuple[object, ...]) -> bool:
+    """Say whether a field of an object, ``None`` where it is not there, is one of these values."""
     return isinstance(value, dict) and any(_same(value.get(name), each) for each in values)
 
 
@@ -329,7 +334,8 @@ class ErrorShape:
 class Endpoint:
     """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part.
 
-    ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
+    ``{model}`` is such a part, or the beginning of one, and names the model that is asked for; any other word in braces
+    is one that names something stored, of that kind. ``owned``, ``makes`` and ``lists`` are described in ``ownership``.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
     """
 
@@ -345,6 +351,9 @@ class Endpoint:
     refuse: Trie[Condition]
     socket: SocketSpec | None = None
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
+    owned: Trie[Owned] = field(default_factory=lambda: Trie["Owned"]([]))
+    makes: Trie[Makes] = field(default_factory=lambda: Trie["Makes"]([]))
+    lists: Trie[Listed] = field(default_factory=lambda: Trie["Listed"]([]))
 
 
 @dataclass(frozen=True, slots=True)

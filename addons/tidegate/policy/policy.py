@@ -47,6 +47,14 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """Where the control store is, and for how many seconds it knows who made what. ``path`` is absolute."""
+
+    path: str
+    retain: float
+
+
+@dataclass(frozen=True, slots=True)
 class OidcIdentity:
     """An OpenID Connect issuer whose access tokens are accepted. Times are in seconds.
 
@@ -131,6 +139,7 @@ class Policy:
     actions: Mapping[tuple[str, Direction], Action]
     decisions: Mapping[Direction, Mapping[str, Action]] = field(repr=False)
     recording: Recording
+    state: State
     warnings: tuple[str, ...]
     ner: Ner | None = None
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tidegate.dialects.addresses import match, model_named
+from tidegate.dialects.addresses import match, model_named, stored_in
 from tidegate.model import Connection, Denial, Head, Origin, Reason, Route
 from tidegate.policy.policy import Policy, Routes, Unlisted
 
@@ -55,8 +55,9 @@ def route(policy: Policy, head: Head) -> Route | Pass | Denial:
     if isinstance(found, Denial):
         return found
     connection, endpoint, below = found
-    model = model_named(policy.dialects[connection.dialect].endpoints[endpoint], below)
-    return Route(connection, endpoint, f"{connection.upstream_path}{below}{mark}{query}", model)
+    known = policy.dialects[connection.dialect].endpoints[endpoint]
+    to = f"{connection.upstream_path}{below}{mark}{query}"
+    return Route(connection, endpoint, to, model_named(known, below), stored_in(known, below))
 
 
 def routes(connections: Iterable[Connection]) -> Routes:
