@@ -115,10 +115,10 @@ FAULTS: dict[str, list[str]] = {
         "FILE:8: connections[0].dialect: found 'opnai'; accepted: anthropic or bedrock or cohere or gemini or ollama or openai",
     ],
     "unknown-endpoint": [
-        "FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: chat or completions or embeddings or models or responses or responses_socket",
+        "FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: assistants or batches or cancel_batch or cancel_response or cancel_run or cancel_vector_store_files or chat or completions or conversation_items or conversations or embeddings or file_content or list_assistants or list_batches or list_files or list_vector_stores or models or response_items or responses or responses_socket or runs or search_vector_store or stored_assistants or stored_batches or stored_conversations or stored_files or stored_responses or stored_runs or stored_thread_messages or stored_threads or stored_vector_store_files or stored_vector_stores or thread_and_run or thread_messages or threads or tool_outputs or update_assistant or update_run or update_vector_store or update_vector_store_files or vector_store_files or vector_stores",
     ],
     "unknown-key": [
-        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording",
+        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording, state",
         "FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path",
     ],
     "unknown-role": [

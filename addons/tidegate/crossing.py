@@ -317,7 +317,15 @@ class Crossing:
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
             return judge(
-                policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted, owners=event.owners
+                policy,
+                endpoint,
+                grant,
+                value,
+                plain,
+                extra=extra,
+                extracted=event.extracted,
+                named=True,
+                owners=event.owners,
             )
         if plain:
             return Judged(grant, "body", NO_BODY)
@@ -508,7 +516,7 @@ class Crossing:
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
         endpoint = self._endpoint()
         made: tuple[Stored, ...] = ()
-        if self.status < 300 and (endpoint.lists.paths or endpoint.makes.paths):
+        if self.status < 300 and (endpoint.lists.paths or endpoint.makes.paths or endpoint.local.paths):
             owned = self._owned(plain, event.owners)
             if not isinstance(owned, tuple):
                 return owned
@@ -531,6 +539,10 @@ class Crossing:
             if owners is None:
                 return Unowned(listed)
             ownership.keep_own(endpoint, value, owners)
+        if endpoint.local.paths:
+            assert self.route is not None
+            ownership.make_local(endpoint, value, self.route.connection)
+        if endpoint.lists.paths or endpoint.local.paths:
             plain = bodies.dump(value)
         return plain, ownership.made(endpoint, value)
 

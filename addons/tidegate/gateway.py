@@ -383,8 +383,8 @@ class Gateway(Fence):
         if isinstance(step, steps.Claim):
             if step.made:
                 self._claim(exchange, step.made)
-            await asyncio.wait([asyncio.wrap_future(each) for each in exchange.claims])
-            kept = all(each.exception() is None for each in exchange.claims)
+            results = await asyncio.gather(*map(asyncio.wrap_future, exchange.claims), return_exceptions=True)
+            kept = all(each is None for each in results)
             exchange.claims = []
             step = steps.Nothing() if crossing.stage is Stage.OVER else crossing.receive(steps.Claimed(kept))
         self._answered(exchange, step)

@@ -73,23 +73,24 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     extra: Mapping[str, str] | None = None,
     known: str = "",
     extracted: tuple[Extraction, ...] | None = None,
+    named: bool = False,
     owners: Owners | None = None,
 ) -> Judged | Unopened | Unowned:
     """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, if it is ``Judged``.
 
     ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for, ``owners``
-    what is known of the stored things it asked about. ``extra`` holds texts outside the body by the place their
-    findings are reported at. ``known`` names a field of the root that the dialect's conditions do not speak of this
-    time, and that names nothing stored; it is inspected like any other.
+    what is known of the stored things it asked about; without ``named`` a body that names any is refused. ``extra``
+    holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
+    the dialect's conditions do not speak of this time, and that names nothing stored; it is inspected like any other.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
-    denial = refused(endpoint, judged, redacting=policy.redacts_answers)
+    denial = refused(endpoint, judged, redacting=policy.redacts_answers, named=named)
     if denial is not None:
         return Judged(grant, "body", denial)
     what = asked(endpoint, value, grant.route.model)
     if isinstance(what, Denial):
         return Judged(grant, "body", what)
-    admitted = permit(endpoint, grant, what, judged, owners)
+    admitted = permit(endpoint, grant, what, judged if named else None, owners)
     if not isinstance(admitted, tuple):
         return admitted
     permitted, what = admitted

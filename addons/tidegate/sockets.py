@@ -16,11 +16,10 @@ from dataclasses import replace
 
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.errors import render_message
-from tidegate.dialects.ownership import NOT_OWNER
 from tidegate.dialects.spec import Dialect, Endpoint, JsonObject
 from tidegate.endings import CLIENT_GONE, UPSTREAM_FAILED
 from tidegate.inspection import media
-from tidegate.judging import Judged, Unopened, Unowned, judge, parse, too_large, worst
+from tidegate.judging import Judged, Unopened, judge, parse, too_large, worst
 from tidegate.model import Asked, Decision, Denial, Direction, Finding, Grant, Head, Outcome, Reason, Scanned
 from tidegate.policy.policy import Policy
 from tidegate.steps import ClientSaid, Extract, Form, Relay, UpstreamSaid
@@ -233,8 +232,7 @@ class Socket:
         )
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
-        if isinstance(judged, Unowned):  # of stored things only the answers of this very socket may be named here
-            judged = Judged(self._grant, "owner", NOT_OWNER)
+        assert isinstance(judged, Judged)  # stored things may not be named here, so nobody is asked whose they are
         place = f"message {self._heard}"
         self._scan(judged, place)
         room = max(0, FINDINGS - len(self.prompt_findings))

@@ -11,7 +11,7 @@ from tidegate.model import Stored
 _PLAIN_PART = frozenset(string.ascii_letters + string.digits + "-_.:@~")
 MODEL = "{model}"
 """The place in a path that names the model."""
-_KIND = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_KIND = re.compile(r"\{([a-z][a-z0-9-]*)\}")
 """The place in a path that names something stored, and its kind."""
 
 

@@ -38,7 +38,7 @@ SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
-    "owned", "makes", "lists",
+    "owned", "makes", "lists", "local",
 )  # fmt: skip
 ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
@@ -76,8 +76,8 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
     if "error" in top and error.message is None and any(each.socket is not None for each in endpoints.values()):
         reader.fault(top["error"], "a message too, which an endpoint with a socket refuses with", "no key message")
     for name, kinds in owning.unmade(endpoints.values()).items():
-        accepted = "kinds that an answer of this dialect makes, or nobody could ever own one"
-        reader.fault(nodes[name], accepted, ", ".join(kinds), f"{nodes[name].key}: kind")
+        accepted = "{model}, and kinds of stored things that an answer of this dialect makes"
+        reader.fault(nodes[name], accepted, ", ".join(kinds), f"{nodes[name].key}: kinds")
     return Dialect(
         name=reader.name(top.get("dialect")), endpoints=endpoints, error=error, exact=_exact(reader, endpoints, nodes)
     )
@@ -162,6 +162,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         owned=owning.owned(reader, entry.get("owned")),
         makes=owning.makes(reader, entry.get("makes")),
         lists=owning.lists(reader, entry.get("lists")),
+        local=owning.local(reader, entry.get("local")),
     )
 
 

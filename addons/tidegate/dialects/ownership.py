@@ -6,20 +6,22 @@ what is therefore remembered here, and a caller may name only his own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from tidegate.dialects.fields import Pointer
 from tidegate.dialects.spec import has_one
-from tidegate.model import Denial, Owners, Reason, Route, Stored
+from tidegate.model import Connection, Denial, Owners, Reason, Route, Stored
 
 if TYPE_CHECKING:
     from tidegate.dialects.spec import Endpoint
 
 Way = tuple[str, ...]
 Conditions = Mapping[str, tuple[object, ...]]
+
+PORTS = {"http": 80, "https": 443}
 
 NOT_OWNER = Denial(
     Reason.NOT_OWNER,
@@ -50,10 +52,17 @@ class Owned:
     unless: Conditions = field(default_factory=dict)
     query: bool = False
 
+    def concerns(self, value: object) -> bool:
+        """Say whether a value of this path names something."""
+        return value is not None and not self.query and _concerns(value, self.when, self.unless)
+
 
 @dataclass(frozen=True, slots=True)
 class Makes:
-    """A path of an answer, or of an event of a streamed one, at which an object with a new name stands."""
+    """A path of an answer, or of an event of a streamed one, at which an object with new names stands.
+
+    ``id`` leads to them from there, through the entries of lists too.
+    """
 
     path: str
     kind: str
@@ -108,7 +117,7 @@ def _ids(owned: Owned, value: object) -> tuple[str, ...] | Denial:
                 return ids
             found.extend(ids)
         return tuple(found)
-    if not _concerns(value, owned.when, owned.unless):
+    if not owned.concerns(value):
         return ()
     named = [told for way in owned.id if (told := _at(value, way)) is not None]
     texts = tuple(each for each in named if isinstance(each, str))
@@ -125,9 +134,8 @@ def made(endpoint: Endpoint, value: object) -> tuple[Stored, ...]:
     for one in endpoint.makes.select(value):
         for makes in one.payloads:
             if isinstance(one.value, dict) and _concerns(one.value, makes.when, makes.unless):
-                name = _at(one.value, makes.id)
-                if isinstance(name, str) and name:
-                    found[Stored(makes.kind, name)] = None
+                names = (name for name in _all(one.value, makes.id) if isinstance(name, str) and name)
+                found.update(dict.fromkeys(Stored(makes.kind, name) for name in names))
     return tuple(found)
 
 
@@ -151,6 +159,25 @@ def keep_own(endpoint: Endpoint, value: object, owners: Owners) -> None:
                 _rename_ends(each, one.parent, one.pointer, entries)
 
 
+def make_local(endpoint: Endpoint, value: object, connection: Connection) -> None:
+    """Write an answer's addresses at the upstream, in place, as paths below the base URL that the client uses.
+
+    A client that asked for the whole address would go round the gate, and show the provider its own token.
+    """
+    upstream = connection.upstream
+    for one in endpoint.local.select(value):
+        try:
+            found = urlsplit(one.value) if isinstance(one.value, str) else None
+            port = found.port if found is not None else None
+        except ValueError:
+            continue
+        if found is None or (found.scheme, found.hostname) != (upstream.scheme, upstream.host):
+            continue
+        path = found.path.removeprefix(connection.upstream_path)
+        if (port or PORTS.get(found.scheme)) == upstream.port and isinstance(one.parent, dict | list):
+            one.parent[one.pointer[-1]] = f"{path}?{found.query}" if found.query else path  # type: ignore[index]
+
+
 def _rename_ends(listed: Listed, parent: dict[str, object], pointer: Pointer, entries: list[object]) -> None:
     for name, at in zip(listed.ends or (), (0, -1), strict=False):
         if name in parent and name != pointer[-1]:
@@ -170,6 +197,17 @@ def _concerns(value: object, when: Conditions, unless: Conditions) -> bool:
     return all(has_one(value, *each) for each in when.items()) and not any(
         has_one(value, *each) for each in unless.items()
     )
+
+
+def _all(value: object, way: Way) -> Iterator[object]:
+    """Follow a way into every entry of the lists along it."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _all(each, way)
+    elif not way:
+        yield value
+    elif isinstance(value, dict):
+        yield from _all(value.get(way[0]), way[1:])
 
 
 def _at(value: object, way: Way) -> object:

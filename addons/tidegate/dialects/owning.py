@@ -71,6 +71,12 @@ def lists(reader: Reader, node: Node | None) -> Trie[Listed]:
     return compiled(reader, paths)
 
 
+def local(reader: Reader, node: Node | None) -> Trie[str]:
+    """Read where an answer gives an address at the upstream that the client will ask for."""
+    found = reader.texts(node, f"a list with {EXPRESSION}")
+    return compiled(reader, [(text, str(text.value)) for text in found])
+
+
 def unmade(endpoints: Iterable[Endpoint]) -> dict[str, tuple[str, ...]]:
     """Return the kinds that requests name and no answer makes, by endpoint: nobody could ever own one."""
     every = tuple(endpoints)

@@ -335,7 +335,8 @@ class Endpoint:
     """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part.
 
     ``{model}`` is such a part, or the beginning of one, and names the model that is asked for; any other word in braces
-    is one that names something stored, of that kind. ``owned``, ``makes`` and ``lists`` are described in ``ownership``.
+    is one that names something stored, of that kind. ``owned``, ``makes``, ``lists`` and ``local`` are described in
+    ``ownership``.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
     """
 
@@ -354,6 +355,7 @@ class Endpoint:
     owned: Trie[Owned] = field(default_factory=lambda: Trie["Owned"]([]))
     makes: Trie[Makes] = field(default_factory=lambda: Trie["Makes"]([]))
     lists: Trie[Listed] = field(default_factory=lambda: Trie["Listed"]([]))
+    local: Trie[str] = field(default_factory=lambda: Trie[str]([]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,8 +405,16 @@ def is_exempt(leaf: Leaf[RequestField] | Leaf[AnswerField]) -> bool:
     return False
 
 
-def refused(endpoint: Endpoint, body: object, *, redacting: bool) -> Denial | None:
-    """Refuse a request that holds what rules cannot read, or that asks for second copies of a text to be redacted."""
+def refused(endpoint: Endpoint, body: object, *, redacting: bool, named: bool = False) -> Denial | None:
+    """Refuse a request that holds what rules cannot read, or that asks for second copies of a text to be redacted.
+
+    So is one that names something stored, unless whoever asks finds out whose that is (``named``).
+    """
+    for stored in () if named else endpoint.owned.select(body):
+        for owned in stored.payloads:
+            if owned.concerns(stored.value):
+                because = "something stored, which may be another caller's"
+                return Denial(Reason.BODY_OPAQUE, 400, f"The request uses {owned.path}: {because}.")
     for found in endpoint.deny.select(body):
         for condition in found.payloads:
             if condition.meets(found.value):

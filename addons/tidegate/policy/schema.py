@@ -59,7 +59,7 @@ DIALECTS = ("dialects/*.yaml",)
 RECORDING_PATH = "recordings/tidegate.db"
 STATE_NAME = "control.db"
 STATE_RETAIN = 400 * 86400.0
-"""OpenAI keeps responses for 30 days, files and assistants until they are deleted; whose is forgotten nobody can use."""
+"""OpenAI keeps responses for 30 days, files until they are deleted; what nobody is known to own nobody can use."""
 _NAMES = 'a list of names, or ["*"] for all of them'
 _PATTERNS = "a list of names in which * stands for any text"
 

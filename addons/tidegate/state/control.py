@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,11 @@ class Control:
             fault = error if isinstance(error, StateError) else self._fault(error)
             results = [(each, None, fault) for each in jobs]
         for job, result, problem in results:
-            if problem is None:
-                job.done.set_result(result)
-            else:
-                job.done.set_exception(problem)
+            with contextlib.suppress(InvalidStateError):  # whoever asked has gone; it is done all the same
+                if problem is None:
+                    job.done.set_result(result)
+                else:
+                    job.done.set_exception(problem)
 
     def _try(self, job: _Job) -> tuple[_Job, Any, Exception | None]:
         self._writer.execute("SAVEPOINT job")
@@ -184,11 +185,10 @@ class Control:
             result = job.work(self._writer)
         except sqlite3.IntegrityError as error:
             self._writer.execute("ROLLBACK TO job")
-            result, problem = None, StateError(f"{self.path}: not kept: {_name(error)}")
-        else:
-            problem = None
+            self._writer.execute("RELEASE job")
+            return job, None, StateError(f"{self.path}: not kept: {_name(error)}")
         self._writer.execute("RELEASE job")
-        return job, result, problem
+        return job, result, None
 
     def _fault(self, error: Exception) -> StateError:
         """Roll back, and decide whether the connection may be used again."""

@@ -6,9 +6,10 @@ a hash, because an upstream writes it and may write anything into it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ NAME_BYTES = 20
 """Enough that no two names of even 2**40 ever collide (2**-80), and that nobody finds one that collides with another's
 (2**80 hashes)."""
 
+REMEMBERED = 4096
+"""Claims that are known to be kept, so that nothing is written for them again: about a megabyte."""
+
 DELETED_AT_ONCE = 20_000
 """Rows that one pass over what is too old deletes: under a tenth of a second, for others wait."""
 
@@ -30,6 +34,7 @@ class Ownership:
     def __init__(self, path: Path, retain: float, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._retain = retain
+        self._kept: dict[Hashable, None] = {}
         self.control = Control(path, (self._tidy,))
 
     def claim(self, connection: str, caller: Caller, made: Sequence[Stored], model: str | None) -> Future[None]:
@@ -43,11 +48,26 @@ class Ownership:
             (owner,) = db.execute("SELECT id FROM owner WHERE identity = ? AND subject = ?", who).fetchone()
             db.executemany(
                 "INSERT INTO owned (name, owner, connection, kind, model, made) VALUES (?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT DO NOTHING",
+                "ON CONFLICT (name) DO UPDATE SET model = excluded.model "
+                "WHERE owner = excluded.owner AND excluded.model IS NOT NULL AND model IS NOT excluded.model",
                 [(key, owner, connection, kind, model, at) for key, kind in names],
             )
 
-        return self.control.write(work)
+        key = (connection, caller.identity, caller.subject, model, frozenset(made))
+        if key in self._kept:  # as when an answer is fetched again and again until it is there
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+        future = self.control.write(work)
+        future.add_done_callback(lambda done: self._note(key) if done.exception() is None else None)
+        return future
+
+    def _note(self, key: Hashable) -> None:
+        """Remember a claim that is kept, and forget the oldest."""
+        self._kept[key] = None
+        while len(self._kept) > REMEMBERED:
+            with contextlib.suppress(KeyError, RuntimeError):  # another thread may have forgotten it
+                del self._kept[next(iter(self._kept))]
 
     def find(self, connection: str, caller: Caller, asked: Sequence[Stored]) -> Future[Owners]:
         """Find out which of these a caller made; the future has those that are his, or a ``StateError``."""
