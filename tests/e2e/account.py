@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.e2e.families import LEAK, cut
 from tests.e2e.harness import Received, Upstream, http_answer
@@ -13,6 +13,9 @@ from tests.e2e.harness import Received, Upstream, http_answer
 PAUSE = 0.01
 SILENCE = 8.0
 """How long it says nothing after its first event where it is asked ``slowly``."""
+
+
+FOUND = {"file_id": "f", "filename": "f.txt", "score": 0.5, "content": [{"type": "text", "text": LEAK}]}
 
 
 class Account(Upstream):
@@ -59,41 +62,35 @@ class Account(Upstream):
             return {"id": known[-1], "object": f"{parts[0]}.deleted", "type": "message_batch_deleted", "deleted": True}
         if method == "GET":
             return self._get(parts, known)
-        match [each for each in parts if each not in known]:
-            case ["responses"]:
-                return self._response(body)
-            case ["responses", "cancel"]:
-                return self.kept[known[0]] | {"status": "cancelled"}
-            case ["conversations"]:
-                return self.new("conv", object="conversation", metadata={})
-            case ["conversations", "items"]:
-                items = [self.new("msg", type="message", role="user", status="completed", content=[]) for _ in "ab"]
-                return {"object": "list", "data": items, "has_more": False}
-            case ["test_uploads"]:
-                return self.new("file", object="file", purpose="batch", filename="a.jsonl", bytes=9, status="processed")
-            case ["batches"]:
-                return self._batch(body)
-            case ["batches", "cancel"]:
-                return self.kept[known[0]] | {"status": "cancelling"}
-            case ["vector_stores"]:
-                return self.new("vs", object="vector_store", name=body.get("name"), status="completed")
-            case ["vector_stores", "search"]:
-                found = {"file_id": "f", "filename": "f.txt", "score": 0.5, "content": [{"type": "text", "text": LEAK}]}
-                return {"object": "vector_store.search_results.page", "data": [found], "has_more": False}
-            case ["assistants"]:
-                return self.new("asst", object="assistant", model=body["model"], tools=[], metadata={})
-            case ["threads"]:
-                return self.new("thread", object="thread", metadata={})
-            case ["threads", "messages"]:
-                text = [{"type": "text", "text": {"value": body["content"], "annotations": []}}]
-                return self.new("msg", object="thread.message", role="user", thread_id=known[0], content=text)
-            case ["threads", "runs"]:
-                return self._started(known[0] if known else None, body)
-            case ["messages", "test_batches"]:
-                return self._message_batch()
-            case ["messages", "batches", "cancel"]:
-                return self.kept[known[0]] | {"processing_status": "canceling"}
-        return None
+        here = "/".join("*" if each in known else each for each in parts)
+        make = self._makers().get(here)
+        return None if make is None else make(known, body)
+
+    def _makers(self) -> dict[str, Callable[[list[str], dict], dict]]:
+        return {
+            "responses": lambda _, body: self._response(body),
+            "responses/*/cancel": lambda known, _: self.kept[known[0]] | {"status": "cancelled"},
+            "conversations": lambda *_: self.new("conv", object="conversation", metadata={}),
+            "conversations/*/items": lambda *_: {"object": "list", "data": self._items(), "has_more": False},
+            "test_uploads": lambda *_: self._file("batch"),
+            "batches": lambda _, body: self._batch(body),
+            "batches/*/cancel": lambda known, _: self.kept[known[0]] | {"status": "cancelling"},
+            "vector_stores": lambda *_: self.new("vs", object="vector_store", name="notes", status="completed"),
+            "vector_stores/*/search": lambda *_: {"object": "vector_store.search_results.page", "data": [FOUND]},
+            "assistants": lambda _, body: self.new("asst", object="assistant", model=body["model"], tools=[]),
+            "threads": lambda *_: self.new("thread", object="thread", metadata={}),
+            "threads/*/messages": lambda known, _: self.new("msg", object="thread.message", thread_id=known[0]),
+            "threads/runs": lambda _, body: self._started(None, body),
+            "threads/*/runs": lambda known, body: self._started(known[0], body),
+            "messages/test_batches": lambda *_: self._message_batch(),
+            "messages/batches/*/cancel": lambda known, _: self.kept[known[0]] | {"processing_status": "canceling"},
+        }
+
+    def _items(self) -> list[dict]:
+        return [self.new("msg", type="message", role="user", status="completed", content=[]) for _ in "ab"]
+
+    def _file(self, purpose: str) -> dict:
+        return self.new("file", object="file", purpose=purpose, filename="a.jsonl", bytes=9, status="processed")
 
     def _get(self, parts: list[str], known: list[str]) -> dict | None:
         if known and parts[-1] == known[-1]:
@@ -122,7 +119,7 @@ class Account(Upstream):
         )
 
     def _batch(self, body: dict) -> dict:
-        file = self.new("file", object="file", purpose="batch_output", filename="o.jsonl", bytes=9, status="processed")
+        file = self._file("batch_output")
         asked = {key: body[key] for key in ("input_file_id", "endpoint", "completion_window")}
         return self.new("batch", object="batch", status="completed", output_file_id=file["id"], **asked)
 

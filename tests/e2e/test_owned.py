@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_a_streamed_response_is_its_callers_from_its_first_event(setting: Settin
             if event.type == "response.created":
                 name = event.response.id
                 alice.responses.retrieve(name)  # before the stream has ended
-                setting.denied(lambda: bob.responses.retrieve(name))
+                setting.denied(partial(bob.responses.retrieve, name))
             elif event.type == "response.output_text.delta":
                 text += event.delta
     masked(text)
@@ -299,7 +300,7 @@ def test_where_a_request_names_no_model_that_of_what_it_names_counts(setting: Se
     assert lisa.responses.retrieve(made.id).id == made.id
     refuse = openai.PermissionDeniedError, "model_denied"
     setting.denied(lambda: lisa.beta.assistants.create(model="sample-large"), *refuse)
-    setting.denied(lambda: lisa.beta.threads.create(), *refuse)  # made with no model at all
+    setting.denied(lisa.beta.threads.create, *refuse)  # made with no model at all
     assert setting.openai("alice").responses.create(model="other-model", input="hello").id
 
 
