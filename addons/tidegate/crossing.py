@@ -436,8 +436,9 @@ class Crossing:
         With ``ending`` it is the last; with ``denial`` it already ends with the dialect's own error event.
         """
         assert self._stream is not None
-        made, self._stream.made = self._stream.made, []
-        claims, fresh = self._claims, self._claims.fresh(made)
+        claims, made = self._claims, self._stream.made
+        fresh = claims.fresh(made) if made else ()
+        made.clear()
         if not fresh and not claims.waiting:
             return Emit(data) if ending is None else self._break_off(data, ending, denial)
         claims.waiting = True
