@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.account import SILENCE, Account, ids
-from tests.e2e.harness import CREDENTIAL, ROOT, Process, policy, tidegate_run, token
+from tests.e2e.harness import CREDENTIAL, ROOT, Process, policy, tidegate_run, token, wait_for_port
 from tidegate.evidence import queries
 
 openai = pytest.importorskip("openai")
@@ -102,7 +102,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         written = policy(folder, upstream.url, roles=ROLES, bindings=BINDINGS)
         tokens = {name: token(folder, name) for name in ("alice", "bob")}
         tokens["lisa"] = token(folder, "lisa", ("limited",))
-        with tidegate_run(written) as gate:
+        with tidegate_run(written, wait=False) as gate:
+            wait_for_port(gate.port, gate.process, 120)
             found = Setting(gate, upstream, tokens, folder)
             with found.open:
                 yield found
@@ -337,7 +338,8 @@ def test_who_made_what_survives_a_kill_and_a_second_process_knows_it(setting: Se
         state={"path": "control.db"},
     )
     assert written.exists()
-    with tidegate_run(again) as second:
+    with tidegate_run(again, wait=False) as second:
+        wait_for_port(second.port, second.process, 120)
         with openai.OpenAI(
             base_url=f"{second.url}/openai/v1", api_key=setting.tokens["alice"], max_retries=0
         ) as client:
