@@ -131,7 +131,7 @@ def permit(
         if owners is not None and what.model is None:
             models = tuple(sorted({name for each in stored if (name := owners.own[each]) is not None}))
     for each in models or (what.model,):
-        what = replace(what, model=each)
+        what = replace(what, model=each) if models else what
         permitted = permission.permit(grant, what)
         if isinstance(permitted, Denial):
             return Judged(grant, "permission", permitted, what)
