@@ -127,7 +127,7 @@ FAULTS: dict[str, list[str]] = {
         f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {ENDPOINTS}",
     ],
     "unknown-key": [
-        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording",
+        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording, state",
         "FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path",
     ],
     "unknown-role": [

@@ -16,8 +16,11 @@ from mitmproxy.test import tflow
 from tests.e2e import harness as h
 from tests.ner_model import make
 from tidegate.building import build_gate
+from tidegate.evidence.store import Recorder
 from tidegate.inspection.ner.pool import Pool
 from tidegate.model import Reason
+from tidegate.policy.policy import PolicyError
+from tidegate.replay.flows import encode
 
 BODY = json.dumps({"model": "sample-small", "messages": [{"role": "user", "content": "hello"}]}).encode()
 
@@ -103,3 +106,61 @@ async def test_a_reload_changes_the_local_model_and_ends_the_old_one(tmp_path: P
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     await gate.close()
+
+
+def responses(token: str, **more: object) -> http.HTTPFlow:
+    made = flow(token, json.dumps({"model": "sample-small", "input": "hello", **more}).encode())
+    made.request.path = "/openai/v1/responses"
+    return made
+
+
+def reason(made: http.HTTPFlow) -> str:
+    assert made.response is not None
+    return str(json.loads(made.response.content or b"")["error"]["code"])
+
+
+async def asked(gate: object, made: http.HTTPFlow) -> http.HTTPFlow:
+    for hook in (gate.addon.requestheaders, gate.addon.request):  # type: ignore[attr-defined]
+        if waiting := hook(made):
+            await waiting
+    return made
+
+
+async def test_where_nobody_can_tell_whose_it_is_nothing_is_sent_or_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, token = h.policy(tmp_path, "http://127.0.0.1:9"), h.token(tmp_path)
+    monkeypatch.setenv("TIDEGATE_TEST_CREDENTIAL", "credential")
+    gate = build_gate(written)
+    await gate.start()
+    assert gate.addon.ownership is not None
+    assert reason(await asked(gate, responses(token, previous_response_id="resp_1"))) == "not_owner"
+    made = await asked(gate, responses(token))
+    assert made.response is None
+    gate.addon.ownership.control.failed = "the disk is gone"
+    made.response = http.Response.make(200, b"", {"content-type": "application/json"})
+    gate.addon.responseheaders(made)
+    made.response.content = b'{"id": "resp_1", "object": "response", "output": []}'
+    await gate.addon.response(made)
+    assert reason(made) == "state_unavailable"
+    assert b"resp_1" not in made.response.content
+    gate.addon.close_state()
+    refused = await asked(gate, responses(token, previous_response_id="resp_1"))
+    assert reason(refused) == "state_unavailable"
+    assert gate.addon.outgoing(refused, refused.request) is None
+    plain = await asked(gate, flow(token))
+    assert gate.addon.outgoing(plain, plain.request) is not None, "who names nothing stored is not concerned"
+    await gate.close()
+
+
+def test_a_control_store_that_is_something_else_is_told_before_anything_listens(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("no database " * 100)
+    written = h.policy(tmp_path, "http://127.0.0.1:9", state={"path": "text.db"})
+    with pytest.raises(PolicyError) as caught:
+        build_gate(written)
+    (fault,) = caught.value.faults
+    assert str(fault).startswith(f"{written}: state.path: found {tmp_path / 'text.db'}: cannot be opened")
+    assert str(fault).endswith("; accepted: a control store, or no file yet")
+    again = Recorder(tmp_path / "recording.db", encode)
+    again.start()  # the recording was let go
+    again.close()

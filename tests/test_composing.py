@@ -22,7 +22,7 @@ from tidegate.inspection.attachments import extract
 from tidegate.inspection.bodies import Inspected
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.composed import Judge, inspect_whole
-from tidegate.model import Action, Caller, Head, OnUnknown, Reason, Scanned
+from tidegate.model import Action, Caller, Head, OnUnknown, Owners, Reason, Scanned, Stored
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy
 
@@ -264,12 +264,27 @@ LINES: dict[str, tuple[bytes, str, str]] = {
     "no JSON": (b'{"a":', "body_malformed", "In line 2 of the file: it is not JSON."),
     "no object": (b"[]", "body_malformed", "In line 2 of the file: it is not a JSON object."),
     "a key twice": (b'{"a":1,"a":2}', "body_malformed", "In line 2 of the file: an object holds the same key twice."),
-    "a stored answer": (
-        line(url="/v1/responses", body={"model": "good-one", "previous_response_id": "resp_1"}),
-        "body_opaque",
-        "In line 2 of the file: The request uses ",
+    "a stored answer by its address": (
+        line(url="/v1/responses/resp_1/cancel", body={"model": "good-one"}),
+        "no_endpoint",
+        "In line 2 of the file: it names no endpoint of the connection that it could ask.",
     ),
 }  # fmt: skip
+
+
+def test_what_is_stored_may_be_named_in_a_line_by_who_made_it(policy: Policy) -> None:
+    lines = [line(url="/v1/responses", body={"model": "good-one", "previous_response_id": each}) for each in ("a", "b")]
+    body = upload(line(body=chat("x")), *lines)
+    one, other = Stored("response", "a"), Stored("response", "b")
+    for known, refused in (({one: None, other: None}, None), ({one: None}, "not_owner"), ({}, "not_owner")):
+        exchange, step = crossed(policy, body, FILES, LABEL)
+        assert step == steps.LookUp((one, other))
+        step = exchange.receive(steps.BodyArrived(body, owners=Owners(known)))
+        if refused is None:
+            assert isinstance(step, steps.KeepIntent)
+        else:
+            assert refusal(step)[0] == refused
+            assert refusal(step)[1].startswith("In line ")
 
 
 @pytest.mark.parametrize(("bad", "reason", "message"), LINES.values(), ids=LINES.keys())

@@ -425,3 +425,37 @@ def test_every_reason_of_a_token_is_documented() -> None:
     named = set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
     prefixes = ("caller_", "token_", "key_", "groups_", "idp_")
     assert named == {reason.value for reason in Reason if reason.value.startswith(prefixes)}
+
+
+def test_where_the_control_store_is(folder: Path) -> None:
+    policy = load(folder / "policy.yaml")
+    assert (policy.state.path, policy.state.retain) == (str(folder / "recordings" / "control.db"), 400 * 86400)
+    policy = change(folder, more="state: {path: a/b.db, retain: 30d}\n")
+    assert (policy.state.path, policy.state.retain) == (str(folder / "a" / "b.db"), 30 * 86400)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("{path: recordings/tidegate.db}", "state.path: found the file of the recording; accepted: a file of its own"),
+        ("{path: .}", "state.path: found a directory; accepted: the path of an SQLite file"),
+        ("{path: 5}", "state.path: found 5; accepted: the path of an SQLite file"),
+        ("{retain: 5}", "state.retain: found 5; accepted: "),
+        ("{keep: 5d}", "state.keep: found an unknown key; accepted: the keys path, retain"),
+        ("[]", "state: found a list; accepted: "),
+    ],
+)
+def test_a_control_store_that_cannot_be(folder: Path, state: str, message: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        change(folder, more=f"state: {state}\n")
+    assert [message in str(each) for each in caught.value.faults] == [True]
+
+
+def test_callers_that_nobody_tells_apart_share_what_they_store_and_the_start_says_so(folder: Path) -> None:
+    path = folder / "policy.yaml"
+    text = re.sub(r"identity:\n.*\n.*\n", "identity: none\n", path.read_text())
+    path.write_text(re.sub(r"bindings:\n.*\n", 'bindings:\n  - {subjects: ["none:anyone"], roles: [engineer]}\n', text))
+    assert not [each for each in load(path).warnings if "is stored" in each]
+    path.write_text(path.read_text().replace("endpoints: [chat", "endpoints: [responses, threads, chat"))
+    shared = "whatever is stored through responses, threads belongs to everybody who reaches this port"
+    assert f"connection openai: identity: none: {shared}" in load(path).warnings

@@ -320,7 +320,6 @@ def test_a_message_goes_up_as_it_was_judged(policy: Policy) -> None:
 KEPT = {
     "secret": (asks(f"use {KEY}"), "finding"),
     "pictures": (asks("x", input=[{"content": [{"image_url": "x"}]}]), "body_opaque"),
-    "background": (asks(background=True), "body_opaque"),
     "another's answers": (asks(previous_response_id=["resp_9"]), "body_opaque"),
     "another's answer": (asks(previous_response_id="resp_9"), "body_opaque"),
     "several at once": (asks(stream_id="a"), "body_opaque"),

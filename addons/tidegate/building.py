@@ -18,6 +18,8 @@ from tidegate.model import Caller, Fault
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy, PolicyError
 from tidegate.replay.flows import encode
+from tidegate.state.control import StateError
+from tidegate.state.ownership import Ownership
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Gate:
             await self.addon.ner.close()
         await self.addon.verifier.close()
         self.addon.recorder.close()
+        self.addon.close_state()
 
     def reload(self, path: Path) -> None:
         """Put another policy in force for the exchanges to come; the old one stays if the new one has a fault.
@@ -98,4 +101,10 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     recorder.start()
     gateway = Gateway(policy, recorder, Verifier(policy.identities), credentials, replay_caller)
     gateway.ner = _pool(policy)
+    gateway.ownership = Ownership(Path(policy.state.path), policy.state.retain)
+    try:
+        gateway.ownership.control.start()
+    except StateError as why:
+        recorder.close()
+        raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
     return Gate(gateway, problems)

@@ -123,6 +123,7 @@ def _judge(
     if isinstance(admitted, Denial):
         return Judged(grant, "grant", admitted)
     one = judging.judge(policy, message.endpoint, admitted, message.value, plain, extra=extra, extracted=extracted)
+    assert not isinstance(one, judging.Unowned), "what names something stored is refused here"
     if isinstance(one, Judged) and any(each.where == "$.id" and each.action is Action.REDACT for each in one.findings):
         return replace(one, denial=one.denial or _ID_FOUND)  # its answer would find nobody
     return one

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from tidegate.dialects import reading
-from tidegate.dialects.addresses import match, model_named
+from tidegate.dialects.addresses import match, model_named, stored_in
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.fields import Pointer, where
 from tidegate.dialects.kinds import Inner
@@ -41,8 +41,8 @@ from tidegate.inspection import media
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.bodies import at, put
 from tidegate.inspection.media import Opened
-from tidegate.judging import Judged, Unopened, judge
-from tidegate.model import Asked, Denial, Finding, Grant, Reason
+from tidegate.judging import Judged, Unopened, Unowned, judge
+from tidegate.model import Asked, Denial, Finding, Grant, Owners, Reason, Stored
 from tidegate.policy.policy import Policy
 
 
@@ -80,6 +80,7 @@ class _Sum:
     unread: list[tuple[str, str]] = field(default_factory=list)
     opened: bool = False
     attachments: list[bytes] = field(default_factory=list, repr=False)
+    unowned: list[Stored] = field(default_factory=list)
 
     def take(self, judged: Judged, place: str = "", said: str = "") -> bool:
         """Add the judgement of a part; say whether it ends the whole. A finding does not: others are found too."""
@@ -96,7 +97,7 @@ class _Sum:
         return judged.denial.reason is not Reason.FINDING
 
 
-def judge_body(
+def judge_body(  # noqa: PLR0913 - each is another part of what is judged
     policy: Policy,
     endpoint: Endpoint,
     grant: Grant,
@@ -105,7 +106,8 @@ def judge_body(
     *,
     extra: Mapping[str, str] | None = None,
     extracted: tuple[Extraction, ...] | None = None,
-) -> Judged | Unopened:
+    owners: Owners | None = None,
+) -> Judged | Unopened | Unowned:
     """Judge a decoded body of any kind, with all that is in it. Other arguments and results are those of ``judge``."""
     body = reading.read(endpoint, plain, content_type)
     if isinstance(body, Denial):
@@ -117,15 +119,17 @@ def judge_body(
         put(body.value, unit.pointer, None)
     files = tuple(media.Part(pointer, where(pointer), "", data) for pointer, data in body.files)
     total, supply = _Sum(), None if extracted is None else list(extracted)
-    outer = _one(policy, endpoint, grant, body.value, plain, supply, extra, files)
+    outer = _one(policy, endpoint, grant, body.value, plain, supply, owners, extra, files)
     ended = _took(total, outer)
     written: list[tuple[Unit, object]] = []
     for unit in inner if not ended else ():
-        judged = _inner(policy, unit, grant, supply)
+        judged = _inner(policy, unit, grant, supply, owners)
         if _took(total, judged, unit):
             break
         if isinstance(judged, Judged):
             written.append((unit, strict_json(judged.body)))
+    if total.unowned and not (total.denial is not None and total.denial.reason is not Reason.FINDING):
+        return Unowned(tuple(dict.fromkeys(total.unowned)))
     if total.attachments and not (total.denial is not None and total.denial.reason is not Reason.FINDING):
         return Unopened(tuple(total.attachments))
     left = outer if isinstance(outer, Judged) else Judged(grant)  # what ended it came before the attachments were read
@@ -176,7 +180,9 @@ def _named(policy: Policy, grant: Grant, inner: Inner, beside: Mapping[str, obje
     if not isinstance(method, str) or not isinstance(url, str):
         return "", None
     found = match(policy.dialects[grant.route.connection.dialect], method, url)
-    return ("", None) if found is None else (found.name, model_named(found, url))
+    if found is None or stored_in(found, url):  # what an address names nobody looks up here
+        return "", None
+    return found.name, model_named(found, url)
 
 
 def _is_inner(endpoint: Endpoint) -> bool:
@@ -203,13 +209,15 @@ def _files(value: object) -> Iterator[tuple[Pointer, list[object]]]:
                 yield ((name, "lines") if way is None else (name, way, "lines")), lines
 
 
-def _inner(policy: Policy, unit: Unit, grant: Grant, supply: list[Extraction] | None) -> Judged | Unopened:
+def _inner(
+    policy: Policy, unit: Unit, grant: Grant, supply: list[Extraction] | None, owners: Owners | None
+) -> Judged | Unopened | Unowned:
     """Judge an inner body as a request of its own."""
-    route = replace(grant.route, endpoint=unit.endpoint.name, model=unit.model)
+    route = replace(grant.route, endpoint=unit.endpoint.name, model=unit.model, stored=())
     own = permission.admit(policy, route, grant.caller)
     if isinstance(own, Denial):
         return Judged(grant, "grant", own)
-    return _one(policy, unit.endpoint, own, unit.value, dump(unit.value), supply)
+    return _one(policy, unit.endpoint, own, unit.value, dump(unit.value), supply, owners)
 
 
 def _one(  # noqa: PLR0913, PLR0917 - each is another part of what is judged
@@ -219,19 +227,25 @@ def _one(  # noqa: PLR0913, PLR0917 - each is another part of what is judged
     value: JsonObject,
     plain: bytes,
     supply: list[Extraction] | None,
+    owners: Owners | None,
     extra: Mapping[str, str] | None = None,
     files: Sequence[media.Part] = (),
-) -> Judged | Unopened:
+) -> Judged | Unopened | Unowned:
     """Judge one value; what was read of its attachments is taken off ``supply``."""
-    judged = judge(policy, endpoint, grant, value, plain, extra=extra, files=files)
+    judged = judge(policy, endpoint, grant, value, plain, extra=extra, files=files, named=True, owners=owners)
     if supply is None or not isinstance(judged, Unopened):
         return judged
     count = len(judged.attachments)
     own, supply[:] = tuple(supply[:count]), supply[count:]
-    return judge(policy, endpoint, grant, value, plain, extra=extra, files=files, extracted=own)
+    return judge(
+        policy, endpoint, grant, value, plain, extra=extra, files=files, extracted=own, named=True, owners=owners
+    )
 
 
-def _took(total: _Sum, judged: Judged | Unopened, unit: Unit | None = None) -> bool:
+def _took(total: _Sum, judged: Judged | Unopened | Unowned, unit: Unit | None = None) -> bool:
+    if isinstance(judged, Unowned):
+        total.unowned += judged.stored
+        return False
     if isinstance(judged, Unopened):
         total.attachments += judged.attachments
         return False

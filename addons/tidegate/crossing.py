@@ -2,6 +2,7 @@
 
     HEAD ──▶ CALLER ──▶ BODY ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
       │        │         │└▶ NER ─▶┘│        ├─────▶ WHOLE ──▶ OVER
+      │        │         │    │     │        │        └▶ CLAIM ─▶┤
       │        │         │    │     │        └─────▶ SOCKET ─▶ OVER
       ├▶ PASSING (unlisted: pass)   │
       └────────┴─────────┴────┴─────┴── every refusal ───────▶ OVER
@@ -22,8 +23,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tidegate import asking, calls, grpc_calls, headers, sockets
+from tidegate.claiming import LOST, Claims, Looked
 from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
+from tidegate.dialects import ownership
 from tidegate.dialects.errors import GENERIC, GRPC, NO_CALLS, Calls, render, render_status
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.duplex import Duplex
@@ -32,7 +35,21 @@ from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.composed import Judge, inspect_whole
 from tidegate.inspection.ner.spec import Ner, Unread
-from tidegate.judging import NAMES, Judged, Unopened, again, barred, beside, inspect, judge, parse, too_large, worst
+from tidegate.judging import (
+    NAMES,
+    Judged,
+    Unopened,
+    Unowned,
+    again,
+    barred,
+    beside,
+    inspect,
+    judge,
+    parse,
+    permit,
+    too_large,
+    worst,
+)
 from tidegate.model import (
     Action,
     Asked,
@@ -45,9 +62,11 @@ from tidegate.model import (
     Grant,
     Head,
     Outcome,
+    Owners,
     Reason,
     Route,
     Scanned,
+    Stored,
     Verdict,
 )
 from tidegate.policy.policy import Policy
@@ -61,6 +80,8 @@ from tidegate.steps import (
     BodyArrived,
     Buffer,
     CallerKnown,
+    Claim,
+    Claimed,
     ClientSaid,
     Emit,
     Event,
@@ -70,6 +91,7 @@ from tidegate.steps import (
     Identify,
     IntentKept,
     KeepIntent,
+    LookUp,
     ModelSaid,
     MoreSaid,
     Nothing,
@@ -132,6 +154,7 @@ class Crossing:
         self._answering: Answering | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
         self._calls = NO_CALLS
+        self._claims = Claims()
 
     @property
     def shape(self) -> ErrorShape:
@@ -161,13 +184,13 @@ class Crossing:
         """
         if isinstance(event, BodyArrived):
             judged = self._judge(event, self.policy)
-            looked = judged if isinstance(judged, Unopened) else again(self.policy, judged, event.masked)
+            looked = again(self.policy, judged, event.masked) if isinstance(judged, Judged) else judged
             return replace(event, looked=looked)
         if isinstance(event, ModelSaid):
             return replace(event, looked=self._with_told(event))
         if isinstance(event, MoreSaid):
             return replace(event, looked=self._judge_more(event))
-        return replace(event, looked=self._masked(event.data))
+        return replace(event, looked=self._masked(event))
 
     # request ─────────────────────────────────────────────────────────────────
 
@@ -226,8 +249,12 @@ class Crossing:
         judged = event.looked or self.look(event).looked
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
+        if isinstance(judged, Unowned):
+            return LookUp(judged.stored)
         assert isinstance(judged, Judged)
         self._calls, self.route = judged.calls, judged.grant.route
+        if event.owners is not None and judged.stage != "owner":
+            self._decide("owner", "allow", f"stored things named: {len(event.owners.own)}")
         if self.policy.ner is not None and judged.denial is None:
             return self._ask(self.policy.ner, event, judged)
         return self._judged(judged)
@@ -313,7 +340,7 @@ class Crossing:
         if judged.denial is None and judged.media.unread:
             self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media.unread))
 
-    def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened:
+    def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened | Unowned:
         """Decode and read a body, then judge it with the rest of its request."""
         data = event.data
         assert self.grant is not None
@@ -333,20 +360,36 @@ class Crossing:
         if self.call is not None:
             return grpc_calls.judged(policy, self.call, grant, plain, extra=extra, extracted=event.extracted)
         if endpoint.body and endpoint.socket is None and not endpoint.made_of.asks_plainly:
+            told = self._content_type()
             return judge_body(
-                policy, endpoint, grant, plain, self._content_type(), extra=extra, extracted=event.extracted
+                policy, endpoint, grant, plain, told, extra=extra, extracted=event.extracted, owners=event.owners
             )
         if endpoint.body and endpoint.socket is None:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
-        return self._judge_bare(policy, endpoint, grant, plain, extra)
+            return judge(
+                policy,
+                endpoint,
+                grant,
+                value,
+                plain,
+                extra=extra,
+                extracted=event.extracted,
+                named=True,
+                owners=event.owners,
+            )
+        return self._judge_bare(policy, endpoint, grant, plain, extra, event.owners)
 
     @staticmethod
     def _judge_bare(
-        policy: Policy, endpoint: Endpoint, grant: Grant, plain: bytes, extra: Mapping[str, str]
-    ) -> Judged | Unopened:
+        policy: Policy,
+        endpoint: Endpoint,
+        grant: Grant,
+        plain: bytes,
+        extra: Mapping[str, str],
+        owners: Owners | None,
+    ) -> Judged | Unopened | Unowned:
         """Judge a request that may have no body."""
         if plain:
             return Judged(grant, "body", NO_BODY)
@@ -355,10 +398,8 @@ class Crossing:
             if not endpoint.asked.query:  # who may use which model is asked of each message
                 return inspect(policy, endpoint, grant, nothing, None, extra)
             nothing = Asked(grant.route.model, False, (), 0)
-        permitted = permission.permit(grant, nothing)
-        if isinstance(permitted, Denial):
-            return Judged(grant, "permission", permitted, nothing)
-        return inspect(policy, endpoint, permitted, nothing, None, extra)
+        permitted = permit(endpoint, grant, nothing, None, owners)
+        return inspect(policy, endpoint, *permitted, None, extra) if isinstance(permitted, tuple) else permitted
 
     def _content_type(self) -> str:
         """Return the media type of the request, empty where there is none, or several that could be meant."""
@@ -437,7 +478,7 @@ class Crossing:
         readable = self._endpoint().stream is not None and all(each.lower() == "identity" for each in self._encodings)
         asked = self.asked.stream and event.status < 300
         if self._endpoint().unread and event.status < 300 and not self._encodings and _is_opaque(content_type):
-            self._stream = OpaqueAnswer(self._masked, self._words)
+            self._stream = OpaqueAnswer(self._plainly, self._words)
             self.stage = Stage.STREAM
             self.streamed = True
             return Stream(drop)
@@ -537,26 +578,51 @@ class Crossing:
 
     def _chunk(self, event: AnswerChunk) -> Step:
         assert self._stream is not None
+        if self._claims.ending is not None:
+            return Emit(b"")
         data = self._stream.feed(event.data)
-        return self._emit(data) if self._stream.denial is None else self._broken_off(data, self._stream.denial)
+        denial = self._stream.denial
+        return self._let_go(data) if denial is None else self._let_go(data, Outcome.DENIED, denial)
 
     def _ended(self, event: AnswerEnded) -> Step:
         assert self._stream is not None
+        if self._claims.ending is not None:
+            return Claim(())
         data = self._stream.end()
         if self._stream.denial is not None:
-            return self._broken_off(data, self._stream.denial)
-        self._close(Outcome.FAILED if event.cut else Outcome.ANSWERED)
+            return self._let_go(data, Outcome.DENIED, self._stream.denial)
+        return self._let_go(data, Outcome.FAILED if event.cut else Outcome.ANSWERED)
+
+    def _let_go(self, data: bytes, ending: Outcome | None = None, denial: Denial | None = None) -> Step:
+        """Let a piece of a stream leave, once what it makes is kept as the caller's.
+
+        With ``ending`` it is the last; with ``denial`` it already ends with the dialect's own error event.
+        """
+        assert self._stream is not None
+        claims, made = self._claims, self._stream.made
+        fresh = claims.fresh(made) if made else ()
+        made.clear()
+        if not fresh and not claims.waiting:
+            return Emit(data) if ending is None else self._break_off(data, ending, denial)
+        claims.waiting = True
+        claims.held += data
+        claims.ending = None if ending is None else (ending, denial)
+        return Claim(fresh) if fresh or ending is not None else Emit(b"")
+
+    def _break_off(self, data: bytes, ending: Outcome, denial: Denial | None) -> Step:
+        if denial is not None:
+            self._decide("answer", "deny", reason=denial.reason)
+            self.denial = denial
+        self._close(ending)
         return Emit(data, last=True)
 
-    def _emit(self, data: bytes) -> Step:
-        return Emit(data)
-
-    def _broken_off(self, data: bytes, denial: Denial) -> Step:
-        """End a stream that may not go on; ``data`` already ends with the dialect's own error event."""
-        self._decide("answer", "deny", reason=denial.reason)
-        self.denial = denial
-        self._close(Outcome.DENIED)
-        return Emit(data, last=True)
+    def _claimed(self, event: Claimed) -> Step:
+        """Go on with a stream of which everything that it made is kept, or not."""
+        assert self._stream is not None
+        if not event.kept:
+            return self._break_off(self._stream.stop(LOST), Outcome.FAILED, LOST)
+        data, ending = self._claims.kept(), self._claims.ending
+        return Emit(data) if ending is None else self._break_off(data, *ending)
 
     def _client_said(self, event: ClientSaid) -> Step:
         assert self.socket is not None
@@ -586,44 +652,100 @@ class Crossing:
         found = event.looked or self.look(event).looked
         if isinstance(found, Denial):
             return self._refuse("answer", found)
-        assert isinstance(found, Inspected)
-        self._unscanned(found.unread)
-        self.answer_findings += found.findings
-        self._decide("answer", worst(found.findings))
-        self._close(Outcome.ANSWERED)
-        return Emit(found.body, last=True)
+        if isinstance(found, Unowned):
+            return LookUp(found.stored)
+        assert isinstance(found, Looked)
+        if found.made:
+            self._claims.whole = found
+            self.stage = Stage.CLAIM
+            return Claim(found.made)
+        return self._answered(found)
 
-    def _masked(self, data: bytes) -> Inspected | Denial:
-        """Decode the whole body of an answer and mask it."""
+    def _answered(self, found: Looked) -> Step:
+        self._unscanned(found.answer.unread)
+        self.answer_findings += found.answer.findings
+        self._decide("answer", worst(found.answer.findings))
+        self._close(Outcome.ANSWERED)
+        return Emit(found.answer.body, last=True)
+
+    def _whole_claimed(self, event: Claimed) -> Step:
+        assert self._claims.whole is not None
+        return self._answered(self._claims.whole) if event.kept else self._refuse("answer", LOST, Outcome.FAILED)
+
+    def _masked(self, event: AnswerWhole) -> Looked | Denial | Unowned:
+        """Decode the whole body of an answer, leave in its lists what is the caller's own, and mask it."""
         assert self.route is not None
         assert self.status is not None
         if self._answering is not None:
-            return whole_answer(self._answering, data)
-        plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
+            told = whole_answer(self._answering, event.data)
+            return told if isinstance(told, Denial) else Looked(told)
+        plain = bodies.decode(event.data, self._encodings, self.route.connection.answer.bytes)
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
+        endpoint = self._endpoint()
+        made: tuple[Stored, ...] = ()
+        if self.status < 300 and (endpoint.lists.paths or endpoint.makes.paths or endpoint.local.paths):
+            owned = self._owned(plain, event.owners)
+            if not isinstance(owned, tuple):
+                return owned
+            plain, made = owned
+        found = self._looked(plain)
+        return found if isinstance(found, Denial) else Looked(found.answer, (*made, *found.made))
+
+    def _plainly(self, data: bytes) -> Inspected | Denial:
+        found = self._looked(data)
+        return found if isinstance(found, Denial) else found.answer
+
+    def _looked(self, plain: bytes) -> Looked | Denial:
+        """Inspect a whole answer, decoded, of whatever kind it is."""
+        assert self.route is not None
+        assert self.status is not None
         decide = self.policy.decide(Direction.RESPONSE)
+        made: tuple[Stored, ...] = ()
         endpoint, engine = self._endpoint(), self.policy.engine
+        found: Inspected | Denial
         if endpoint.made_of.answers_plainly:
             found = inspect_answer(endpoint, engine, decide, plain, status=self.status)
         else:
             found = inspect_whole(endpoint, Judge(self._dialect().endpoints, engine, decide), plain, status=self.status)
         stream = endpoint.stream
         if found == MALFORMED and stream is not None:
-            found = self._unannounced(plain)
+            told = self._unannounced(plain)
             if plain[:1] == b"\0" and FramingKind.EVENTSTREAM in stream.framings:
-                return found  # messages that are broken
+                return told  # messages that are broken
+            found, made = (told, ()) if isinstance(told, Denial) else (told.answer, told.made)
         if found == MALFORMED and (why := media.opaque(plain)) is not None:
             found = Inspected(plain, (), ((media.ANSWER, why),))
-        unread = found.unread if isinstance(found, Inspected) else ()
-        return media.withheld(unread, self.route.connection.on_unknown) or found
+        if isinstance(found, Denial):
+            return found
+        return media.withheld(found.unread, self.route.connection.on_unknown) or Looked(found, made)
 
-    def _unannounced(self, plain: bytes) -> Inspected | Denial:
+    def _owned(self, plain: bytes, owners: Owners | None) -> tuple[bytes, tuple[Stored, ...]] | Denial | Unowned:
+        """Return an answer without what is listed of others, and what it makes. What is no JSON is judged later."""
+        endpoint, value = self._endpoint(), bodies.strict_json(plain)
+        if isinstance(value, Denial):
+            return (plain, ()) if not endpoint.lists.paths else MALFORMED
+        if endpoint.lists.paths:
+            listed = ownership.listed(endpoint, value)
+            if isinstance(listed, Denial):
+                return listed
+            if owners is None:
+                return Unowned(listed)
+            ownership.keep_own(endpoint, value, owners)
+        if endpoint.local.paths:
+            assert self.route is not None
+            ownership.make_local(endpoint, value, self.route.connection)
+        if endpoint.lists.paths or endpoint.local.paths:
+            plain = bodies.dump(value)
+        return plain, ownership.made(endpoint, value)
+
+    def _unannounced(self, plain: bytes) -> Looked | Denial:
         """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
         assert self.status is not None
         stream = self._streamed(JSON, self.status)
         body = stream.feed(plain) + stream.end()
-        return stream.denial or Inspected(body, stream.findings, tuple(stream.unread))
+        told = Inspected(body, stream.findings, tuple(stream.unread))
+        return stream.denial or Looked(told, tuple(stream.made))
 
     def _unscanned(self, unread: Sequence[tuple[str, str]]) -> None:
         """Note what nobody has read of an answer, and that the connection lets that pass."""
@@ -646,6 +768,10 @@ class Crossing:
         if self.stage is Stage.OVER:
             return first
         last = self.receive(AnswerEnded())
+        if isinstance(first, Claim) or isinstance(last, Claim):
+            early = first.data if isinstance(first, Emit) else b""
+            self._claims.held[:0] = early
+            return Claim(tuple(name for step in (first, last) if isinstance(step, Claim) for name in step.made))
         assert isinstance(first, Emit)
         assert isinstance(last, Emit)
         return Emit(first.data + last.data, last=True)
@@ -708,7 +834,9 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.STREAM, MoreSaid): Crossing._more,
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
+        (Stage.STREAM, Claimed): Crossing._claimed,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,
+        (Stage.CLAIM, Claimed): Crossing._whole_claimed,
         (Stage.SOCKET, ClientSaid): Crossing._client_said,
         (Stage.SOCKET, UpstreamSaid): Crossing._upstream_said,
         (Stage.SOCKET, SocketRested): Crossing._rested,

@@ -43,6 +43,13 @@ RESET = "stream reset by client"
 """How the error of a reset HTTP/2 stream begins; mitmproxy says so of either side."""
 
 
+class Resume(events.Event):
+    """Something that a stream waited for has happened: the keeper may have more of it."""
+
+    def __init__(self, flow: http.HTTPFlow) -> None:
+        self.flow = flow
+
+
 class Keeper(Protocol):
     """What the HTTP layer asks the gate."""
 
@@ -73,6 +80,9 @@ class Keeper(Protocol):
     def farewell(self, flow: http.HTTPFlow) -> bytes:
         """Return the last words of a stream that breaks off in the middle; empty if there is nothing to say."""
 
+    def resumed(self, flow: http.HTTPFlow) -> list[bytes]:
+        """Return what of a streamed answer may leave now without more of it having come."""
+
     def socket(self, flow: http.HTTPFlow) -> socket_relay.Keeper | None:
         """Return who judges the messages of a WebSocket."""
 
@@ -94,7 +104,7 @@ def harden(keeper: Keeper | None) -> None:
     HttpStream._handle_event = lambda self, event: _stream(self, event, _handle_event)  # type: ignore[method-assign]
     _layer_event = HttpLayer._handle_event
     HttpLayer._handle_event = lambda self, event: (  # type: ignore[method-assign]
-        _route_cut(self, event) if isinstance(event, Cut) else _layer_event(self, event)
+        _route_cut(self, event) if isinstance(event, Cut | Resume) else _layer_event(self, event)
     )
     _read_body = Http1Connection.read_body
     Http1Connection.read_body = lambda self, event: _without_trailers(  # type: ignore[method-assign]
@@ -109,10 +119,18 @@ def cut(handler: Any, flow: http.HTTPFlow, data: bytes, code: int = POLICY, reas
     return handler.server_event(Cut(flow, data, code, reason))
 
 
+def resume(handler: Any, flow: http.HTTPFlow) -> Any:
+    """Return a coroutine that asks the keeper for more of ``flow``; ``handler`` as in ``cut``."""
+    return handler.server_event(Resume(flow))
+
+
 def _stream(self: HttpStream, event: events.Event, original: Callable[..., Commands]) -> Commands:
     """Run one event of a stream and look at each message it wants to send."""
     if isinstance(event, Cut):
         yield from _end(self, event)
+        return
+    if isinstance(event, Resume):
+        yield from _go_on(self)
         return
     if type(event) is http_events.ResponseData:
         _ask("arrived", self.flow, len(event.data))
@@ -280,8 +298,16 @@ def _end(self: HttpStream, event: Cut) -> Commands:
         yield from _refuse(self)
 
 
-def _route_cut(self: HttpLayer, event: Cut) -> Commands:
-    """Bring a ``Cut`` to its stream, through CONNECT tunnels too."""
+def _go_on(self: HttpStream) -> Commands:
+    """Send what was held of a stream that is still under way."""
+    over = getattr(self, "tidegate_over", False) or self.server_state in (self.state_done, self.state_errored)
+    if not over and getattr(self, "tidegate_answered", False):
+        for piece in _ask("resumed", self.flow) or ():
+            yield SendHttp(http_events.ResponseData(self.stream_id, piece), self.context.client)
+
+
+def _route_cut(self: HttpLayer, event: Cut | Resume) -> Commands:
+    """Bring a ``Cut`` or ``Resume`` to its stream, through CONNECT tunnels too."""
     for stream in list(self.streams.values()):
         if getattr(stream, "flow", None) is event.flow or stream.child_layer is not None:
             yield from self.event_to_child(stream, event)

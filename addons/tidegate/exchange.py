@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,7 @@ class Exchange:
         self.response_bytes = 0
         self.kept: list[bytes] = []
         self.meter: AnswerMeter | None = None
+        self.claims: list[Future[None]] = []
         self.timer: asyncio.TimerHandle | None = None
         self.released: tuple[http.Response, object] | None = None
         self.farewell = b""
@@ -208,7 +210,7 @@ class Exchange:
             caller=caller.subject if caller else None,
             connection=route.connection.name if route else None,
             endpoint=route.endpoint if route else None,
-            model=self._shown_model(),
+            model=self.shown_model(),
             outcome=crossing.outcome,
             reason=crossing.denial.reason if crossing.denial else None,
             status=crossing.status,
@@ -228,7 +230,7 @@ class Exchange:
         """Return the path of a request that was not sent, unless a rule finds something in it."""
         return "[REDACTED]" if self.crossing.policy.engine.find_many([readings(self.path)]) else self.path
 
-    def _shown_model(self) -> str | None:
+    def shown_model(self) -> str | None:
         """Return the model a request names, unless a rule finds something in it."""
         crossing = self.crossing
         model = crossing.asked.model if crossing.asked else None

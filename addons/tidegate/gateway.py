@@ -7,12 +7,13 @@ bug into a refusal; what mitmproxy does without asking a hook is held by ``egres
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import time
 from collections.abc import Awaitable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from mitmproxy.proxy import server_hooks
 
 from tidegate import edits, egress, grpc_calls, judging, steps
 from tidegate.call_relay import Spoken
+from tidegate.claiming import LOST
 from tidegate.crossing import Lookable
 from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
 from tidegate.evidence.records import RecordingError
@@ -35,11 +37,13 @@ from tidegate.identity.verifier import Verifier
 from tidegate.inspection.ner.pool import Pool
 from tidegate.inspection.ner.spec import Unread
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import Caller, Head, OnUnknown, Outcome, Reason
+from tidegate.model import Caller, Head, OnUnknown, Outcome, Owners, Reason, Stored
 from tidegate.policy.policy import Policy, RecordingMode
 from tidegate.socket_gate import LiveSocket
 from tidegate.socket_relay import Said
 from tidegate.sockets import POLICY
+from tidegate.state.control import StateError
+from tidegate.state.ownership import Ownership
 from tidegate.steps import Stage
 
 log = logging.getLogger("tidegate")
@@ -49,6 +53,10 @@ THREAD_BYTES = 16 * 1024
 and 130 where the text is hostile (numbers that each read as an encoded text), while nobody else is served."""
 THREADS = min(4, os.cpu_count() or 1)
 """Large bodies looked at in one moment: the rest waits, so that small ones need not wait for all of them."""
+
+
+CLAIM_SECONDS = 5.0
+"""How long the end of a stream waits until what it made is kept: as long as SQLite waits for another process."""
 
 
 class Gateway(Fence):
@@ -71,6 +79,7 @@ class Gateway(Fence):
         self.replay_caller = replay_caller
         self.extractor = Extractor()
         self.ner: Pool | None = None
+        self.ownership: Ownership | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
@@ -130,26 +139,45 @@ class Gateway(Fence):
         if exchange.request_bytes > THREAD_BYTES:
             return self._judge_aside(exchange, event)
         step = exchange.crossing.receive(event)
-        if isinstance(step, steps.Extract):
-            return self._judge_extracted(exchange, event, step)
+        if isinstance(step, steps.Extract | steps.LookUp):
+            return self._judge_on(exchange, event, step)
         return self._judged(exchange, step)
 
     async def _judge_aside(self, exchange: Exchange, event: steps.BodyArrived) -> None:
-        step = await self._aside(exchange, event)
-        if isinstance(step, steps.Extract):
-            await self._judge_extracted(exchange, event, step)
-        elif (waiting := self._judged(exchange, step)) is not None:
-            await waiting
+        await self._judge_on(exchange, event, await self._aside(exchange, event))
 
-    async def _judge_extracted(self, exchange: Exchange, event: steps.BodyArrived, step: steps.Extract) -> None:
-        """Judge a body once its attachments were read; in a thread, since their texts may be larger than they."""
-        event = replace(event, extracted=await self.extractor.extract(step.attachments))
-        if exchange.crossing.stage is not Stage.BODY:  # it was stopped meanwhile
-            exchange.refuse()
-            return
-        waiting = self._judged(exchange, await self._aside(exchange, event))
+    async def _judge_on(self, exchange: Exchange, event: steps.BodyArrived, step: steps.Step) -> None:
+        """Judge a body once what it asks about is known: whose the stored things are, what is in its attachments."""
+        while isinstance(step, steps.Extract | steps.LookUp):
+            if isinstance(step, steps.LookUp):
+                event = replace(event, owners=await self._owners(exchange, step.stored))
+            else:
+                event = replace(event, extracted=await self.extractor.extract(step.attachments))
+            if exchange.crossing.stage is not Stage.BODY:  # it was stopped meanwhile
+                exchange.refuse()
+                return
+            # what was extracted may be larger than the body
+            large = exchange.request_bytes > THREAD_BYTES or event.extracted is not None
+            step = await self._aside(exchange, event) if large else exchange.crossing.receive(event)
+        waiting = self._judged(exchange, step)
         if waiting is not None:
             await waiting
+
+    async def _owners(self, exchange: Exchange, asked: tuple[Stored, ...]) -> Owners | None:
+        """Find out which of these are the caller's; where nobody can tell, the exchange ends."""
+        crossing = exchange.crossing
+        assert self.ownership is not None
+        assert crossing.route is not None
+        assert crossing.caller is not None
+        try:
+            found: Owners = await asyncio.wrap_future(
+                self.ownership.find(crossing.route.connection.name, crossing.caller, asked)
+            )
+        except StateError:
+            if crossing.stage is not Stage.OVER:
+                crossing.receive(steps.Stopped(LOST, Outcome.FAILED))
+            return None
+        return found
 
     async def _aside(self, exchange: Exchange, event: Lookable) -> steps.Step:
         """Take a large body: it is looked at in a thread, and counts only if nothing has ended the exchange by then."""
@@ -263,15 +291,63 @@ class Gateway(Fence):
             passed = exchange.meter.received(len(chunk), time.monotonic()) if exchange.meter else None
             if passed is not None:
                 step = crossing.receive(steps.Stopped(limit(passed)))
+                data = step.data if isinstance(step, steps.Emit) else b""
             else:
-                step = crossing.receive(steps.AnswerChunk(chunk) if chunk else steps.AnswerEnded())
+                data = self._advance(exchange, chunk)
         except Exception as bug:
             log.error("tidegate failed in a stream: %s", type(bug).__name__)
             step = crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
-        data = step.data if isinstance(step, steps.Emit) else b""
+            data = step.data if isinstance(step, steps.Emit) else b""
         if crossing.outcome is not None and chunk:
             self._cut(exchange)
         return exchange.emitted(data)
+
+    def _advance(self, exchange: Exchange, chunk: bytes) -> bytes:
+        """Take a chunk of a stream; return what may leave. What it makes is kept first, and its end waits for that."""
+        crossing = exchange.crossing
+        data = self._settled(exchange, at_end=not chunk) if exchange.claims else b""
+        if crossing.stage is not Stage.STREAM:
+            return data
+        step = crossing.receive(steps.AnswerChunk(chunk) if chunk else steps.AnswerEnded())
+        if isinstance(step, steps.Claim):
+            if step.made:
+                self._claim(exchange, step.made)
+            return data + self._settled(exchange, at_end=not chunk)
+        return data + step.data if isinstance(step, steps.Emit) else data
+
+    def _claim(self, exchange: Exchange, made: tuple[Stored, ...]) -> Future[None]:
+        """Have it kept that the caller made these; go on with a stream as soon as it is."""
+        crossing, loop = exchange.crossing, asyncio.get_running_loop()
+        assert self.ownership is not None
+        assert crossing.route is not None
+        assert crossing.caller is not None
+        done = self.ownership.claim(crossing.route.connection.name, crossing.caller, made, exchange.shown_model())
+        exchange.claims.append(done)
+
+        def tell(_: Future[None]) -> None:
+            with contextlib.suppress(RuntimeError):  # a loop that is gone waits for nothing
+                loop.call_soon_threadsafe(self._resume, exchange)
+
+        done.add_done_callback(tell)
+        return done
+
+    def _settled(self, exchange: Exchange, *, at_end: bool) -> bytes:
+        """Return what of a stream waited for claims that are kept by now; at its end they are waited for."""
+        if at_end:  # mostly done long since; a stream that is over in one piece waits for the disk
+            wait(exchange.claims, CLAIM_SECONDS)
+        if not at_end and not all(each.done() for each in exchange.claims):
+            return b""
+        claims, exchange.claims = exchange.claims, []
+        kept = all(each.done() and each.exception() is None for each in claims)
+        step = exchange.crossing.receive(steps.Claimed(kept))
+        return step.data if isinstance(step, steps.Emit) else b""
+
+    def _resume(self, exchange: Exchange) -> None:
+        """Have the connection ask for what waited."""
+        ready = exchange.claims and all(each.done() for each in exchange.claims)
+        handler = self._handler(exchange.flow)
+        if ready and handler is not None and exchange.crossing.stage is Stage.STREAM:
+            exchange.later(egress.resume(handler, exchange.flow))
 
     @guarded
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
@@ -289,6 +365,8 @@ class Gateway(Fence):
                 return self._answer_aside(exchange, data)
             else:
                 step = exchange.crossing.whole(data)
+            if isinstance(step, steps.LookUp | steps.Claim):
+                return self._answer_on(exchange, data, step)
             self._answered(exchange, step)
         elif exchange.crossing.stage is Stage.PASSING:
             exchange.crossing.receive(steps.AnswerEnded())
@@ -299,7 +377,25 @@ class Gateway(Fence):
         return None
 
     async def _answer_aside(self, exchange: Exchange, data: bytes) -> None:
-        self._answered(exchange, await self._aside(exchange, steps.AnswerWhole(data)))
+        await self._answer_on(exchange, data, await self._aside(exchange, steps.AnswerWhole(data)))
+
+    async def _answer_on(self, exchange: Exchange, data: bytes, step: steps.Step) -> None:
+        """Go on with a whole answer once it is known whose what it lists is, and kept whose what it makes is."""
+        crossing = exchange.crossing
+        if isinstance(step, steps.LookUp):
+            event = steps.AnswerWhole(data, await self._owners(exchange, step.stored))
+            if crossing.stage is not Stage.WHOLE:
+                step = steps.Nothing()
+            else:
+                step = await self._aside(exchange, event) if len(data) > THREAD_BYTES else crossing.receive(event)
+        if isinstance(step, steps.Claim):
+            if step.made:
+                self._claim(exchange, step.made)
+            results = await asyncio.gather(*map(asyncio.wrap_future, exchange.claims), return_exceptions=True)
+            kept = all(each is None for each in results)
+            exchange.claims = []
+            step = steps.Nothing() if crossing.stage is Stage.OVER else crossing.receive(steps.Claimed(kept))
+        self._answered(exchange, step)
         self._complete(exchange)
 
     def _complete(self, exchange: Exchange) -> None:
@@ -458,6 +554,16 @@ class Gateway(Fence):
         exchange = self.exchanges.get(flow.id)
         return exchange.farewell if exchange is not None else b""
 
+    def resumed(self, flow: http.HTTPFlow) -> list[bytes]:
+        """Return what of a stream waited until what it made was kept."""
+        exchange = self.exchanges.get(flow.id)
+        if exchange is None or not exchange.claims or exchange.crossing.stage is not Stage.STREAM:
+            return []
+        data = self._settled(exchange, at_end=False)
+        if exchange.crossing.outcome is not None:
+            self._cut(exchange)
+        return exchange.emitted(data)
+
     def socket(self, flow: http.HTTPFlow) -> LiveSocket | None:
         """Return who judges the messages of a WebSocket."""
         return self.sockets.get(flow.id)
@@ -484,6 +590,11 @@ class Gateway(Fence):
                 exchange.crossing.receive(steps.Stopped(STOPPING, Outcome.ABORTED))
             self._seal(exchange)
         self._say()
+
+    def close_state(self) -> None:
+        """Close the control store. May be called again."""
+        if self.ownership is not None:
+            self.ownership.control.close()
 
     # ── parts ────────────────────────────────────────────────────────────────
 

@@ -17,7 +17,7 @@ from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.protobuf import Method, View
 from tidegate.dialects.spec import Endpoint, GrpcSpec, JsonObject
 from tidegate.inspection.attachments import Extraction
-from tidegate.judging import Judged, Unopened, blocked, judge, too_large
+from tidegate.judging import Judged, Unopened, Unowned, blocked, judge, too_large
 from tidegate.model import Action, Denial, Finding, Grant, Head, Reason, Route
 from tidegate.policy.policy import Policy
 from tidegate.streams.grpc import Deframer, GrpcFault, frame
@@ -194,7 +194,7 @@ class _Judging:
         self, view: View, plain: bytes, texts: Mapping[str, str], extracted: tuple[Extraction, ...] | None
     ) -> Judged | Unopened:
         value: JsonObject = view.value
-        return judge(
+        one = judge(
             self._policy,
             self._call.endpoint,
             self._grant,
@@ -204,6 +204,8 @@ class _Judging:
             extracted=extracted,
             hidden=view.unread,
         )
+        assert not isinstance(one, Unowned), "what names something stored is refused here"
+        return one
 
 
 def _joined(total: Judged | None, one: Judged, place: str) -> Judged:

@@ -11,6 +11,7 @@ from urllib.parse import unquote_plus
 
 from tidegate import headers
 from tidegate.dialects import body as bodies
+from tidegate.dialects import ownership
 from tidegate.dialects.asking import asked, names_output
 from tidegate.dialects.errors import NO_CALLS, Calls
 from tidegate.dialects.spec import Endpoint, JsonObject, refused
@@ -19,7 +20,7 @@ from tidegate.inspection import media
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.bodies import inspect_request
 from tidegate.inspection.media import Opened, Part
-from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Reason, Route
+from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Owners, Reason, Route, Stored
 from tidegate.policy.policy import Policy
 
 NAMES = "header names"
@@ -50,6 +51,13 @@ class Unopened:
     """A body cannot be judged before these attachments were read, which may take long."""
 
     attachments: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unowned:
+    """A body cannot be judged before somebody knows which of these stored things are the caller's."""
+
+    stored: tuple[Stored, ...]
 
 
 def parse(plain: bytes) -> JsonObject | Denial:
@@ -83,18 +91,21 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     files: Sequence[Part] = (),
     settled: Asked | None = None,
     hidden: Sequence[tuple[str, str]] = (),
-) -> Judged | Unopened:
-    """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, unless it is ``Unopened``.
+    named: bool = False,
+    owners: Owners | None = None,
+) -> Judged | Unopened | Unowned:
+    """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, if it is ``Judged``.
 
-    ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for. ``extra``
+    ``extracted`` is what was read of the attachments that an earlier judgement of the same body asked for, ``owners``
+    what is known of the stored things it asked about; without ``named`` a body that names any is refused. ``extra``
     holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
-    the dialect's conditions do not speak of this time; it is inspected like any other. ``files`` stand beside the
-    value. ``settled``: model and limit of output tokens that hold where the body says nothing of them. ``hidden`` are
-    places of what is not in ``value`` and cannot be inspected, and why.
+    the dialect's conditions do not speak of this time, and that names nothing stored; it is inspected like any other.
+    ``files`` stand beside the value. ``settled``: model and limit of output tokens that hold where the body says
+    nothing of them. ``hidden`` are places of what is not in ``value`` and cannot be inspected, and why.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
     unread: list[tuple[str, str]] = [(media.ANSWER, endpoint.unread)] if endpoint.unread else []
-    denial = refused(endpoint, judged, redacting=policy.redacts_answers, unread=unread)
+    denial = refused(endpoint, judged, redacting=policy.redacts_answers, unread=unread, named=named)
     if denial is not None:
         return Judged(grant, "body", denial)
     what = asked(endpoint, value, grant.route.model)
@@ -103,9 +114,10 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     if settled is not None:
         most = what.max_output if names_output(endpoint, value) else settled.max_output
         what = replace(what, model=what.model or settled.model, max_output=most)
-    permitted = permission.permit(grant, what)
-    if isinstance(permitted, Denial):
-        return Judged(grant, "permission", permitted, what)
+    admitted = permit(endpoint, grant, what, judged if named else None, owners)
+    if not isinstance(admitted, tuple):
+        return admitted
+    permitted, what = admitted
     if len(plain) > permitted.request_bytes:
         return Judged(permitted, "body", too_large(permitted.request_bytes), what)
     parts = media.parts(endpoint, value)
@@ -124,6 +136,33 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
         return replace(seen, denial=denial)
     denial = media.unscanned(opened, permitted.route.connection.on_unknown)
     return seen if denial is None else replace(seen, denial=denial, stage="media")
+
+
+def permit(
+    endpoint: Endpoint, grant: Grant, what: Asked, value: JsonObject | None, owners: Owners | None
+) -> tuple[Grant, Asked] | Judged | Unowned:
+    """Ask whether all that a request names is the caller's own, and whether it is permitted what it asks for.
+
+    Where it names no model, those count with which the things it names were made.
+    """
+    models: tuple[str | None, ...] = ()
+    if endpoint.owned.paths or grant.route.stored:
+        stored = ownership.stored(endpoint, value, grant.route)
+        if isinstance(stored, Denial):
+            return Judged(grant, "body", stored, what)
+        if stored and owners is None:
+            return Unowned(stored)
+        if owners is not None and not owners.own.keys() >= set(stored):
+            return Judged(grant, "owner", ownership.NOT_OWNER, what)
+        if owners is not None and what.model is None:
+            models = tuple(sorted({name for each in stored if (name := owners.own[each]) is not None}))
+    for each in models or (what.model,):
+        what = replace(what, model=each) if models else what
+        permitted = permission.permit(grant, what)
+        if isinstance(permitted, Denial):
+            return Judged(grant, "permission", permitted, what)
+        grant = permitted
+    return grant, what
 
 
 def inspect(

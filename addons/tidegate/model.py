@@ -7,6 +7,7 @@ The words are those of the design: a *caller* asks a *connection* for an *endpoi
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -94,6 +95,7 @@ class Reason(enum.StrEnum):
     MODEL_DENIED = "model_denied"
     TOOL_DENIED = "tool_denied"
     OUTPUT_LIMIT = "output_limit"
+    NOT_OWNER = "not_owner"
     # what they sent
     BODY_TOO_LARGE = "body_too_large"
     BODY_ENCODING = "body_encoding"
@@ -117,6 +119,7 @@ class Reason(enum.StrEnum):
     STOPPING = "stopping"
     CREDENTIAL_UNAVAILABLE = "credential_unavailable"
     RECORDING_FAILED = "recording_failed"
+    STATE_UNAVAILABLE = "state_unavailable"
     REPLAY_UNMATCHED = "replay_unmatched"
     BUG = "bug"
 
@@ -268,16 +271,38 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """Something that a provider keeps, by the name it gave it: a file, a response, a thread ...
+
+    ``kind`` is the dialect's word for it. What is named by a caller may be anybody's, or nobody's.
+    """
+
+    kind: str
+    id: str = field(repr=False)  # an upstream may write anything here
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """What is known of stored things somebody asked about: those that are this caller's own.
+
+    Each comes with the model it was made with, where a request named one. What is not here is not his.
+    """
+
+    own: Mapping[Stored, str | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """The first product: which connection and endpoint a request head names. ``path`` is what goes upstream.
 
-    ``model`` is named by the path, where the API has it there.
+    ``model`` is named by the path, where the API has it there; so are ``stored`` things.
     """
 
     connection: Connection
     endpoint: str
     path: str
     model: str | None = None
+    stored: tuple[Stored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

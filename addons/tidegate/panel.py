@@ -33,6 +33,9 @@ def panel(policy: Policy, *, modes: Sequence[str], problems: Sequence[str] = (),
     if policy.ner is not None:
         table.add_row("local model", _local_model(policy.ner))
     table.add_row("recording", f"{policy.recording.mode}, bodies {policy.recording.keep}, in {policy.recording.path}")
+    if any(endpoint.makes.paths for each in policy.dialects.values() for endpoint in each.endpoints.values()):
+        days = policy.state.retain / 86400
+        table.add_row("state", f"who made what is stored at a provider, for {days:g} days, in {policy.state.path}")
     warnings = [*policy.warnings, *problems, *_warnings(policy, web)]
     if warnings:
         table.add_row("[yellow]attention[/]", "\n".join(f"[yellow]{each}[/]" for each in warnings))

@@ -59,6 +59,7 @@ async def run(settings: Settings) -> None:
     gate = build_gate(settings.policy)
     with ExitStack() as stack:
         stack.callback(gate.addon.recorder.close)
+        stack.callback(gate.addon.close_state)
         _check_port(settings)
         if settings.sample_model:
             stack.enter_context(sample_model(SAMPLE_PORT))

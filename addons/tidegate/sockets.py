@@ -286,6 +286,7 @@ class Socket:
         )  # fmt: skip
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
+        assert isinstance(judged, Judged)  # stored things may not be named here, so nobody is asked whose they are
         place = f"message {self._heard}"
         self._scan(judged)
         room = max(0, FINDINGS - len(self.prompt_findings))

@@ -130,6 +130,7 @@ class Standalone:
             if self.gate.addon.ner is not None:
                 self.gate.addon.ner.kill()
             self.gate.addon.recorder.close()
+            self.gate.addon.close_state()
         if not ctx.master.should_exit.is_set():
             sys.stderr.write("tidegate: the gate was unloaded while the proxy was running; stopping the proxy.\n")
             sys.stderr.flush()

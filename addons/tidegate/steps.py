@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
-from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome
+from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome, Owners, Stored
 
 
 class Stage(enum.Enum):
@@ -22,6 +22,7 @@ class Stage(enum.Enum):
     SENT = enum.auto()
     STREAM = enum.auto()
     WHOLE = enum.auto()
+    CLAIM = enum.auto()
     SOCKET = enum.auto()
     PASSING = enum.auto()
     OVER = enum.auto()
@@ -54,13 +55,14 @@ class BodyArrived:
     """The whole body of a request, as it was on the wire.
 
     ``masked``: what an earlier judgement found in it and took out, where a recorded request is sent again.
-    ``extracted``: what ``Extract`` asked for, when the same body comes again with it. ``looked``: what
-    ``Crossing.look`` made of it already.
+    ``extracted`` and ``owners``: what ``Extract`` and ``LookUp`` asked for, when the same body comes again with it.
+    ``looked``: what ``Crossing.look`` made of it already.
     """
 
     data: bytes = field(repr=False)
     masked: tuple[Finding, ...] = ()
     extracted: tuple[Extraction, ...] | None = field(default=None, repr=False)
+    owners: Owners | None = field(default=None, repr=False)
     looked: object = field(default=None, repr=False)
 
 
@@ -121,10 +123,22 @@ class AnswerEnded:
 
 @dataclass(frozen=True, slots=True)
 class AnswerWhole:
-    """The whole body of an answer, as it was on the wire. ``looked``: what ``Crossing.look`` made of it already."""
+    """The whole body of an answer, as it was on the wire.
+
+    ``owners``: what ``LookUp`` asked for, when the same body comes again. ``looked``: what ``Crossing.look`` made of it
+    already.
+    """
 
     data: bytes = field(repr=False)
+    owners: Owners | None = field(default=None, repr=False)
     looked: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Whether everything that ``Claim`` asked to be kept so far is on the disk."""
+
+    kept: bool
 
 
 class Form(enum.Enum):
@@ -180,6 +194,7 @@ Event = (
     | AnswerChunk
     | AnswerEnded
     | AnswerWhole
+    | Claimed
     | ClientSaid
     | UpstreamSaid
     | SocketRested
@@ -217,6 +232,26 @@ class Extract:
     """
 
     attachments: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Find out which of these stored things are the caller's own; come back with the same event and ``owners``.
+
+    Nothing has changed yet, as with ``Extract``.
+    """
+
+    stored: tuple[Stored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Keep it that the caller has made these; come back with ``Claimed``, before more of the answer leaves.
+
+    What was to leave waits here until then. In a stream other pieces of the answer may come first.
+    """
+
+    made: tuple[Stored, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +336,8 @@ Step = (
     | ReadBody
     | Forward
     | Extract
+    | LookUp
+    | Claim
     | AskModel
     | KeepIntent
     | Send

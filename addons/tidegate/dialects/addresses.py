@@ -7,12 +7,14 @@ import string
 from urllib.parse import unquote_plus
 
 from tidegate.dialects.spec import Dialect, Endpoint
-from tidegate.model import Denial, Reason
+from tidegate.model import Denial, Reason, Stored
 
 _PLAIN_PART = frozenset(string.ascii_letters + string.digits + "-_.:@~")
 _SEPARATOR = re.compile("[&;]")
 MODEL = "{model}"
 """The place in a path that names the model."""
+_KIND = re.compile(r"\{([a-z][a-z0-9-]*)\}")
+"""The place in a path that names something stored, and its kind."""
 
 
 def match(dialect: Dialect, method: str, path: str) -> Endpoint | None:
@@ -69,9 +71,33 @@ def model_named(endpoint: Endpoint, path: str) -> str | None:
     return None
 
 
+def stored_in(endpoint: Endpoint, path: str) -> tuple[Stored, ...]:
+    """Return the stored things that a path of this endpoint names."""
+    parts = path.split("/")
+    for text in endpoint.paths:
+        pattern = text.split("/")
+        if "{" in text and _fits(pattern, parts):
+            named = ((_kind(want), part) for want, part in zip(pattern, parts, strict=True))
+            return tuple(Stored(kind, part) for kind, part in named if kind is not None)
+    return ()
+
+
+def kinds_of(path: str) -> tuple[str, ...]:
+    """Return the kinds of stored things that a dialect's path has places for."""
+    return tuple(kind for part in path.split("/") if (kind := _kind(part)) is not None)
+
+
+def _kind(want: str) -> str | None:
+    found = _KIND.fullmatch(want)
+    return None if found is None or want == MODEL else found[1]
+
+
 def _fits(pattern: list[str], parts: list[str]) -> bool:
     return len(pattern) == len(parts) and all(
-        want == part or (want[:1] == "*" and _any(want, part)) or (MODEL in want and _model(want, part) is not None)
+        want == part
+        or (want[:1] == "*" and _any(want, part))
+        or (MODEL in want and _model(want, part) is not None)
+        or (want[:1] == "{" and _kind(want) is not None and is_plain(part))
         for want, part in zip(pattern, parts, strict=True)
     )
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from tidegate.dialects import calling
-from tidegate.dialects.addresses import MODEL
+from tidegate.dialects import calling, owning
+from tidegate.dialects.addresses import MODEL, kinds_of
 from tidegate.dialects.composition import COMPOSITION_KEYS, composition
 from tidegate.dialects.errors import GRPC, PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
@@ -42,6 +42,7 @@ ERROR_KEYS = ("body", "event", "event_name", "message", "close", "types", "answe
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "calls", "called", "body", "asked", "request", "media", "deny", "deny_headers",
     "refuse", "pieces", "answer", "answer_media", "stream", "socket", "grpc", *COMPOSITION_KEYS, "unread",
+    "owned", "makes", "lists", "local",
 )  # fmt: skip
 ASKED_KEYS = (
     "model", "path_model", "stream", "streams", "tools", "max_output", "endless", "unlimited", "model_prefixes",
@@ -88,6 +89,9 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
     if "error" in top and not told and any(each.socket is not None for each in endpoints.values()):
         accepted = "a message or close too, which an endpoint with a socket refuses with"
         reader.fault(top["error"], accepted, "no key message or close")
+    for name, kinds in owning.unmade(endpoints.values()).items():
+        accepted = "{model}, and kinds of stored things that an answer of this dialect makes"
+        reader.fault(nodes[name], accepted, ", ".join(kinds), f"{nodes[name].key}: kinds")
     return Dialect(
         name=reader.name(top.get("dialect")),
         endpoints=endpoints,
@@ -112,7 +116,7 @@ def _exact(reader: Reader, endpoints: Mapping[str, Endpoint], nodes: Mapping[str
         for at in ((method, path) for method in endpoint.methods for path in endpoint.paths):
             if owners.setdefault(at, name) != name:
                 reader.fault(nodes[name], "each method and path once", f"{' '.join(at)}, which {owners[at]} has too")
-    exact = {at: name for at, name in owners.items() if "*" not in at[1] and MODEL not in at[1]}
+    exact = {at: name for at, name in owners.items() if "*" not in at[1] and "{" not in at[1]}
     return exact | {(method, ""): name for (method, path), name in exact.items() if path == "/"}
 
 
@@ -203,6 +207,10 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         unread=reader.text(entry.get("unread"), REASON).strip().rstrip("."),
         deny_headers=dict(_header(reader, node) for node in reader.items(entry.get("deny_headers"))),
         grpc=grpc(reader, nodes[name], entry),
+        owned=owning.owned(reader, entry.get("owned")),
+        makes=owning.makes(reader, entry.get("makes")),
+        lists=owning.lists(reader, entry.get("lists")),
+        local=owning.local(reader, entry.get("local")),
     )
 
 
@@ -401,6 +409,8 @@ def _is_path(text: str) -> bool:
 
 
 def _is_part(part: str) -> bool:
+    if kinds_of(part):
+        return True
     place = next((each for each in ("*", MODEL) if part.startswith(each)), "")
     return bool(part) and _PART.issuperset(part.removeprefix(place))
 

@@ -10,10 +10,14 @@ import enum
 import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Selected, Trie, where
 from tidegate.dialects.kinds import Composition
 from tidegate.model import Denial, Reason, Role
+
+if TYPE_CHECKING:
+    from tidegate.dialects.ownership import Listed, Makes, Owned
 
 JsonObject = dict[str, object]
 
@@ -166,12 +170,13 @@ class Media:
             return False
         if any(_same(value, each) for each in self.but):
             return False
-        return all(_has(value, *each) for each in self.when.items()) and not any(
-            _has(value, *each) for each in self.unless.items()
+        return all(has_one(value, *each) for each in self.when.items()) and not any(
+            has_one(value, *each) for each in self.unless.items()
         )
 
 
-def _has(value: object, name: str, values: tuple[object, ...]) -> bool:
+def has_one(value: object, name: str, values: tuple[object, ...]) -> bool:
+    """Say whether a field of an object, ``None`` where it is not there, is one of these values."""
     return isinstance(value, dict) and any(_same(value.get(name), each) for each in values)
 
 
@@ -475,7 +480,9 @@ class CallSpec:
 class Endpoint:
     """One operation of an API. ``paths`` stand below the connection's prefix; a ``*`` part is any one plain part.
 
-    ``{model}`` is such a part and names the model that is asked for. Both may be the beginning of a part.
+    ``{model}`` is such a part and names the model that is asked for. Both may be the beginning of a part. Any other
+    word in braces is a part that names something stored, of that kind. ``owned``, ``makes``, ``lists`` and ``local``
+    are described in ``ownership``.
     ``deny_headers`` are the names, in lower case, of header fields that no request may have, and why.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
     With ``calls`` it is no operation but the address of others, which are ``called`` by a JSON-RPC method there and
@@ -505,6 +512,10 @@ class Endpoint:
     made_of: Composition = Composition()  # noqa: RUF009 - frozen, and nothing but defaults
     unread: str = ""
     deny_headers: Mapping[str, str] = field(default_factory=dict)
+    owned: Trie[Owned] = field(default_factory=lambda: Trie["Owned"]([]))
+    makes: Trie[Makes] = field(default_factory=lambda: Trie["Makes"]([]))
+    lists: Trie[Listed] = field(default_factory=lambda: Trie["Listed"]([]))
+    local: Trie[str] = field(default_factory=lambda: Trie[str]([]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,12 +580,23 @@ def is_exempt(leaf: Leaf[RequestField] | Leaf[AnswerField]) -> bool:
 
 
 def refused(
-    endpoint: Endpoint, body: object, *, redacting: bool, unread: list[tuple[str, str]] | None = None
+    endpoint: Endpoint,
+    body: object,
+    *,
+    redacting: bool,
+    unread: list[tuple[str, str]] | None = None,
+    named: bool = False,
 ) -> Denial | None:
     """Refuse a request that holds what rules cannot read, or that asks for second copies of a text to be redacted.
 
-    With a list ``unread``, what only nobody can read is no refusal: its place and what it is are added there.
+    With a list ``unread``, what only nobody can read is no refusal: its place and what it is are added there. One that
+    names something stored is refused, unless whoever asks finds out whose that is (``named``).
     """
+    for stored in () if named else endpoint.owned.select(body):
+        for owned in stored.payloads:
+            if owned.concerns(stored.value):
+                because = "something stored, which may be another caller's"
+                return Denial(Reason.BODY_OPAQUE, 400, f"The request uses {owned.path}: {because}.")
     for found in endpoint.deny.select(body):
         denial = _met(found, Reason.BODY_OPAQUE, "uses", unread)
         if denial is not None:

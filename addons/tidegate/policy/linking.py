@@ -56,7 +56,7 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
         permissions=permissions,
         actions=actions,
         decisions={each: _decisions(document.mode, actions, rules, each) for each in Direction},
-        warnings=_warnings(document, rules),
+        warnings=(*_warnings(document, rules), *_shared(document, connections, permissions, dialects)),
     )
 
 
@@ -314,6 +314,31 @@ def _decisions(
         acts = action in (Action.REDACT, Action.BLOCK)
         found[rule.id] = Action.FLAG if acts and (rule.observe or mode is Mode.OBSERVE) else action
     return found
+
+
+def _shared(
+    document: Document,
+    connections: Mapping[str, Connection],
+    permissions: Permissions,
+    dialects: Mapping[str, Dialect],
+) -> Iterable[str]:
+    """Say where callers that nobody tells apart share what they store at a provider."""
+    if document.identities.all is not None:
+        return
+    for connection in connections.values():
+        known = dialects[connection.dialect].endpoints if connection.dialect in dialects else {}
+        granted = sorted(
+            name for name, each in known.items() if each.makes.paths and _is_allowed(permissions, connection, name)
+        )
+        if granted:
+            yield (
+                f"connection {connection.name}: identity: none: whatever is stored through "
+                f"{', '.join(granted)} belongs to everybody who reaches this port"
+            )
+
+
+def _is_allowed(permissions: Permissions, connection: Connection, endpoint: str) -> bool:
+    return any(role.allows for role in permissions.places.get((connection.name, endpoint), {}).values())
 
 
 def _warnings(document: Document, rules: Sequence[Rule]) -> tuple[str, ...]:

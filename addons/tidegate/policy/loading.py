@@ -22,10 +22,10 @@ from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.ner_files import open_ner
-from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, StaticIdentity
+from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, State, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.routing import routes
-from tidegate.policy.schema import Document, read
+from tidegate.policy.schema import STATE_NAME, Document, read
 from tidegate.policy.source import parse
 
 FILE_BYTES = 4 * 1024 * 1024  # the largest pack shipped is well under 1 MB; more is a mistake in a glob
@@ -62,6 +62,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     below += [*coded.faults, *ner.faults]
     described = open_descriptors(reader, document.connections, dialects, path.parent)
     rules = (*rules, *coded.coded_rules, *ner.rules)
+    state = _state(reader, document, path.parent)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
@@ -82,6 +83,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         actions=linked.actions,
         decisions=linked.decisions,
         recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
+        state=state,
         warnings=(
             *linked.warnings,
             *coded.warnings,
@@ -252,6 +254,18 @@ def _identities(document: Document, folder: Path) -> tuple[Identity, ...] | None
         replace(each, tokens=_absolute(folder, each.tokens)) if isinstance(each, StaticIdentity) else each
         for each in document.identities.all
     )
+
+
+def _state(reader: Reader, document: Document, folder: Path) -> State:
+    """Find the control store: where the policy says, or beside the recording."""
+    recording = Path(_absolute(folder, document.recording_path))
+    node = document.state_path
+    path = recording.parent / STATE_NAME if node is None else Path(_absolute(folder, str(node.value)))
+    if node is not None and path == recording:
+        reader.fault(node, "a file of its own", "the file of the recording")
+    elif node is not None and path.is_dir():
+        reader.fault(node, "the path of an SQLite file", "a directory")
+    return State(str(path), document.state_retain)
 
 
 def _absolute(folder: Path, path: str) -> str:

@@ -48,6 +48,14 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """Where the control store is, and for how many seconds it knows who made what. ``path`` is absolute."""
+
+    path: str
+    retain: float
+
+
+@dataclass(frozen=True, slots=True)
 class OidcIdentity:
     """An OpenID Connect issuer whose access tokens are accepted. Times are in seconds.
 
@@ -133,6 +141,7 @@ class Policy:
     actions: Mapping[tuple[str, Direction], Action]
     decisions: Mapping[Direction, Mapping[str, Action]] = field(repr=False)
     recording: Recording
+    state: State
     warnings: tuple[str, ...]
     ner: Ner | None = None
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)

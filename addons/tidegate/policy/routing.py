@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tidegate.dialects.addresses import asked_for, closed, match, model_named
+from tidegate.dialects.addresses import asked_for, closed, match, model_named, stored_in
 from tidegate.dialects.spec import Dialect
 from tidegate.model import Connection, Denial, Head, Origin, Reason, Route
 from tidegate.policy.policy import Policy, Routes, Unlisted
@@ -64,7 +64,7 @@ def route(policy: Policy, head: Head) -> Route | Pass | Denial:
             return told
         model = told if model is None else model
     upstream = f"{connection.upstream_path}{below}" or "/"  # at a connection's own address there may be no path at all
-    return Route(connection, endpoint, f"{upstream}{mark}{query}", model)
+    return Route(connection, endpoint, f"{upstream}{mark}{query}", model, stored_in(known, below))
 
 
 def routes(connections: Iterable[Connection]) -> Routes:

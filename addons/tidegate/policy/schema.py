@@ -38,6 +38,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "inspection",
         "limits",
         "recording",
+        "state",
     ),
     **IDENTITY_SECTIONS,
     **CONNECTION_SECTIONS,
@@ -50,11 +51,15 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
     "recording": ("mode", "keep", "path"),
+    "state": ("path", "retain"),
 }
 
 PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
 RECORDING_PATH = "recordings/tidegate.db"
+STATE_NAME = "control.db"
+STATE_RETAIN = 400 * 86400.0
+"""OpenAI keeps responses for 30 days, files until they are deleted; what nobody is known to own nobody can use."""
 _NAMES = 'a list of names, or ["*"] for all of them'
 _PATTERNS = "a list of names in which * stands for any text"
 
@@ -126,6 +131,8 @@ class Document:
     recording_mode: RecordingMode
     keep: Keep
     recording_path: str
+    state_path: Node | None
+    state_retain: float
 
 
 def read(reader: Reader, root: Node) -> Document:
@@ -149,6 +156,7 @@ def read(reader: Reader, root: Node) -> Document:
     inspection = top.get("inspection", root)
     below = inspection.value if "inspection" in top and isinstance(inspection.value, Mapping) else {}
     recording = reader.section(top["recording"], SECTIONS["recording"]) if "recording" in top else {}
+    state = reader.section(top["state"], SECTIONS["state"]) if "state" in top else {}
     return Document(
         root=root,
         mode=reader.choice(top.get("mode"), Mode, Mode.ENFORCE),
@@ -170,6 +178,8 @@ def read(reader: Reader, root: Node) -> Document:
         recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
         keep=reader.choice(recording.get("keep"), Keep, Keep.REDACTED),
         recording_path=reader.text(recording.get("path"), "the path of an SQLite file", RECORDING_PATH),
+        state_path=state.get("path") if reader.text(state.get("path"), "the path of an SQLite file") else None,
+        state_retain=reader.seconds(state.get("retain")) or STATE_RETAIN,
     )
 
 

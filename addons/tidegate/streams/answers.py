@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tidegate.dialects import ownership
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.errors import NO_CALLS, render_event
 from tidegate.dialects.spec import Endpoint, ErrorShape, FramingKind
@@ -15,7 +16,7 @@ from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_messag
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.media import ANSWER, withheld
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
+from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Stored
 from tidegate.streams import framings
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
 from tidegate.streams.envelope import Envelope, open_up, seal
@@ -51,7 +52,8 @@ class StreamedAnswer:
 
     One that turns out to be a single JSON value is kept until its end and inspected as a whole. ``exchange`` is the id
     that an error event shows. ``denial`` is set when the answer must be cut: the bytes returned then end with the
-    family's own error event, and nothing comes after it; ``calls`` are what it then answers.
+    family's own error event, and nothing comes after it; ``calls`` are what it then answers. ``made`` is what its
+    events said so far was made.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class StreamedAnswer:
         self.calls = NO_CALLS
         self._on_unknown = head.on_unknown
         self._unread: list[tuple[str, str]] = []
+        self.made: list[Stored] = []
+        self._makes = bool(endpoint.makes.paths) and head.status < 300
         self._endpoint = endpoint
         self._spec = endpoint.stream
         self._done = {DONE, endpoint.stream.done or DONE}
@@ -143,7 +147,15 @@ class StreamedAnswer:
         head, self._head = bytes(self._head), bytearray()
         return self._relay(framing, framing.feed(head))
 
+    def _note(self, value: object) -> None:
+        """Note what an event says was made, as the upstream wrote it."""
+        if self._makes:
+            self.made.extend(ownership.made(self._endpoint, value))
+
     def _look_at_whole(self) -> bytes:
+        value = strict_json(bytes(self._head)) if self._makes else None
+        if not isinstance(value, Denial):
+            self._note(value)
         found = inspect_answer(self._endpoint, self._engine, self._decide, bytes(self._head), status=self._status)
         if isinstance(found, Denial):
             return self._deny(found)
@@ -184,6 +196,7 @@ class StreamedAnswer:
             return self._deny(MALFORMED)
         if self._spec.wrapped is not None:
             return self._open_up(framing, frame, value)
+        self._note(value)
         if self._spec.whole:
             return self._message(framing, frame, value)
         return self._written(framing, self._events.event(value, frame.name, frame))
@@ -215,6 +228,7 @@ class StreamedAnswer:
         if opened is None:
             return self._deny(MALFORMED)
         event, envelope = opened
+        self._note(event)
         name = frame.name if envelope is frame else None  # else the frame names the envelope
         alone = isinstance(envelope, Envelope) and bool(envelope.rest) and self._is_found(envelope)
         return self._written(framing, self._events.event(event, name, envelope), alone=alone)

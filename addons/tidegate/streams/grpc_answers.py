@@ -23,7 +23,7 @@ from tidegate.inspection.bodies import Inspected, inspect_answer
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.media import withheld
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
+from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Stored
 from tidegate.streams.answers import MAX_UNREAD
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
 from tidegate.streams.grpc import Deframer, GrpcFault, frame
@@ -73,6 +73,7 @@ class GrpcAnswer:
         assert about.endpoint.stream is not None  # ``dialects.methods`` wants one for every such method
         self.denial: Denial | None = None
         self.unread: tuple[tuple[str, str], ...] = ()
+        self.made: list[Stored] = []  # nothing that is stored has a name there
         self._about = about
         self._deframer = Deframer(about.encoding, about.limit)
         self._deltas: Trie[None] = Trie((each.path, None) for each in about.endpoint.stream.deltas)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from tidegate.inspection import media
 from tidegate.inspection.bodies import Inspected
-from tidegate.model import Denial, Finding
+from tidegate.model import Denial, Finding, Stored
 
 HEAD = 1024
 """Bytes that tell. The marks of pictures and sound stand in the first 64; chance makes no text of so many others."""
@@ -27,6 +27,7 @@ class OpaqueAnswer:
         self.denial: Denial | None = None
         self.findings: tuple[Finding, ...] = ()
         self.unread: tuple[tuple[str, str], ...] = ()
+        self.made: list[Stored] = []  # nothing: nobody reads what it says
         self._whole = whole
         self._words = words
         self._head = bytearray()
