@@ -79,7 +79,6 @@ _ARN = "an inference profile by its ARN has an encoded slash, which is refused e
 NO_ENDPOINT = {
     "bedrock.converse": Left(2, _ARN),
     "bedrock.invoke": Left(1, _ARN),
-    "openai.responses": Left(8, "stored answers, fetched by their ids"),
 }
 """Requests whose path is no endpoint, by API."""
 
@@ -87,7 +86,6 @@ NONE = Left(0, "")
 
 _OWN_MODEL = "the address, which is not the API's own here, or the server chooses it"
 UNNAMED = {
-    "openai.chat": Left(18, _OWN_MODEL),
     "openai.completions": Left(2, _OWN_MODEL),
     "cohere.chat-v1": Left(1, _OWN_MODEL),
     "rerank": Left(1, _OWN_MODEL),
@@ -99,10 +97,11 @@ REFUSED: dict[str, dict[str, int]] = {
     "openai.chat": {"The request body is malformed: it names more than one model.": 1},
     "openai.completions": {"uses $.prompt[*]": 3},
     "openai.responses": {
-        "uses $.background": 6,
         "uses $.conversation": 4,
         "uses $.previous_response_id": 8,
         "uses $.tools[*].vector_store_ids": 3,
+        "uses $.input[*].content[*].file_id": 3,
+        "uses $.input[*].output[*].file_id": 1,
         "uses $.tools[*].server_url": 4,
         "uses $.tools[*].container.file_ids": 1,
         "asks for $.include[*]": 1,
@@ -169,7 +168,7 @@ def test_only_what_cannot_be_read_is_refused(api: str) -> None:
 
 
 MEDIA = {
-    "openai.chat": 35, "openai.chat mistral": 4, "openai.responses": 23, "openai.moderations": 1,
+    "openai.chat": 35, "openai.chat mistral": 4, "openai.responses": 19, "openai.moderations": 1,
     "anthropic.messages": 30, "gemini.generate": 73, "gemini.stream": 1, "gemini.interactions": 1,
     "bedrock.converse": 33, "cohere.chat-v2": 1,
 }  # fmt: skip
