@@ -83,6 +83,7 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.unpacking import Unpacker, can_undo
 
 JSON = "application/json"
 
@@ -115,6 +116,7 @@ class Crossing:
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
         self._stream: StreamedAnswer | None = None
+        self._packed: Unpacker | None = None
         self._encodings: list[str] = []
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
 
@@ -332,7 +334,7 @@ class Crossing:
         drop = self._inspect_head(event)
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
         self._encodings = headers.values(event.headers, "content-encoding")
-        readable = self._endpoint().stream is not None and all(each.lower() == "identity" for each in self._encodings)
+        readable = self._endpoint().stream is not None and can_undo(self._encodings)
         asked = self.asked.stream and event.status < 300
         # the label of both whole answers and streams: where it cannot be a stream it may still be whole
         if content_type not in framings.LABELS and (not asked or (content_type == JSON and not readable)):
@@ -340,7 +342,9 @@ class Crossing:
             return Buffer(drop)
         if not readable:
             return self._refuse("answer", _PROTOCOL)
+        assert self.route is not None
         self._stream = self._streamed(content_type, event.status)
+        self._packed = Unpacker(self._encodings, self.route.connection.answer.bytes)
         self.stage = Stage.STREAM
         self.streamed = True
         return Stream(drop)
@@ -381,12 +385,18 @@ class Crossing:
 
     def _chunk(self, event: AnswerChunk) -> Step:
         assert self._stream is not None
-        data = self._stream.feed(event.data)
+        assert self._packed is not None
+        came = self._packed.feed(event.data)
+        data = self._stream.feed(came.data)
+        if came.denial is not None:
+            data += self._stream.stop(came.denial)
         return self._emit(data) if self._stream.denial is None else self._broken_off(data, self._stream.denial)
 
     def _ended(self, event: AnswerEnded) -> Step:
         assert self._stream is not None
-        data = self._stream.end()
+        assert self._packed is not None
+        unfinished = self._packed.end()
+        data = self._stream.end() if unfinished is None else self._stream.stop(unfinished)
         if self._stream.denial is not None:
             return self._broken_off(data, self._stream.denial)
         self._close(Outcome.FAILED if event.cut else Outcome.ANSWERED)

@@ -72,7 +72,11 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A rule ready to search. ``rank`` orders rules that match the same."""
+    """A rule ready to search. ``rank`` orders rules that match the same.
+
+    ``live`` finds what may still become a match, ``begun`` that of it in which the value has begun: ``None`` where the
+    whole match is the value.
+    """
 
     rule: Rule
     rank: int
@@ -84,6 +88,7 @@ class Compiled:
     allow: Any = None
     after: Match | None = None
     not_after: Match | None = None
+    begun: Any = None
     known: Callable[[bytes], bool] | None = None  # a known false positive is passed over whole
 
     @property
@@ -324,6 +329,7 @@ def _compile(rule: Rule, pattern: Pattern, rank: int) -> Compiled:
         allow=_any(rule, rule.allow),
         after=_before(rule, rule.after),
         not_after=_before(rule, rule.not_after, r"\z"),
+        begun=_re2(rule, rf"(?:{pattern.begun})\z") if value and pattern.begun is not None else None,
     )
 
 

@@ -1,7 +1,7 @@
 """One channel of text, redacted while it arrives. For every cut, the pieces joined are what the whole text gives.
 
-Held back is only what could still become a match, or belong to one that still grows. A run of overlapping matches
-gets one placeholder, named by its first match; matches that only touch get one each.
+Held back is only what could still be masked, as part of a match to come or of one that still grows. A run of
+overlapping matches gets one placeholder, named by its first match; matches that only touch get one each.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Redactor:
         active = frozenset(index for index, action in self._actions.items() if action is not Action.ALLOW)
         # A flagged begin marker is a finding by itself: what is only noted must not hide what is masked.
         regions = frozenset(i for i in active if engine.compiled[i].end and self._actions[i] is not Action.FLAG)
-        self._walk = Walk(engine, active, regions)
+        masking = frozenset(index for index in active if self._actions[index] is not Action.FLAG)
+        self._walk = Walk(engine, active, regions, masking)
         self._compiled = engine.compiled
         self._label = label
         self._waiting: list[tuple[int, int, int, int, int]] = []  # start, -end, rank, rule, cover
@@ -114,7 +115,7 @@ class Redactor:
             rank = self._compiled[each.index].rank
             heapq.heappush(self._waiting, (each.start, -each.end, rank, each.index, each.cover))
         self._covered = max(self._covered, self._walk.carried)
-        limit = self._walk.limit
+        limit = self._walk.free
         while self._waiting and self._waiting[0][0] < limit:
             start, end, _, index, cover = heapq.heappop(self._waiting)
             self._move(start)
@@ -128,7 +129,8 @@ class Redactor:
         base = self._walk.base
         length = count(self._walk.buffer[start - base : end - base])
         if action is Action.FLAG or start < self._covered:
-            self._pieces.append(Noted(length, rule, action, self._characters))
+            left = count(self._walk.buffer[start - base : self._done - base]) if start < self._done else 0
+            self._pieces.append(Noted(length, rule, action, self._characters - left))
         else:
             self._pieces.append(Masked(placeholder(self._label(rule)), length, rule, action, self._characters))
         if action is not Action.FLAG:
