@@ -203,8 +203,8 @@ def _holding(redactor: Any, engine: Any) -> Iterator[str]:
     start = walk.free - walk.base
     for index in engine.live(walk.buffer[max(0, walk.limit - walk.base - 1) :]):
         compiled = engine.compiled[index]
-        hit = (compiled.begun or compiled.live).search(walk.buffer, max(0, start - compiled.longest))
-        if index in walk._masking and hit and hit.start() <= start:  # noqa: SLF001 - the same
+        first = (compiled.begun or compiled.starts)(walk.buffer, max(0, start - compiled.longest), len(walk.buffer))
+        if index in walk._masking and 0 <= first[0][0] <= start:  # noqa: SLF001 - the same
             yield compiled.rule.id
 
 

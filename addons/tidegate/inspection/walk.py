@@ -144,23 +144,24 @@ class Walk:
         if final or position == end:
             return end, end
         left = max(position - 1, end - self._engine.reach - 1, self.base)
-        limit = free = end
+        limit = free = size = len(self.buffer)  # from here on positions are those of the buffer
+        base = self.base
         for index in self._engine.live(self.buffer[left - self.base :]):
             if index not in self._active:
                 continue
             compiled, masks = self._engine.compiled[index], index in self._masking
-            start = max(position, self._resume.get(index, 0), end - compiled.longest)
+            start = max(position, self._resume.get(index, 0), end - compiled.longest) - base
             if start >= (free if masks else limit):
                 continue
-            hit = compiled.live.search(self.buffer, start - self.base)
-            if hit is None:
+            first = compiled.starts(self.buffer, start, size)[0][0]
+            if first < 0:
                 continue
-            limit = min(limit, hit.start() + self.base)
-            if masks and hit.start() + self.base < free:
+            limit = min(limit, first)
+            if masks and first < free:
                 if compiled.begun is not None:
-                    hit = compiled.begun.search(self.buffer, hit.start())
-                free = min(free, hit.start() + self.base) if hit else free
-        return self._outward(limit), self._outward(free)
+                    first = compiled.begun(self.buffer, first, size)[0][0]
+                free = min(free, first) if first >= 0 else free
+        return self._outward(limit + base), self._outward(free + base)
 
     def _pending(self, limit: int, free: int) -> int:
         """Return ``free``, or where an earlier match masks that is complete, but starts behind ``limit``.

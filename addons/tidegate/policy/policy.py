@@ -133,11 +133,17 @@ class Policy:
     recording: Recording
     warnings: tuple[str, ...]
     ner: Ner | None = None
+    _deciding: dict[Direction, Callable[[Rule], Action]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def decide(self, direction: Direction) -> Callable[[Rule], Action]:
-        """Return the function that says what is done with a finding of a rule in one direction."""
-        table = self.decisions[direction]
-        return lambda rule: table[rule.id]
+        """Return the function that says what is done with a finding of a rule in one direction; always the same one."""
+        known = self._deciding.get(direction)
+        if known is None:
+            table = self.decisions[direction]
+            known = self._deciding[direction] = lambda rule: table[rule.id]
+        return known
 
     @property
     def redacts_answers(self) -> bool:

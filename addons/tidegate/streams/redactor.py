@@ -7,8 +7,9 @@ overlapping matches gets one placeholder, named by its first match; matches that
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from tidegate.inspection.engine import Engine, count, encode
@@ -75,6 +76,26 @@ def short_name(rule: Rule) -> str:
     return rule.id.rpartition(".")[2]
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is done with each rule, by its index."""
+
+    actions: Mapping[int, Action]
+    active: frozenset[int]
+    regions: frozenset[int]
+    masking: frozenset[int]
+
+
+@lru_cache(maxsize=32)  # a policy asks with one function for each direction, and a reload makes another policy
+def _plan(engine: Engine, decide: Callable[[Rule], Action]) -> _Plan:
+    actions = {index: decide(each.rule) for index, each in enumerate(engine.compiled)}
+    active = frozenset(index for index, action in actions.items() if action is not Action.ALLOW)
+    masking = frozenset(index for index in active if actions[index] is not Action.FLAG)
+    # A flagged begin marker is a finding by itself: what is only noted must not hide what is masked.
+    regions = frozenset(index for index in masking if engine.compiled[index].end)
+    return _Plan(actions, active, regions, masking)
+
+
 class Redactor:
     """One channel of one stream. ``decide`` gives each rule's action, ``label`` the word in its placeholder.
 
@@ -82,12 +103,9 @@ class Redactor:
     """
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], label: Callable[[Rule], str]) -> None:
-        self._actions = {index: decide(each.rule) for index, each in enumerate(engine.compiled)}
-        active = frozenset(index for index, action in self._actions.items() if action is not Action.ALLOW)
-        # A flagged begin marker is a finding by itself: what is only noted must not hide what is masked.
-        regions = frozenset(i for i in active if engine.compiled[i].end and self._actions[i] is not Action.FLAG)
-        masking = frozenset(index for index in active if self._actions[index] is not Action.FLAG)
-        self._walk = Walk(engine, active, regions, masking)
+        plan = _plan(engine, decide)
+        self._actions = plan.actions
+        self._walk = Walk(engine, plan.active, plan.regions, plan.masking)
         self._compiled = engine.compiled
         self._label = label
         self._waiting: list[tuple[int, int, int, int, int]] = []  # start, -end, rank, rule, cover
