@@ -77,7 +77,7 @@ def short_name(rule: Rule) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """What is done with each rule, by its index."""
 
     actions: Mapping[int, Action]
@@ -87,13 +87,14 @@ class _Plan:
 
 
 @lru_cache(maxsize=32)  # a policy asks with one function for each direction, and a reload makes another policy
-def _plan(engine: Engine, decide: Callable[[Rule], Action]) -> _Plan:
+def plan_of(engine: Engine, decide: Callable[[Rule], Action]) -> Plan:
+    """Ask what is done with each rule."""
     actions = {index: decide(each.rule) for index, each in enumerate(engine.compiled)}
     active = frozenset(index for index, action in actions.items() if action is not Action.ALLOW)
     masking = frozenset(index for index in active if actions[index] is not Action.FLAG)
     # A flagged begin marker is a finding by itself: what is only noted must not hide what is masked.
     regions = frozenset(index for index in masking if engine.compiled[index].end)
-    return _Plan(actions, active, regions, masking)
+    return Plan(actions, active, regions, masking)
 
 
 class Redactor:
@@ -103,7 +104,7 @@ class Redactor:
     """
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], label: Callable[[Rule], str]) -> None:
-        plan = _plan(engine, decide)
+        plan = plan_of(engine, decide)
         self._actions = plan.actions
         self._walk = Walk(engine, plan.active, plan.regions, plan.masking)
         self._compiled = engine.compiled

@@ -79,7 +79,7 @@ class Texts:
             text.append(piece.text)
             if isinstance(piece, Masked | Noted):
                 masked |= isinstance(piece, Masked)
-                self._note(piece.rule, place(), piece.start, piece.start + piece.length)
+                self.note(piece.rule, place(), piece.start, piece.start + piece.length)
         return "".join(text), masked
 
     def check(
@@ -246,7 +246,7 @@ class Texts:
         for index, text in enumerate(texts):
             for each in self._scorer.recall(text, partial(role, index)):
                 if self._decide(each.rule) is not Action.ALLOW:
-                    self._note(each.rule, place(index), each.start, each.end, each.score)
+                    self.note(each.rule, place(index), each.start, each.end, each.score)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -264,7 +264,7 @@ class Texts:
         acting = {span.rule.id for span in spanning if self._decide(span.rule) in _ACTING}
         for rule, span in {span.rule.id: span for span in reversed(spanning)}.items():
             if rule not in acting and self._decide(span.rule) is Action.FLAG:
-                self._note(span.rule, "$", span.start, span.end)
+                self.note(span.rule, "$", span.start, span.end)
         if not acting:
             return self._across(masked)
 
@@ -334,7 +334,8 @@ class Texts:
                 waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
         return found
 
-    def _note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
+    def note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
+        """Note what was found at a place; what the policy blocks sets ``denial``."""
         action = self._decide(rule)
         if action not in _ACTING:
             self._flagged += 1
