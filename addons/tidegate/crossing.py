@@ -63,6 +63,7 @@ from tidegate.steps import (
     Extract,
     Forward,
     HeadArrived,
+    HeldTooLong,
     Identify,
     IntentKept,
     KeepIntent,
@@ -392,6 +393,16 @@ class Crossing:
             data += self._stream.stop(came.denial)
         return self._emit(data) if self._stream.denial is None else self._broken_off(data, self._stream.denial)
 
+    @property
+    def stuck(self) -> frozenset[object]:
+        """Name the texts of a streamed answer that are held back: the same name means the same text."""
+        return frozenset() if self._stream is None or self.stage is not Stage.STREAM else self._stream.stuck
+
+    def _held_too_long(self, event: HeldTooLong) -> Step:
+        assert self._stream is not None
+        data = self._stream.expire(event.stuck)
+        return self._emit(data) if self._stream.denial is None else self._broken_off(data, self._stream.denial)
+
     def _ended(self, event: AnswerEnded) -> Step:
         assert self._stream is not None
         assert self._packed is not None
@@ -537,6 +548,7 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.SENT, AnswerBegan): Crossing._answer,
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
+        (Stage.STREAM, HeldTooLong): Crossing._held_too_long,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,
         (Stage.SOCKET, ClientSaid): Crossing._client_said,
         (Stage.SOCKET, UpstreamSaid): Crossing._upstream_said,

@@ -163,6 +163,22 @@ class Walk:
                 free = min(free, first) if first >= 0 else free
         return self._outward(limit + base), self._outward(free + base)
 
+    def suspect(self, position: int) -> int:
+        """Return the index of a rule that keeps the text from ``position`` on: the first of those that do."""
+        compiled, size = self._engine.compiled, len(self.buffer)
+        if self._region is not None:
+            return next(index for index in self._masking if compiled[index] is self._region.rule)
+        found: list[tuple[int, int, int]] = []
+        for index in self._masking & set(self._engine.live(self.buffer)):
+            each = compiled[index]
+            first = (each.begun or each.starts)(self.buffer, max(0, size - each.longest), size)[0][0]
+            if first >= 0:
+                found.append((first, each.rank, index))
+        if found:
+            return min(found)[2]
+        whole = self._masking & set(self._engine.candidates(self.buffer[max(position - self.base, 0) :]))
+        return min(whole or self._masking, key=lambda index: compiled[index].rank)
+
     def _pending(self, limit: int, free: int) -> int:
         """Return ``free``, or where an earlier match masks that is complete, but starts behind ``limit``.
 

@@ -8,7 +8,7 @@ channel's last. A text that arrives whole (a repeat, a label) is redacted as a w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -200,6 +200,19 @@ class EventRedactor:
         if denial is not None:
             return denial
         return self._number([*late, Outgoing(value, like, changed)])
+
+    @property
+    def stuck(self) -> frozenset[object]:
+        """Name what is held: the same name means the same text, still waiting."""
+        return frozenset((at, one.redactor.position) for at, one in self._channels.items() if one.held)
+
+    def expire(self, stuck: Collection[object]) -> list[Outgoing] | Denial:
+        """Mask the held texts of these names, and let what stands for them leave."""
+        late: list[Outgoing] = []
+        for at, channel in self._channels.items():
+            if channel.held and (at, channel.redactor.position) in stuck:
+                late.extend(self._late(channel, self._say(channel, channel.redactor.expire())))
+        return self.texts.denial or self._number(late)
 
     def end(self) -> list[Outgoing] | Denial:
         """End every channel: return the held text, redacted where it must be. The stream may go on all the same."""

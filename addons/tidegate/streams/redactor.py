@@ -124,6 +124,29 @@ class Redactor:
         """Take the next part of the text and return what may leave. An empty part changes nothing."""
         return self._step(encode(text), final=False) if text else []
 
+    @property
+    def position(self) -> int:
+        """Where what is held begins; it moves whenever something leaves."""
+        return self._done
+
+    def expire(self) -> list[Piece]:
+        """Mask what is held, since it has waited for too long; what goes on with it is masked as well.
+
+        Which rule it belongs to is not known yet: the one that begins first names it, and it is redacted whatever the
+        policy says of a match.
+        """
+        self._pieces = []
+        end = self._walk.end
+        if end > self._done:
+            if self._done >= self._covered:
+                rule = self._compiled[self._walk.suspect(self._done)].rule
+                length = count(self._walk.buffer[self._done - self._walk.base :])
+                said = placeholder(self._label(rule))
+                self._pieces.append(Masked(said, length, rule, Action.REDACT, self._characters))
+            self._covered = max(self._covered, end)
+            self._move(end)
+        return self._pieces
+
     def end(self) -> list[Piece]:
         """Return what is left: the text is over. Nothing may be fed after it."""
         return self._step(b"", final=True)
