@@ -84,6 +84,7 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.channels import HeldCaps
 from tidegate.streams.unpacking import Unpacker, can_undo
 
 JSON = "application/json"
@@ -353,7 +354,8 @@ class Crossing:
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
         decide = self.policy.decide(Direction.RESPONSE)
         head = AnswerHead(content_type, status)
-        return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+        caps = HeldCaps(runs=self.policy.encoded_runs)
+        return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head, caps)
 
     def _open(self, event: AnswerBegan) -> Step:
         assert self.head is not None

@@ -115,6 +115,7 @@ class Policy:
 
     ``sha256`` covers the texts of the policy, its packs and its dialects. ``warnings`` are sentences for the start
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
+    ``encoded_runs`` is how many characters of a run in base64 or hexadecimal a stream waits for; 0: it does not.
     ``ner`` is the model that reads prompts, ``None`` where the policy has none or wants nothing of it.
     """
 
@@ -133,6 +134,7 @@ class Policy:
     recording: Recording
     warnings: tuple[str, ...]
     ner: Ner | None = None
+    encoded_runs: int = 0
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

@@ -41,11 +41,13 @@ class HeldCaps:
 
     A match has at most 1,024 bytes and JSON source spells a byte with up to six characters, so no sound rule ever
     reaches 8 KB. Recorded streams have at most 35 channels; a hundred parallel tool calls have four hundred.
+    ``runs`` is how many characters of an encoded run wait to be decoded; 0 where the policy does not ask for it.
     """
 
     channel: int = 8 * 1024
     stream: int = 64 * 1024
     channels: int = 1024
+    runs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,11 @@ class EventRedactor:
     def __init__(
         self, spec: StreamSpec, engine: Engine, decide: Callable[[Rule], Action], caps: HeldCaps | None = None
     ) -> None:
-        self.texts = Texts(engine, decide, streamed=True)
+        self._caps = caps or HeldCaps()
+        self.texts = Texts(engine, decide, streamed=True, runs=self._caps.runs)
         self._unnamed = Unnamed(engine, decide)
         self._spec = spec
         self._plan = _plan(spec)
-        self._caps = caps or HeldCaps()
         self._channels: dict[tuple[int, Key], _Channel] = {}
         self._ended: dict[tuple[int, Key], str | None] = {}
         self._masked: set[tuple[str, Key]] = set()

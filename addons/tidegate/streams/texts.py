@@ -17,6 +17,7 @@ from tidegate.inspection.scoring import Scorer
 from tidegate.model import Action, Denial, Finding, Reason, Role, Score
 from tidegate.streams.coded import Found, WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
+from tidegate.streams.runs import RunRedactor, hides
 from tidegate.streams.source import JsonSource
 
 MAX_CLEAN = 1024
@@ -41,12 +42,18 @@ class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
     __slots__ = (
-        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_read", "_scorer", "clean",
-        "denial", "findings",
+        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_read", "_runs", "_scorer",
+        "clean", "denial", "findings",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
-        """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
+    def __init__(
+        self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False, runs: int = 0
+    ) -> None:
+        """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them.
+
+        But for encoded runs of at most ``runs`` characters, where that is not 0.
+        """
+        self._runs = runs
         self._scorer = None if streamed else engine.scorer
         if self._scorer is not None and all(decide(each) is Action.ALLOW for each in self._scorer.firsts):
             self._scorer = None
@@ -65,7 +72,8 @@ class Texts:
 
     def redactor(self) -> Redactor:
         """Begin a text that comes in pieces."""
-        return Redactor(self._engine, self._decide, short_name)
+        inner = Redactor(self._engine, self._decide, short_name)
+        return RunRedactor(inner, self._engine, self._decide, self._runs) if self._runs else inner
 
     def source(self) -> JsonSource:
         """Begin a text that comes in pieces and is JSON source."""
@@ -98,7 +106,7 @@ class Texts:
         indexes = [index for index in range(len(texts)) if not self._knows(names.get(index))]
         new = [texts[index] for index in indexes]
         found = self._engine.find_many(new) if new else {}
-        coded = self._coded(new) | self._hidden(new, found)
+        coded = self._coded(new) | self._hidden(new, found) | self._in_runs(new)
         if not found and not source and not coded:
             self._remember(texts)
         if seen is not None:
@@ -307,6 +315,12 @@ class Texts:
             inner = WholeRedactor(inner, self._found, self._decide)
         channel = JsonSource(inner) if source else inner
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
+
+    def _in_runs(self, texts: Sequence[str]) -> set[int]:
+        """Return the indexes of the streamed texts of which an encoded run may not leave."""
+        if not self._runs:
+            return set()
+        return {i for i, text in enumerate(texts) if hides(self._engine, self._decide, text, self._runs)}
 
     def _coded(self, texts: Sequence[str]) -> set[int]:
         """Return the indexes of the texts in which a detector finds something; mostly one look at all of them."""
