@@ -439,6 +439,10 @@ def through_processes(options: argparse.Namespace, say: Callable[[str], None]) -
             gate += ("--confdir", folder / "ca")
             started = children.start("gate", gate_port, *gate)
             proxies.append(_bench.Proxy("gate", gate_port, f"/openai{path}", started))
+            say("warming")
+            for proxy in proxies:
+                _carry(proxy, ["--target", target, "--token", token, "--pause", 0, "--connections", 4, "--seconds", 2,
+                               "--corpus", recorded])  # fmt: skip
             for turn in range(options.rounds):
                 for kind, pause, connections in (("live", 0.01, 8), ("full", 0.0, 8)):
                     for proxy in proxies:
