@@ -44,7 +44,7 @@ NAMES = sorted(path.stem for path in (ROOT / "rules" / "dialects").glob("*.yaml"
         ("llamacpp", "GET", "/slots", None, None),
         ("llamacpp", "POST", "/slots/0", None, None),
         ("tgi", "POST", "/", "either", None),
-        ("tgi", "POST", "", None, None),
+        ("tgi", "POST", "", "either", None),
         ("tgi", "POST", "//", None, None),
         ("tgi", "POST", "/models/a/b", "either", None),
         ("tgi", "GET", "/metrics", None, None),

@@ -66,6 +66,7 @@ from tidegate.steps import (
     Extract,
     Forward,
     HeadArrived,
+    HeldTooLong,
     Identify,
     IntentKept,
     KeepIntent,
@@ -86,7 +87,9 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.channels import HeldCaps
 from tidegate.streams.opaque import OpaqueAnswer
+from tidegate.streams.unpacking import Unpacker, can_undo
 
 JSON = "application/json"
 
@@ -119,6 +122,7 @@ class Crossing:
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
         self._stream: StreamedAnswer | OpaqueAnswer | None = None
+        self._packed: Unpacker | None = None
         self._encodings: list[str] = []
         self._written_type: str | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
@@ -370,20 +374,23 @@ class Crossing:
         drop = self._inspect_head(event)
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
         self._encodings = headers.values(event.headers, "content-encoding")
-        readable = self._endpoint().stream is not None and all(each.lower() == "identity" for each in self._encodings)
+        readable = self._endpoint().stream is not None and can_undo(self._encodings)
         asked = self.asked.stream and event.status < 300
-        if self._endpoint().unread and event.status < 300 and not self._encodings and _is_opaque(content_type):
-            self._stream = OpaqueAnswer(self._masked, self._words)
-            self.stage = Stage.STREAM
-            self.streamed = True
-            return Stream(drop)
+        if self._endpoint().unread and event.status < 300 and can_undo(self._encodings) and _is_opaque(content_type):
+            return self._begin(OpaqueAnswer(self._inspected, self._words), drop)
         # the label of both whole answers and streams: where it cannot be a stream it may still be whole
         if content_type not in framings.LABELS and (not asked or (content_type == JSON and not readable)):
             self.stage = Stage.WHOLE
             return Buffer(drop)
         if not readable:
             return self._refuse("answer", _PROTOCOL)
-        self._stream = self._streamed(content_type, event.status)
+        return self._begin(self._streamed(content_type, event.status), drop)
+
+    def _begin(self, stream: StreamedAnswer | OpaqueAnswer, drop: frozenset[str]) -> Step:
+        """Let an answer pass in pieces, out of its content codings."""
+        assert self.route is not None
+        self._stream = stream
+        self._packed = Unpacker(self._encodings, self.route.connection.answer.bytes)
         self.stage = Stage.STREAM
         self.streamed = True
         return Stream(drop)
@@ -392,7 +399,8 @@ class Crossing:
         assert self.route is not None
         decide = self.policy.decide(Direction.RESPONSE)
         head = AnswerHead(content_type, status, self.route.connection.on_unknown)
-        answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+        caps = HeldCaps(runs=self.policy.encoded_runs)
+        answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head, caps)
         answer.calls = self.calls
         return answer
 
@@ -432,12 +440,28 @@ class Crossing:
 
     def _chunk(self, event: AnswerChunk) -> Step:
         assert self._stream is not None
-        data = self._stream.feed(event.data)
+        assert self._packed is not None
+        came = self._packed.feed(event.data)
+        data = self._stream.feed(came.data)
+        if came.denial is not None:
+            data += self._stream.stop(came.denial)
+        return self._emit(data) if self._stream.denial is None else self._broken_off(data, self._stream.denial)
+
+    @property
+    def stuck(self) -> frozenset[object]:
+        """Name the texts of a streamed answer that are held back: the same name means the same text."""
+        return frozenset() if self._stream is None or self.stage is not Stage.STREAM else self._stream.stuck
+
+    def _held_too_long(self, event: HeldTooLong) -> Step:
+        assert self._stream is not None
+        data = self._stream.expire(event.stuck)
         return self._emit(data) if self._stream.denial is None else self._broken_off(data, self._stream.denial)
 
     def _ended(self, event: AnswerEnded) -> Step:
         assert self._stream is not None
-        data = self._stream.end()
+        assert self._packed is not None
+        unfinished = self._packed.end()
+        data = self._stream.end() if unfinished is None else self._stream.stop(unfinished)
         if self._stream.denial is not None:
             return self._broken_off(data, self._stream.denial)
         self._close(Outcome.FAILED if event.cut else Outcome.ANSWERED)
@@ -491,10 +515,15 @@ class Crossing:
     def _masked(self, data: bytes) -> Inspected | Denial:
         """Decode the whole body of an answer and mask it."""
         assert self.route is not None
-        assert self.status is not None
         plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
         if isinstance(plain, Denial):
             return replace(plain, reason=Reason.ANSWER_MALFORMED, status=502)
+        return self._inspected(plain)
+
+    def _inspected(self, plain: bytes) -> Inspected | Denial:
+        """Mask the whole body of an answer, out of its content codings."""
+        assert self.route is not None
+        assert self.status is not None
         decide = self.policy.decide(Direction.RESPONSE)
         endpoint, engine = self._endpoint(), self.policy.engine
         if endpoint.made_of.answers_plainly:
@@ -599,6 +628,7 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.SENT, AnswerBegan): Crossing._answer,
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
+        (Stage.STREAM, HeldTooLong): Crossing._held_too_long,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,
         (Stage.SOCKET, ClientSaid): Crossing._client_said,
         (Stage.SOCKET, UpstreamSaid): Crossing._upstream_said,

@@ -88,6 +88,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
             *ner.warnings(linked.actions),
         ),
         ner=ner.wanted(linked.actions),
+        encoded_runs=document.encoded_runs,
     )
 
 
