@@ -65,6 +65,9 @@ FAULTS: dict[str, list[str]] = {
         "FILE:15: identity[2].name: found 'tidegate'; accepted: a name other than none and tidegate",
         "FILE:16: identity[2].static.tokens: found nothing; accepted: the path of a tokens file, relative to this file",
     ],
+    "held-longer-than-duration": [
+        "FILE:23: limits.response.held: found held 1200s with a duration of 600s; accepted: a time of at most the duration",
+    ],
     "idle-longer-than-duration": [
         "FILE:23: limits.response.idle: found idle 1200s with a duration of 600s; accepted: a time of at most the duration",
     ],

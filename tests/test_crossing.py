@@ -321,7 +321,7 @@ ANSWERS = {
     "interim": (103, JSON),
     "redirect": (307, (("location", "http://elsewhere.example/"),)),
     "switching": (101, (("upgrade", "websocket"),)),
-    "encoded stream": (200, (("content-type", "text/event-stream"), ("content-encoding", "gzip"))),
+    "encoded stream": (200, (("content-type", "text/event-stream"), ("content-encoding", "compress"))),
 }
 
 

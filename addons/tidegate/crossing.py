@@ -88,6 +88,7 @@ from tidegate.steps import (
     Extract,
     Forward,
     HeadArrived,
+    HeldTooLong,
     Identify,
     IntentKept,
     KeepIntent,
@@ -110,8 +111,10 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings, grpc
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.channels import HeldCaps
 from tidegate.streams.grpc_answers import STATUS, Answering, GrpcAnswer, masked_trailers, whole_answer
 from tidegate.streams.opaque import OpaqueAnswer
+from tidegate.streams.unpacking import Unpacker, can_undo
 
 JSON = "application/json"
 
@@ -149,6 +152,7 @@ class Crossing:
         self.call: grpc_calls.Call | None = None
         self.heard = 0
         self._stream: StreamedAnswer | OpaqueAnswer | GrpcAnswer | None = None
+        self._packed: Unpacker | None = None
         self._encodings: list[str] = []
         self._written_type: str | None = None
         self._answering: Answering | None = None
@@ -475,20 +479,23 @@ class Crossing:
         drop = self._inspect_head(event)
         content_type = ",".join(headers.values(event.headers, "content-type")).partition(";")[0].strip().lower()
         self._encodings = headers.values(event.headers, "content-encoding")
-        readable = self._endpoint().stream is not None and all(each.lower() == "identity" for each in self._encodings)
+        readable = self._endpoint().stream is not None and can_undo(self._encodings)
         asked = self.asked.stream and event.status < 300
-        if self._endpoint().unread and event.status < 300 and not self._encodings and _is_opaque(content_type):
-            self._stream = OpaqueAnswer(self._plainly, self._words)
-            self.stage = Stage.STREAM
-            self.streamed = True
-            return Stream(drop)
+        if self._endpoint().unread and event.status < 300 and can_undo(self._encodings) and _is_opaque(content_type):
+            return self._begin(OpaqueAnswer(self._plainly, self._words), drop)
         # the label of both whole answers and streams: where it cannot be a stream it may still be whole
         if content_type not in framings.LABELS and (not asked or (content_type == JSON and not readable)):
             self.stage = Stage.WHOLE
             return Buffer(drop)
         if not readable:
             return self._refuse("answer", _PROTOCOL)
-        self._stream = self._streamed(content_type, event.status)
+        return self._begin(self._streamed(content_type, event.status), drop)
+
+    def _begin(self, stream: StreamedAnswer | OpaqueAnswer | GrpcAnswer, drop: frozenset[str]) -> Step:
+        """Let an answer pass in pieces, out of its content codings."""
+        assert self.route is not None
+        self._stream = stream
+        self._packed = Unpacker(self._encodings, self.route.connection.answer.bytes)
         self.stage = Stage.STREAM
         self.streamed = True
         return Stream(drop)
@@ -497,7 +504,8 @@ class Crossing:
         assert self.route is not None
         decide = self.policy.decide(Direction.RESPONSE)
         head = AnswerHead(content_type, status, self.route.connection.on_unknown)
-        answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
+        caps = HeldCaps(runs=self.policy.encoded_runs)
+        answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head, caps)
         answer.calls = self.calls
         return answer
 
@@ -516,10 +524,7 @@ class Crossing:
         if not call.method.server_streams:
             self.stage = Stage.WHOLE
             return Buffer(drop)
-        self._stream = GrpcAnswer(self._answering)
-        self.stage = Stage.STREAM
-        self.streamed = True
-        return Stream(drop)
+        return self._begin(GrpcAnswer(self._answering), drop)
 
     def _about(self, call: grpc_calls.Call, encoding: str) -> Answering:
         assert self.route is not None
@@ -580,25 +585,41 @@ class Crossing:
         assert self._stream is not None
         if self._claims.ending is not None:
             return Emit(b"")
-        data = self._stream.feed(event.data)
-        denial = self._stream.denial
-        return self._let_go(data) if denial is None else self._let_go(data, Outcome.DENIED, denial)
+        assert self._packed is not None
+        came = self._packed.feed(event.data)
+        data = self._stream.feed(came.data)
+        if came.denial is not None:
+            data += self._stream.stop(came.denial)
+        return self._let_go(data)
+
+    @property
+    def stuck(self) -> frozenset[object]:
+        """Name the texts of a streamed answer that are held back: the same name means the same text."""
+        return frozenset() if self._stream is None or self.stage is not Stage.STREAM else self._stream.stuck
+
+    def _held_too_long(self, event: HeldTooLong) -> Step:
+        assert self._stream is not None
+        return Emit(b"") if self._claims.ending is not None else self._let_go(self._stream.expire(event.stuck))
 
     def _ended(self, event: AnswerEnded) -> Step:
         assert self._stream is not None
         if self._claims.ending is not None:
             return Claim(())
-        data = self._stream.end()
-        if self._stream.denial is not None:
-            return self._let_go(data, Outcome.DENIED, self._stream.denial)
+        assert self._packed is not None
+        unfinished = self._packed.end()
+        data = self._stream.end() if unfinished is None else self._stream.stop(unfinished)
         return self._let_go(data, Outcome.FAILED if event.cut else Outcome.ANSWERED)
 
-    def _let_go(self, data: bytes, ending: Outcome | None = None, denial: Denial | None = None) -> Step:
+    def _let_go(self, data: bytes, ending: Outcome | None = None) -> Step:
         """Let a piece of a stream leave, once what it makes is kept as the caller's.
 
-        With ``ending`` it is the last; with ``denial`` it already ends with the dialect's own error event.
+        With ``ending`` it is the last; so it is after a denial, and then it already ends with the dialect's own error
+        event.
         """
+        denial: Denial | None = None
         assert self._stream is not None
+        if self._stream.denial is not None:
+            ending, denial = Outcome.DENIED, self._stream.denial
         claims, made = self._claims, self._stream.made
         fresh = claims.fresh(made) if made else ()
         made.clear()
@@ -835,6 +856,7 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.STREAM, AnswerChunk): Crossing._chunk,
         (Stage.STREAM, AnswerEnded): Crossing._ended,
         (Stage.STREAM, Claimed): Crossing._claimed,
+        (Stage.STREAM, HeldTooLong): Crossing._held_too_long,
         (Stage.WHOLE, AnswerWhole): Crossing._whole,
         (Stage.CLAIM, Claimed): Crossing._whole_claimed,
         (Stage.SOCKET, ClientSaid): Crossing._client_said,

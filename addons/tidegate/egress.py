@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mitmproxy import flow as mitm_flow
@@ -50,6 +51,13 @@ class Resume(events.Event):
         self.flow = flow
 
 
+@dataclass
+class Overdue(events.Event):
+    """Text of a flow's streamed answer has been held back for too long; asked in turn with what else happens to it."""
+
+    flow: http.HTTPFlow
+
+
 class Keeper(Protocol):
     """What the HTTP layer asks the gate."""
 
@@ -83,6 +91,9 @@ class Keeper(Protocol):
     def resumed(self, flow: http.HTTPFlow) -> list[bytes]:
         """Return what of a streamed answer may leave now without more of it having come."""
 
+    def overdue(self, flow: http.HTTPFlow) -> tuple[bytes, bool]:
+        """Return what leaves for text that was held back for too long, and whether nothing may follow it."""
+
     def socket(self, flow: http.HTTPFlow) -> socket_relay.Keeper | None:
         """Return who judges the messages of a WebSocket."""
 
@@ -104,7 +115,7 @@ def harden(keeper: Keeper | None) -> None:
     HttpStream._handle_event = lambda self, event: _stream(self, event, _handle_event)  # type: ignore[method-assign]
     _layer_event = HttpLayer._handle_event
     HttpLayer._handle_event = lambda self, event: (  # type: ignore[method-assign]
-        _route_cut(self, event) if isinstance(event, Cut | Resume) else _layer_event(self, event)
+        _route(self, event) if isinstance(event, Cut | Resume | Overdue) else _layer_event(self, event)
     )
     _read_body = Http1Connection.read_body
     Http1Connection.read_body = lambda self, event: _without_trailers(  # type: ignore[method-assign]
@@ -124,6 +135,11 @@ def resume(handler: Any, flow: http.HTTPFlow) -> Any:
     return handler.server_event(Resume(flow))
 
 
+def remind(handler: Any, flow: http.HTTPFlow) -> Any:
+    """Return a coroutine that asks the gate for what leaves of a stream although nothing came."""
+    return handler.server_event(Overdue(flow))
+
+
 def _stream(self: HttpStream, event: events.Event, original: Callable[..., Commands]) -> Commands:
     """Run one event of a stream and look at each message it wants to send."""
     if isinstance(event, Cut):
@@ -131,6 +147,8 @@ def _stream(self: HttpStream, event: events.Event, original: Callable[..., Comma
         return
     if isinstance(event, Resume):
         yield from _go_on(self)
+    if isinstance(event, Overdue):
+        yield from _overdue(self)
         return
     if type(event) is http_events.ResponseData:
         _ask("arrived", self.flow, len(event.data))
@@ -306,8 +324,20 @@ def _go_on(self: HttpStream) -> Commands:
             yield SendHttp(http_events.ResponseData(self.stream_id, piece), self.context.client)
 
 
-def _route_cut(self: HttpLayer, event: Cut | Resume) -> Commands:
-    """Bring a ``Cut`` or ``Resume`` to its stream, through CONNECT tunnels too."""
+def _overdue(self: HttpStream) -> Commands:
+    """Send what leaves of a stream although nothing came."""
+    gone = getattr(self, "tidegate_over", False) or self.server_state in (self.state_done, self.state_errored)
+    if gone or not getattr(self, "tidegate_answered", False):
+        return
+    data, last = _ask("overdue", self.flow) or (b"", False)
+    if last:
+        yield from _end(self, Cut(self.flow, data, POLICY))
+    elif data:
+        yield SendHttp(http_events.ResponseData(self.stream_id, data), self.context.client)
+
+
+def _route(self: HttpLayer, event: Cut | Resume | Overdue) -> Commands:
+    """Bring an event of ours to its stream, through CONNECT tunnels too."""
     for stream in list(self.streams.values()):
         if getattr(stream, "flow", None) is event.flow or stream.child_layer is not None:
             yield from self.event_to_child(stream, event)

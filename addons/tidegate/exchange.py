@@ -165,7 +165,8 @@ class Exchange:
         if not data:
             return []
         data = self.said(data)
-        self.kept.append(data)
+        if self.crossing.policy.recording.keep is not Keep.NONE:
+            self.kept.append(data)
         return [data]
 
     def said(self, data: bytes) -> bytes:

@@ -300,6 +300,8 @@ class Gateway(Fence):
             data = step.data if isinstance(step, steps.Emit) else b""
         if crossing.outcome is not None and chunk:
             self._cut(exchange)
+        if exchange.meter is not None and exchange.meter.limits.held is not None:
+            self._hold(exchange, exchange.meter)
         return exchange.emitted(data)
 
     def _advance(self, exchange: Exchange, chunk: bytes) -> bytes:
@@ -348,6 +350,32 @@ class Gateway(Fence):
         handler = self._handler(exchange.flow)
         if ready and handler is not None and exchange.crossing.stage is Stage.STREAM:
             exchange.later(egress.resume(handler, exchange.flow))
+
+    def _hold(self, exchange: Exchange, meter: AnswerMeter) -> None:
+        """Watch how long what is held back has waited."""
+        meter.holds(exchange.crossing.stuck, time.monotonic())
+        if exchange.crossing.stage is Stage.STREAM:
+            self._watch(meter.due())
+
+    def overdue(self, flow: http.HTTPFlow) -> tuple[bytes, bool]:
+        """Mask what has been held back for too long; return what leaves, and whether that ends the answer."""
+        exchange = self.exchanges.get(flow.id)
+        if exchange is None or exchange.meter is None or exchange.crossing.stage is not Stage.STREAM:
+            return b"", False
+        if exchange.claims:  # nothing leaves before these are kept, which they soon are
+            exchange.meter.holds((), time.monotonic())
+            self._hold(exchange, exchange.meter)
+            return b"", False
+        stuck = exchange.meter.overdue(time.monotonic())
+        try:
+            step = exchange.crossing.receive(steps.HeldTooLong(stuck))
+        except Exception as bug:
+            log.error("tidegate failed over held text: %s", type(bug).__name__)
+            step = exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
+        exchange.meter.holds((), time.monotonic())  # what cannot leave even so waits anew
+        self._hold(exchange, exchange.meter)
+        data = step.data if isinstance(step, steps.Emit) else b""
+        return b"".join(exchange.emitted(data)), exchange.crossing.outcome is not None
 
     @guarded
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
@@ -662,10 +690,18 @@ class Gateway(Fence):
         for each in waiting:
             assert each.meter is not None
             passed = each.meter.passed(now)
-            if passed is None:
+            if passed is None and each.meter.overdue(now):
+                self._remind(each)
+            elif passed is None:
                 self._watch(each.meter.due())
             else:
                 self._guarded_end(each, passed)
+
+    def _remind(self, exchange: Exchange) -> None:
+        """Have the HTTP layer ask for text that is overdue, in turn with what else happens to the stream."""
+        handler = self._handler(exchange.flow)
+        if handler is not None:
+            exchange.later(egress.remind(handler, exchange.flow))
 
     def _guarded_end(self, exchange: Exchange, passed: Reason) -> None:
         """End an exchange for a limit; a bug in that ends it as a bug, and no other."""

@@ -235,6 +235,8 @@ class Caller:
 class AnswerLimits:
     """Limits of an answer: bytes, and seconds to the first byte, between two bytes, and in all.
 
+    ``held`` is how long a text of a stream may be held back before it is masked; ``None``: as long as it takes.
+
     A WebSocket carries many answers, each with these limits. Between two of them it may be silent for ``socket_idle``
     seconds, and no new one begins after ``socket_duration``.
     """
@@ -243,6 +245,7 @@ class AnswerLimits:
     first_byte: float = 300.0
     idle: float = 120.0
     duration: float = 900.0
+    held: float | None = None
     socket_idle: float = 600.0  # mitmproxy by itself ends a connection that is silent for 10 minutes
     socket_duration: float = 3600.0  # OpenAI closes a WebSocket of the Responses API after 60 minutes
 

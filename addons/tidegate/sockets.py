@@ -37,7 +37,7 @@ from tidegate.model import (
 )
 from tidegate.policy.policy import Policy
 from tidegate.steps import ClientSaid, Extract, Form, Relay, UpstreamSaid
-from tidegate.streams.channels import MALFORMED, EventRedactor, Outgoing
+from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
 from tidegate.streams.framing import MAX_FRAME
 
 MESSAGES = 10_000
@@ -380,7 +380,8 @@ class Socket:
         return [] if isinstance(late, Denial) else written(late)
 
     def _fresh(self) -> EventRedactor:
-        return EventRedactor(self._stream, self._policy.engine, self._policy.decide(Direction.RESPONSE))
+        caps = HeldCaps(runs=self._policy.encoded_runs)
+        return EventRedactor(self._stream, self._policy.engine, self._policy.decide(Direction.RESPONSE), caps)
 
     def _over(
         self, denial: Denial | None, outcome: Outcome, down: tuple[bytes, ...] = (), close: int = NORMAL

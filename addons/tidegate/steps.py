@@ -122,6 +122,13 @@ class AnswerEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldTooLong:
+    """Texts of a streamed answer have been held back for as long as they may. ``stuck`` are their names."""
+
+    stuck: frozenset[object]
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerWhole:
     """The whole body of an answer, as it was on the wire.
 
@@ -193,6 +200,7 @@ Event = (
     | AnswerBegan
     | AnswerChunk
     | AnswerEnded
+    | HeldTooLong
     | AnswerWhole
     | Claimed
     | ClientSaid

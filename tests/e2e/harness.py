@@ -41,7 +41,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes] | None = None, seconds: float = 40.0) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes] | None = None, seconds: float = 120.0) -> None:
     """Wait until something accepts connections; fail early if the process that should do so has ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -41,17 +41,22 @@ def decode(data: bytes, encodings: Sequence[str], limit: int) -> bytes | Denial:
     ``encodings`` are the values of the content-encoding headers in order; ``limit`` caps the size in bytes after every
     layer. Denials: ``BODY_ENCODING`` (unknown, truncated, trailing bytes, expands too much) and ``BODY_TOO_LARGE``.
     """
-    codings = [name for value in encodings for part in value.split(",") if (name := part.strip().lower())]
+    named = codings(encodings)
     if len(data) > limit:
         return _too_large(limit)
-    if len(codings) > MAX_LAYERS:
-        return _encoding(415, f"it is encoded {len(codings)} times; at most {MAX_LAYERS} are accepted")
+    if len(named) > MAX_LAYERS:
+        return _encoding(415, f"it is encoded {len(named)} times; at most {MAX_LAYERS} are accepted")
     try:
-        for coding in reversed(codings):
+        for coding in reversed(named):
             data = _undo(data, coding, limit)
     except _Refusal as refusal:
         return refusal.denial
     return data
+
+
+def codings(encodings: Sequence[str]) -> list[str]:
+    """Return the names of the codings in content-encoding headers, in the order in which they were applied."""
+    return [name for value in encodings for part in value.split(",") if (name := part.strip().lower())]
 
 
 def _undo(data: bytes, coding: str, limit: int) -> bytes:
@@ -63,7 +68,7 @@ def _undo(data: bytes, coding: str, limit: int) -> bytes:
             case "gzip" | "x-gzip":
                 plain = _inflate(data, 31, cap)  # one member: no client sends more, and many tiny ones cost time
             case "deflate":
-                plain = _inflate(data, 15 if _zlib_header(data) else -15, cap)
+                plain = _inflate(data, 15 if has_zlib_header(data) else -15, cap)
             case "br":
                 plain = _brotli(data, cap)
             case "zstd":
@@ -78,7 +83,7 @@ def _undo(data: bytes, coding: str, limit: int) -> bytes:
     return plain
 
 
-def _zlib_header(data: bytes) -> bool:
+def has_zlib_header(data: bytes) -> bool:
     """Tell the zlib format from the bare DEFLATE that some senders mean by ``deflate`` (RFC 9110, section 8.4.1.2)."""
     return len(data) > 1 and data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
 
@@ -134,7 +139,8 @@ def strict_json(data: bytes) -> object | Denial:
     """
     try:
         quick: object = orjson.loads(data)
-        if orjson.dumps(quick) == data and _depth(quick) <= MAX_DEPTH:
+        flat = data.count(b"{") + data.count(b"[") <= MAX_DEPTH  # so that most need no measuring
+        if orjson.dumps(quick) == data and (flat or _depth(quick) <= MAX_DEPTH):
             return quick  # written anew it is the same bytes, so nothing was lost: what most SDKs send
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         pass  # a lone surrogate, say, or deep nesting: the strict parser says

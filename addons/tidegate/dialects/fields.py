@@ -245,13 +245,7 @@ def _visit[T](
         if state.own or state.around or value not in known:
             found.append(Leaf(pointer, value, LeafKind.STRING, state.own, state.around, parent))
     elif type(value) is dict:
-        for key, child in value.items():
-            after = state.names.get(key) or state.other
-            assert after is not None
-            at = (*pointer, key)
-            if key not in known:
-                found.append(Leaf(at, key, LeafKind.KEY, (), after.around, value))
-            _visit(child, after, at, value, found, known)
+        _visit_members(value, state, pointer, found, known)
     elif type(value) is list:
         for index, child in enumerate(value):
             after = state.indexes.get(index) or state.other
@@ -259,6 +253,21 @@ def _visit[T](
             _visit(child, after, (*pointer, index), value, found, known)
     elif (text := _long_number(value)) is not None:
         found.append(Leaf(pointer, text, LeafKind.NUMBER, state.own, state.around, parent))
+
+
+def _visit_members[T](
+    value: dict[str, object], state: _State[T], pointer: Pointer, found: list[Leaf[T]], known: AbstractSet[str]
+) -> None:
+    for key, child in value.items():
+        after = state.names.get(key) or state.other
+        assert after is not None
+        if key not in known:
+            found.append(Leaf((*pointer, key), key, LeafKind.KEY, (), after.around, value))
+        if type(child) is str:  # what most values are; a call for each would cost as much as the rest
+            if not after.skip and (after.own or after.around or child not in known):
+                found.append(Leaf((*pointer, key), child, LeafKind.STRING, after.own, after.around, value))
+        elif child is not None:
+            _visit(child, after, (*pointer, key), value, found, known)
 
 
 def _select[T](value: object, state: _State[T], pointer: Pointer, parent: object, found: list[Selected[T]]) -> None:
@@ -270,7 +279,7 @@ def _select[T](value: object, state: _State[T], pointer: Pointer, parent: object
         for key, child in value.items():
             after = state.names.get(key) or state.other
             assert after is not None
-            if after.own or after.leads_on:
+            if after.own or (after.leads_on and type(child) in (dict, list)):
                 _select(child, after, (*pointer, key), value, found)
     elif type(value) is list:
         for index, child in enumerate(value):

@@ -48,6 +48,7 @@ class Pattern:
 
     ``named`` keeps the group ``value``, ``plain`` has no groups, and every match contains a match of ``loose``.
     ``opening`` matches, with upper bounds left out, wherever a match starts, and perhaps elsewhere.
+    ``begun`` is the part of the closure that reaches into the group ``value``; ``None`` where that is all of it.
     ``shortest`` and ``longest`` count bytes.
     """
 
@@ -58,6 +59,7 @@ class Pattern:
     closure: str
     shortest: int
     longest: int
+    begun: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,18 @@ def read(pattern: str) -> Pattern:
         raise PatternError("it can never match")
     plain, loose, closure = (_render(each, named=False) for each in (node, _loosen(node), prefixes))
     opening = _render(_unbounded(node), named=False)
-    return Pattern(_render(node, named=True), plain, loose, opening, closure, shortest, longest)
+    reaching = _reaching(node.nodes) if _holds_value(node) else None
+    begun = _render(reaching, named=False) if reaching is not None else None
+    return Pattern(
+        _render(node, named=True),
+        plain,
+        loose,
+        opening,
+        closure,
+        shortest,
+        longest,
+        begun if begun != closure else None,
+    )
 
 
 def sketch(pattern: str) -> str:
@@ -419,6 +432,38 @@ def _prefixes(node: Node, rest: Node | None = None) -> Node | None:
             return rest
         case Either(nodes):
             return _either(*(_prefixes(each) for each in nodes), _then(node, rest))
+
+
+def _reaching(nodes: tuple[Node, ...]) -> Node | None:
+    """Return a node for the prefixes of a row of nodes of which something would be masked.
+
+    What is before the group ``value`` stays in any case. Where the group takes no part, or may be empty, all is masked.
+    """
+    at = next((at for at, each in enumerate(nodes) if _holds_value(each)), None)
+    if at is None:
+        return _prefixes(Sequence(nodes))
+    before, each, behind = nodes[:at], nodes[at], nodes[at + 1 :]
+    match each:
+        case Sequence(inside, False):
+            return _reaching((*before, *inside, *behind))
+        case Sequence() if _widths(each)[0]:
+            return _then(Sequence(before), _prefixes(Sequence(nodes[at:])))
+        case Either(ways):
+            without = tuple(way for way in ways if not _holds_value(way))
+            rows = [way for way in ways if _holds_value(way)] + ([Either(without)] if without else [])
+            return _either(*(_reaching((*before, row, *behind)) for row in rows))
+    return _prefixes(Sequence(nodes))
+
+
+def _holds_value(node: Node) -> bool:
+    match node:
+        case Repeat(_, _, inside):
+            return _holds_value(inside)
+        case Sequence(nodes, value):
+            return value or any(map(_holds_value, nodes))
+        case Either(nodes):
+            return any(map(_holds_value, nodes))
+    return False
 
 
 def _then(node: Node, rest: Node | None) -> Node | None:

@@ -14,7 +14,7 @@ import re2
 
 from tidegate.inspection.closure import Pattern, PatternError, read, sketch
 from tidegate.inspection.history import History
-from tidegate.inspection.patterns import Match, compile_re2, matcher
+from tidegate.inspection.patterns import Match, asked, compile_re2, matcher
 from tidegate.inspection.proprietary.detector import Detector
 from tidegate.inspection.rules import Rule, Severity
 from tidegate.inspection.scanner import CompiledCache, CompileError, Scanner, refused, scanner
@@ -72,18 +72,24 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A rule ready to search. ``rank`` orders rules that match the same."""
+    """A rule ready to search. ``rank`` orders rules that match the same.
+
+    ``live`` finds what may still become a match, and ``starts`` asks it; ``begun`` asks for that of it in which the
+    value has begun: ``None`` where the whole match is the value.
+    """
 
     rule: Rule
     rank: int
     find: Spans
     live: Any
+    starts: Match
     longest: int
     checks: tuple[Callable[[bytes], bool], ...]
     end: Marker | None
     allow: Any = None
     after: Match | None = None
     not_after: Match | None = None
+    begun: Match | None = None
     known: Callable[[bytes], bool] | None = None  # a known false positive is passed over whole
 
     @property
@@ -313,17 +319,21 @@ def _compile(rule: Rule, pattern: Pattern, rank: int) -> Compiled:
         find = compile_spans(pattern, value=value)
     except re2.error:
         raise RuleError(rule.id, _TOO_LARGE) from None
+    live = _re2(rule, _live(pattern))
+    begun = _re2(rule, rf"(?:{pattern.begun})\z") if value and pattern.begun is not None else None
     return Compiled(
         rule=rule,
         rank=rank,
         find=find,
-        live=_re2(rule, _live(pattern)),
+        live=live,
+        starts=asked(live),
         longest=pattern.longest,
         checks=tuple(VALIDATORS[name] for name in rule.validators),
         end=end,
         allow=_any(rule, rule.allow),
         after=_before(rule, rule.after),
         not_after=_before(rule, rule.not_after, r"\z"),
+        begun=None if begun is None else asked(begun),
     )
 
 
@@ -336,12 +346,12 @@ def _before(rule: Rule, patterns: Sequence[str], tail: str = "") -> Match | None
     if not patterns:
         return None
     try:
-        asked = matcher(f"(?:{'|'.join(patterns)}){tail}", longest=False)
+        found = matcher(f"(?:{'|'.join(patterns)}){tail}", longest=False)
     except re2.error:
         raise RuleError(rule.id, _TOO_LARGE) from None
     for text in WARM:
-        asked(text, 0, len(text))
-    return asked
+        found(text, 0, len(text))
+    return found
 
 
 def _live(pattern: Pattern) -> str:

@@ -69,6 +69,11 @@ def matcher(pattern: str, *, anchored: bool = False, longest: bool = True) -> Ma
     return functools.partial(compile_re2(pattern, longest=longest)._regexp.Match, anchor)
 
 
+def asked(compiled: Any) -> Match:
+    """Return the binding's own call of a compiled pattern: the same as ``search``, in half the time."""
+    return functools.partial(compiled._regexp.Match, re2._re2.RE2.Anchor.UNANCHORED)
+
+
 def examine(pattern: str) -> Shape | tuple[Problem, ...]:
     """Return the shape of an acceptable pattern, or everything that is wrong with it."""
     if not pattern.isascii() or not pattern.isprintable():

@@ -7,6 +7,9 @@ begins anew at its end. All of it is over UTF-8 bytes; spans then grow outward t
 
 When a match is final: ``limit`` is the smallest position from which the text so far could still be the beginning, or
 the whole, of some match (``closure.py``). No later byte can change what starts before it.
+
+What may leave: ``free`` is the smallest position that could still lie in the span of a match that masks. It is
+``limit`` or more: words that only introduce a value (``password: ``) are seen, not masked, so they need not wait.
 """
 
 from __future__ import annotations
@@ -57,19 +60,29 @@ type _Head = tuple[int, int, int, int, int, int]  # match start, -match end, ran
 class Walk:
     """One text. ``active`` are the rules looked for, ``regions`` those among them whose regions hide other rules.
 
+    ``masking`` are those whose spans may not leave; the others are only reported.
+
     After each ``feed``: matches that start before ``limit`` have been returned, ``carried`` is how far regions opened
     by earlier feeds reach, and ``buffer`` holds the text from ``base`` on.
     """
 
-    def __init__(self, engine: Engine, active: AbstractSet[int], regions: AbstractSet[int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        active: AbstractSet[int],
+        regions: AbstractSet[int],
+        masking: AbstractSet[int] | None = None,
+    ) -> None:
         """Start before the first byte."""
         self.buffer = b""
         self.base = 0
         self.limit = 0
+        self.free = 0
         self._cover = 0
         self.carried = 0
         self._engine = engine
         self._active = active
+        self._masking = active if masking is None else masking
         self._regions = regions
         self._places: Mapping[int, Ranges] | None = None
         self._scanned = 0
@@ -102,7 +115,7 @@ class Walk:
 
     def _pass(self, found: list[Match], final: bool) -> None:
         """Take the matches of all rules in the order of their starts, up to the limit."""
-        limit = self._live(final)
+        limit, free = self._live(final)
         heap = self._heads(limit)
         while heap:
             start, end, _, index, first, last = heapq.heappop(heap)
@@ -122,33 +135,91 @@ class Walk:
             if head is not None:
                 heapq.heappush(heap, head)
         self.limit = limit
+        self.free = max(self.free, self._pending(limit, free))
 
-    def _live(self, final: bool) -> int:
-        """Return the smallest start of something that may still become a match, or still grow."""
+    def _live(self, final: bool) -> tuple[int, int]:
+        """Return the smallest start of what may still become a match, or still grow, and of what of it is masked."""
         end = self.end
         position = max(self.limit, self._floor)
         if final or position == end:
-            return end
+            return end, end
         left = max(position - 1, end - self._engine.reach - 1, self.base)
-        limit = end
+        limit = free = size = len(self.buffer)  # from here on positions are those of the buffer
+        base = self.base
         for index in self._engine.live(self.buffer[left - self.base :]):
-            if index in self._active:
-                compiled = self._engine.compiled[index]
-                start = max(position, self._resume.get(index, 0), end - compiled.longest)
-                if start < limit and (hit := compiled.live.search(self.buffer, start - self.base)):
-                    limit = min(limit, hit.start() + self.base)
-        return self._outward(limit)
+            if index not in self._active:
+                continue
+            compiled, masks = self._engine.compiled[index], index in self._masking
+            start = max(position, self._resume.get(index, 0), end - compiled.longest) - base
+            if start >= (free if masks else limit):
+                continue
+            first = compiled.starts(self.buffer, start, size)[0][0]
+            if first < 0:
+                continue
+            limit = min(limit, first)
+            if masks and first < free:
+                if compiled.begun is not None:
+                    first = compiled.begun(self.buffer, first, size)[0][0]
+                free = min(free, first) if first >= 0 else free
+        return self._outward(limit + base), self._outward(free + base)
+
+    def suspect(self, position: int) -> int:
+        """Return the index of a rule that keeps the text from ``position`` on: the first of those that do."""
+        compiled, size = self._engine.compiled, len(self.buffer)
+        if self._region is not None:
+            return next(index for index in self._masking if compiled[index] is self._region.rule)
+        found: list[tuple[int, int, int]] = []
+        for index in self._masking & set(self._engine.live(self.buffer)):
+            each = compiled[index]
+            first = (each.begun or each.starts)(self.buffer, max(0, size - each.longest), size)[0][0]
+            if first >= 0:
+                found.append((first, each.rank, index))
+        if found:
+            return min(found)[2]
+        whole = self._masking & set(self._engine.candidates(self.buffer[max(position - self.base, 0) :]))
+        return min(whole or self._masking, key=lambda index: compiled[index].rank)
+
+    def _pending(self, limit: int, free: int) -> int:
+        """Return ``free``, or where an earlier match masks that is complete, but starts behind ``limit``.
+
+        Another rule may still match before it, so it is not reported yet.
+        """
+        if free <= limit or self.end - limit < self._engine.shortest:
+            return free
+        for index, ranges in self._look(limit).items():
+            if index in self._masking:
+                free = self._masked_from(index, limit, free, ranges)
+        return free
+
+    def _masked_from(self, index: int, limit: int, free: int, ranges: Ranges) -> int:
+        compiled, base, shift = self._engine.compiled[index], self.base, self._scanned - self.base
+        position = max(limit, self._floor, self._resume.get(index, 0)) - base
+        for begin, stop in ranges:
+            position = max(position, begin + shift)
+            while hit := compiled.find.search(self.buffer, position, stop + shift):
+                start, _, first, last = hit
+                if start + base >= free:
+                    break
+                if self._fits(index, start, first, last):
+                    return min(free, self._outward(first + base))
+                position = start + 1
+        return free
+
+    def _look(self, position: int) -> Mapping[int, Ranges]:
+        """Ask once for each feed where rules may match from a position on."""
+        if self._places is None:
+            left = max(position - 1 - self.base, 0)
+            self._places = self._engine.places(self.buffer[left:])
+            self._scanned = self.base + left
+        return self._places
 
     def _heads(self, limit: int) -> list[_Head]:
         """Return a heap of the next match of each rule that has one before ``limit``."""
         position = max(self.limit, self._floor)
         if limit <= position or self.end - position < self._engine.shortest:
             return []
-        if self._places is None:
-            left = max(position - 1 - self.base, 0)
-            self._places = self._engine.places(self.buffer[left:])
-            self._scanned = self.base + left
-        heads = (self._next(index, limit) for index in self._places if index in self._active)
+        places = self._look(position)
+        heads = (self._next(index, limit) for index in places if index in self._active)
         heap = [head for head in heads if head is not None]
         heapq.heapify(heap)
         return heap
@@ -166,13 +237,19 @@ class Walk:
                 if start + base >= limit:
                     return None
                 position = start + 1
-                fits = not compiled.conditional or compiled.follows(buffer[max(start - LEFT_CONTEXT, 0) : start])
-                if fits and self._accepts(index, buffer[first:last]):
+                if self._fits(index, start, first, last):
                     if compiled.known is None or not compiled.known(buffer[first:last]):
                         return start + base, -end - base, compiled.rank, index, first + base, last + base
                     position = end
                 self._resume[index] = position + base
         return None
+
+    def _fits(self, index: int, start: int, first: int, last: int) -> bool:
+        """Ask a rule's conditions about a match at ``start`` of the buffer and its span."""
+        compiled, buffer = self._engine.compiled[index], self.buffer
+        if compiled.conditional and not compiled.follows(buffer[max(start - LEFT_CONTEXT, 0) : start]):
+            return False
+        return self._accepts(index, buffer[first:last])
 
     def _accepts(self, index: int, span: bytes) -> bool:
         """Ask a rule about a span, once for each different one: numbers and names come again and again in a text."""
@@ -203,7 +280,7 @@ class Walk:
         elif region.stop <= limit:
             close = region.stop
         else:
-            self.limit = self._cover = max(self._outward(limit), self._onward(region.seek))
+            self.limit = self.free = self._cover = max(self._outward(limit), self._onward(region.seek))
             region.seek = max(region.seek, limit)
             return False
         self._floor = self._cover = self._onward(close)

@@ -93,6 +93,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         ),
         ner=ner.wanted(linked.actions),
         descriptors=described.sets,
+        encoded_runs=document.encoded_runs,
     )
 
 

@@ -124,7 +124,8 @@ class Policy:
 
     ``sha256`` covers the texts of the policy, its packs and its dialects. ``warnings`` are sentences for the start
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
-    ``descriptors`` are those of the gRPC connections, by name. ``ner`` is the model that reads prompts, ``None`` where
+    ``descriptors`` are those of the gRPC connections, by name. ``encoded_runs`` is how many characters of a run in
+    base64 or hexadecimal a stream waits for; 0: it does not. ``ner`` is the model that reads prompts, ``None`` where
     the policy has none or wants nothing of it.
     """
 
@@ -145,11 +146,18 @@ class Policy:
     warnings: tuple[str, ...]
     ner: Ner | None = None
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
+    encoded_runs: int = 0
+    _deciding: dict[Direction, Callable[[Rule], Action]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def decide(self, direction: Direction) -> Callable[[Rule], Action]:
-        """Return the function that says what is done with a finding of a rule in one direction."""
-        table = self.decisions[direction]
-        return lambda rule: table[rule.id]
+        """Return the function that says what is done with a finding of a rule in one direction; always the same one."""
+        known = self._deciding.get(direction)
+        if known is None:
+            table = self.decisions[direction]
+            known = self._deciding[direction] = lambda rule: table[rule.id]
+        return known
 
     @property
     def redacts_answers(self) -> bool:

@@ -47,7 +47,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
     "bindings[]": ("groups", "subjects", "roles"),
-    "inspection": ("prompt", "response", "hosts", "thresholds", "proprietary", "allow", "ner"),
+    "inspection": ("prompt", "response", "hosts", "thresholds", "encoded_runs", "proprietary", "allow", "ner"),
     **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
     "recording": ("mode", "keep", "path"),
@@ -56,6 +56,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 
 PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
+RUNS = 64, 4096
+"""Least and most characters of an encoded run: a stream holds 8 Ki in all of one text, and a match beside the run."""
 RECORDING_PATH = "recordings/tidegate.db"
 STATE_NAME = "control.db"
 STATE_RETAIN = 400 * 86400.0
@@ -124,6 +126,7 @@ class Document:
     actions: Mapping[Direction, Mapping[str, tuple[Action, Node]]]
     hosts: tuple[str, ...]
     thresholds: Mapping[str, tuple[float, Node]]
+    encoded_runs: int
     detectors: tuple[DetectorDoc, ...]
     allow_files: tuple[AllowFileDoc, ...]
     ner: NerDoc | None
@@ -171,6 +174,7 @@ def read(reader: Reader, root: Node) -> Document:
         actions=_actions(reader, top.get("inspection")),
         hosts=_hosts(reader, below.get("hosts")),
         thresholds=_thresholds(reader, below.get("thresholds")),
+        encoded_runs=_encoded_runs(reader, below.get("encoded_runs")),
         detectors=read_detectors(reader, below.get("proprietary")),
         allow_files=read_allow_files(reader, below.get("allow")),
         ner=read_ner(reader, below.get("ner")),
@@ -252,6 +256,14 @@ def _hosts(reader: Reader, node: Node | None) -> tuple[str, ...]:
         if not HOST.fullmatch(str(each.value)):
             reader.fault(each, accepted)
     return tuple(str(each.value) for each in found)
+
+
+def _encoded_runs(reader: Reader, node: Node | None) -> int:
+    """Read how many characters of an encoded run a stream waits for; 0 where runs are not decoded."""
+    size = reader.bytes(node)
+    if node is not None and size is not None and not RUNS[0] <= size <= RUNS[1]:
+        reader.fault(node, f"a size from {RUNS[0]}B to {RUNS[1] // 1024}KiB")
+    return size or 0
 
 
 def _thresholds(reader: Reader, node: Node | None) -> dict[str, tuple[float, Node]]:

@@ -29,7 +29,7 @@ CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "connections[].limits": ("request", "response", "socket"),
     "limits": ("request", "response", "socket"),
     "limits.request": ("bytes",),
-    "limits.response": ("bytes", "first_byte", "idle", "duration"),
+    "limits.response": ("bytes", "first_byte", "idle", "duration", "held"),
     "limits.socket": ("idle", "duration"),
 }
 
@@ -55,6 +55,7 @@ class LimitsDoc:
     first_byte: float | None = None
     idle: float | None = None
     duration: float | None = None
+    held: float | None = None
     socket_idle: float | None = None
     socket_duration: float | None = None
     nodes: Mapping[str, Node] | None = None
@@ -121,6 +122,7 @@ def read_limits(reader: Reader, node: Node | None) -> LimitsDoc:
         first_byte=reader.seconds(answer.get("first_byte")),
         idle=reader.seconds(answer.get("idle")),
         duration=reader.seconds(answer.get("duration")),
+        held=reader.seconds(answer.get("held")),
         socket_idle=reader.seconds(socket.get("idle")),
         socket_duration=reader.seconds(socket.get("duration")),
         nodes=answer,
@@ -136,11 +138,11 @@ def merge(reader: Reader, general: LimitsDoc, own: LimitsDoc) -> tuple[int, Answ
     base = AnswerLimits()
     written = {
         name: getattr(own, name) if getattr(own, name) is not None else getattr(general, name)
-        for name in ("bytes", "first_byte", "idle", "duration", "socket_idle", "socket_duration")
+        for name in ("bytes", "first_byte", "idle", "duration", "held", "socket_idle", "socket_duration")
     }
     limits = replace(base, **{name: value for name, value in written.items() if value is not None})
     nodes = own.nodes or {}
-    for name in ("first_byte", "idle"):
+    for name in ("first_byte", "idle", "held"):
         at = nodes.get(name) or nodes.get("duration")
         if written[name] is not None and written[name] > limits.duration and at is not None:
             reader.fault(

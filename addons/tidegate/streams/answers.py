@@ -5,7 +5,7 @@ Law: a frame leaves with the bytes it came in unless a text of it changed; what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from tidegate.dialects import ownership
@@ -125,6 +125,17 @@ class StreamedAnswer:
         left = [frame for frame in framing.end() if self._is_readable(frame)]
         rest = before + b"".join(self._take(framing, frame) for frame in left)
         return rest if self._cut() else rest + self._flush(framing)
+
+    @property
+    def stuck(self) -> frozenset[object]:
+        """Name what is held back: the same name means the same text, still waiting."""
+        return self._events.stuck
+
+    def expire(self, stuck: Collection[object]) -> bytes:
+        """Mask the held texts of these names, since they have waited for too long; return what may leave."""
+        if self.denial is not None or self._framing is None:
+            return b""
+        return self._written(self._framing, self._events.expire(stuck))
 
     def stop(self, denial: Denial) -> bytes:
         """End the answer from outside. What was held stays here; the family's error event is all that leaves."""

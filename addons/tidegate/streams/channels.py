@@ -8,7 +8,7 @@ channel's last. A text that arrives whole (a repeat, a label) is redacted as a w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -19,9 +19,10 @@ from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
 from tidegate.streams.events import JsonObject, Key, agree, is_true, key_of, set_true, slim, stretch, value_at
-from tidegate.streams.redactor import Piece, Redactor
+from tidegate.streams.redactor import Piece, Redactor, placeholder, short_name
 from tidegate.streams.source import JsonSource
 from tidegate.streams.texts import Texts
+from tidegate.streams.unnamed import Unnamed
 
 type Payload = Delta | Source | Keep | Drop
 
@@ -51,11 +52,13 @@ class HeldCaps:
 
     A match has at most 1,024 bytes and JSON source spells a byte with up to six characters, so no sound rule ever
     reaches 8 KB. Recorded streams have at most 35 channels; a hundred parallel tool calls have four hundred.
+    ``runs`` is how many characters of an encoded run wait to be decoded; 0 where the policy does not ask for it.
     """
 
     channel: int = 8 * 1024
     stream: int = 64 * 1024
     channels: int = 1024
+    runs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,9 @@ class _Plan:
         ends = [flush.path or "" for flush in spec.flushes if not flush.values]  # other values of it may be needed
         paths = [*(delta.path for delta in spec.deltas), *ends]
         self.blank = {path[2:] for path in paths if path.count(".") == 1}
+        keys = {name for delta in spec.deltas for name in delta.key}
+        self.indexes = tuple(keys - {"type", spec.event_type})  # what only tells kinds apart, many of one event share
+        self.labels = {*keys, spec.event_type, spec.padding, spec.sequence, "id", "type", "object", "role"}
         self._flushes: dict[str | None, tuple[Flush, ...]] = {}
         self._spec = spec
         self._roles: dict[tuple[int, int, str | None], Payload | None] = {}
@@ -178,12 +184,13 @@ class EventRedactor:
         caps: HeldCaps | None = None,
         on_unknown: OnUnknown = OnUnknown.BLOCK,
     ) -> None:
-        self.texts = Texts(engine, decide, streamed=True)
+        self._caps = caps or HeldCaps()
+        self.texts = Texts(engine, decide, streamed=True, runs=self._caps.runs)
+        self._unnamed = Unnamed(engine, decide)
         self._on_unknown = on_unknown
         self.unread: dict[str, None] = {}
         self._spec = spec
         self._plan = _plan(spec)
-        self._caps = caps or HeldCaps()
         self._channels: dict[tuple[int, Key], _Channel] = {}
         self._ended: dict[tuple[int, Key], str | None] = {}
         self._masked: set[tuple[str, Key]] = set()
@@ -247,6 +254,19 @@ class EventRedactor:
         found = tuple(self.texts.findings)
         self.texts.findings.clear()
         return found
+
+    @property
+    def stuck(self) -> frozenset[object]:
+        """Name what is held: the same name means the same text, still waiting."""
+        return frozenset((at, one.redactor.position) for at, one in self._channels.items() if one.held)
+
+    def expire(self, stuck: Collection[object]) -> list[Outgoing] | Denial:
+        """Mask the held texts of these names, and let what stands for them leave."""
+        late: list[Outgoing] = []
+        for at, channel in self._channels.items():
+            if channel.held and (at, channel.redactor.position) in stuck:
+                late.extend(self._late(channel, self._say(channel, channel.redactor.expire())))
+        return self.texts.denial or self._number(late)
 
     def end(self) -> list[Outgoing] | Denial:
         """End every channel: return the held text, redacted where it must be. The stream may go on all the same."""
@@ -412,14 +432,43 @@ class EventRedactor:
                 replace(None, leaf, "")  # type: ignore[arg-type]  # the payloads of a leaf are not looked at
 
     def _whole(self, work: _Event) -> None:
-        texts = [leaf.text for leaf in work.whole]
-        for index, text in self.texts.check(texts, lambda i: _place(work.whole[i])).items() if texts else ():
-            work.edits.append((work.whole[index], text))
+        """Look at the texts that no delta names: each by itself, and as what goes on with an earlier one."""
+        left = ["" for _ in work.whole]
+        rest = [leaf.text for leaf in work.whole]
+        for number, leaf in enumerate(work.whole if self._redacts else ()):
+            if leaf.kind is LeafKind.STRING and not self._is_label(leaf.pointer):
+                left[number], rest[number] = self._gone_on(work, leaf)
+        looked = self.texts.check(rest, lambda i: _place(work.whole[i])) if rest else {}
+        for number, leaf in enumerate(work.whole):
+            text = left[number] + looked.get(number, rest[number])
+            if text != leaf.text:
+                work.edits.append((leaf, text))
+            if leaf.text in self.texts.clean and self._unnamed.differs(self._at(work, leaf)):
+                self.texts.clean.discard(leaf.text)
         for leaf in work.source:
             if (text := self.texts.check_source(leaf.text, _place(leaf))) != leaf.text:
                 work.edits.append((leaf, text))
         for said in work.texts.values():
             work.edits.extend((leaf, text) for _, leaf, text in said if text != leaf.text)
+
+    def _is_label(self, pointer: Pointer) -> bool:
+        """Say whether a text tells what its event is, or names something: no reader joins such texts."""
+        name = pointer[-1]
+        return not isinstance(name, str) or name in self._plan.labels or name.endswith(("_id", "Id"))
+
+    def _at(self, work: _Event, leaf: Leaf[Payload]) -> object:
+        """Return the place of an unnamed text: by the indexes beside it, by its position only where there are none."""
+        key = key_of(work.value, leaf.pointer, self._plan.indexes, self._spec.absent)
+        deep = max((depth for depth, _, _ in key), default=-1)
+        return tuple("*" if type(one) is int and at < deep else one for at, one in enumerate(leaf.pointer)), key
+
+    def _gone_on(self, work: _Event, leaf: Leaf[Payload]) -> tuple[str, str]:
+        """Return what leaves for the part of a text that goes on with a value of an earlier event, and the rest."""
+        went = self._unnamed.follow(self._at(work, leaf), leaf.text)
+        if went is None:
+            return "", leaf.text
+        self.texts.note(went.rule, _place(leaf), 0, went.length)
+        return placeholder(short_name(went.rule)) if went.fresh else "", leaf.text[went.length :]
 
     def _sign(self, work: _Event) -> None:
         """Take away the signature of a text that was redacted: it would not fit, and it belongs to the old text."""

@@ -6,12 +6,22 @@ That is what detectors find, and what hides in an encoding, which is masked wher
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tidegate.inspection.engine import TextSpan
 from tidegate.inspection.proprietary.detector import CodedSpan
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action
 from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Piece, Redactor, placeholder, short_name
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """More of what a span before it masks: no finding of its own."""
+
+    start: int
+    end: int
+
 
 type Found = CodedSpan | TextSpan
 
@@ -46,21 +56,33 @@ class WholeRedactor(Redactor):
         self._parts.clear()
         pieces = self._inner.feed(text) + self._inner.end()
         spans = self._find(text)
-        return _Overlay(spans, self._decide).lay(pieces) if spans else pieces
+        return Overlay(spans, self._decide).lay(pieces) if spans else pieces
 
 
-class _Overlay:
-    """Positions count characters of the text. ``covered`` is how far what detectors mask reaches."""
+class Overlay:
+    """Spans of one text, laid over its pieces as they leave. Positions count characters of the text.
+
+    ``covered`` is how far what is masked reaches.
+    """
 
     def __init__(self, spans: Sequence[Found], decide: Callable[[Rule], Action]) -> None:
-        self._spans = list(reversed(spans))
+        self._spans: list[Found | Rest] = list(reversed(spans))
         self._decide = decide
         self._covered = 0
+        self._at = 0
         self._out: list[Piece] = []
 
+    def add(self, span: Found | Rest) -> None:
+        """Lay one more span, behind all that are there, over text that has not left."""
+        self._spans.insert(0, span)
+
     def lay(self, pieces: Sequence[Piece]) -> list[Piece]:
-        at = 0
+        """Return the next pieces of the text with what the spans mask taken out."""
+        self._out = []
+        at = self._at
         for piece in pieces:
+            while isinstance(piece, Masked) and self._spans and self._goes_on_at(piece.start):
+                self._begin(hidden=True)
             match piece:
                 case Kept(text):
                     self._kept(text, at)
@@ -74,7 +96,12 @@ class _Overlay:
                     self._out.append(Noted(piece.length, piece.rule, piece.action, piece.start))
                 case _:
                     self._out.append(piece)
+        self._at = at
         return self._out
+
+    def _goes_on_at(self, start: int) -> bool:
+        """Say whether the next span is the rest of one before, and reaches a match that starts here."""
+        return isinstance(self._spans[-1], Rest) and self._spans[-1].start <= start
 
     def _kept(self, text: str, at: int) -> None:
         end, done = at + len(text), at
@@ -92,6 +119,9 @@ class _Overlay:
     def _begin(self, *, hidden: bool) -> None:
         """Report the next span; ``hidden``: a placeholder stands for its beginning already."""
         span = self._spans.pop()
+        if isinstance(span, Rest):
+            self._covered = max(self._covered, span.end)
+            return
         action, length = self._decide(span.rule), span.end - span.start
         if action is not Action.FLAG:
             self._covered = max(self._covered, span.end)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -88,6 +88,15 @@ class GrpcAnswer:
     def held(self) -> int:
         """Characters held back now, in all channels."""
         return self._events.held
+
+    @property
+    def stuck(self) -> frozenset[object]:
+        """Name what is held back: the same name means the same text, still waiting."""
+        return self._events.stuck
+
+    def expire(self, stuck: Collection[object]) -> bytes:
+        """Mask the held texts of these names, since they have waited for too long; return what may leave."""
+        return b"" if self.denial is not None else self._written(self._events.expire(stuck))
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes, cut anywhere; return what may leave now."""

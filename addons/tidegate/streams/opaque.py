@@ -6,7 +6,7 @@ end and is inspected as a whole answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from tidegate.inspection import media
 from tidegate.inspection.bodies import Inspected
@@ -36,6 +36,15 @@ class OpaqueAnswer:
     def held(self) -> int:
         """Bytes held back now."""
         return len(self._head)
+
+    @property
+    def stuck(self) -> frozenset[object]:
+        """Nothing here waits for what it could still become: a text waits for its end, which other limits bound."""
+        return frozenset()
+
+    def expire(self, _stuck: Collection[object]) -> bytes:
+        """Let nothing leave before its time."""
+        return b""
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes, cut anywhere; return what may leave now."""

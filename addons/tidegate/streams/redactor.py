@@ -1,14 +1,15 @@
 """One channel of text, redacted while it arrives. For every cut, the pieces joined are what the whole text gives.
 
-Held back is only what could still become a match, or belong to one that still grows. A run of overlapping matches
-gets one placeholder, named by its first match; matches that only touch get one each.
+Held back is only what could still be masked, as part of a match to come or of one that still grows. A run of
+overlapping matches gets one placeholder, named by its first match; matches that only touch get one each.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from tidegate.inspection.engine import Engine, count, encode
@@ -75,6 +76,27 @@ def short_name(rule: Rule) -> str:
     return rule.id.rpartition(".")[2]
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is done with each rule, by its index."""
+
+    actions: Mapping[int, Action]
+    active: frozenset[int]
+    regions: frozenset[int]
+    masking: frozenset[int]
+
+
+@lru_cache(maxsize=32)  # a policy asks with one function for each direction, and a reload makes another policy
+def plan_of(engine: Engine, decide: Callable[[Rule], Action]) -> Plan:
+    """Ask what is done with each rule."""
+    actions = {index: decide(each.rule) for index, each in enumerate(engine.compiled)}
+    active = frozenset(index for index, action in actions.items() if action is not Action.ALLOW)
+    masking = frozenset(index for index in active if actions[index] is not Action.FLAG)
+    # A flagged begin marker is a finding by itself: what is only noted must not hide what is masked.
+    regions = frozenset(index for index in masking if engine.compiled[index].end)
+    return Plan(actions, active, regions, masking)
+
+
 class Redactor:
     """One channel of one stream. ``decide`` gives each rule's action, ``label`` the word in its placeholder.
 
@@ -82,11 +104,9 @@ class Redactor:
     """
 
     def __init__(self, engine: Engine, decide: Callable[[Rule], Action], label: Callable[[Rule], str]) -> None:
-        self._actions = {index: decide(each.rule) for index, each in enumerate(engine.compiled)}
-        active = frozenset(index for index, action in self._actions.items() if action is not Action.ALLOW)
-        # A flagged begin marker is a finding by itself: what is only noted must not hide what is masked.
-        regions = frozenset(i for i in active if engine.compiled[i].end and self._actions[i] is not Action.FLAG)
-        self._walk = Walk(engine, active, regions)
+        plan = plan_of(engine, decide)
+        self._actions = plan.actions
+        self._walk = Walk(engine, plan.active, plan.regions, plan.masking)
         self._compiled = engine.compiled
         self._label = label
         self._waiting: list[tuple[int, int, int, int, int]] = []  # start, -end, rank, rule, cover
@@ -104,6 +124,29 @@ class Redactor:
         """Take the next part of the text and return what may leave. An empty part changes nothing."""
         return self._step(encode(text), final=False) if text else []
 
+    @property
+    def position(self) -> int:
+        """Where what is held begins; it moves whenever something leaves."""
+        return self._done
+
+    def expire(self) -> list[Piece]:
+        """Mask what is held, since it has waited for too long; what goes on with it is masked as well.
+
+        Which rule it belongs to is not known yet: the one that begins first names it, and it is redacted whatever the
+        policy says of a match.
+        """
+        self._pieces = []
+        end = self._walk.end
+        if end > self._done:
+            if self._done >= self._covered:
+                rule = self._compiled[self._walk.suspect(self._done)].rule
+                length = count(self._walk.buffer[self._done - self._walk.base :])
+                said = placeholder(self._label(rule))
+                self._pieces.append(Masked(said, length, rule, Action.REDACT, self._characters))
+            self._covered = max(self._covered, end)
+            self._move(end)
+        return self._pieces
+
     def end(self) -> list[Piece]:
         """Return what is left: the text is over. Nothing may be fed after it."""
         return self._step(b"", final=True)
@@ -114,7 +157,7 @@ class Redactor:
             rank = self._compiled[each.index].rank
             heapq.heappush(self._waiting, (each.start, -each.end, rank, each.index, each.cover))
         self._covered = max(self._covered, self._walk.carried)
-        limit = self._walk.limit
+        limit = self._walk.free
         while self._waiting and self._waiting[0][0] < limit:
             start, end, _, index, cover = heapq.heappop(self._waiting)
             self._move(start)
@@ -128,7 +171,8 @@ class Redactor:
         base = self._walk.base
         length = count(self._walk.buffer[start - base : end - base])
         if action is Action.FLAG or start < self._covered:
-            self._pieces.append(Noted(length, rule, action, self._characters))
+            left = count(self._walk.buffer[start - base : self._done - base]) if start < self._done else 0
+            self._pieces.append(Noted(length, rule, action, self._characters - left))
         else:
             self._pieces.append(Masked(placeholder(self._label(rule)), length, rule, action, self._characters))
         if action is not Action.FLAG:

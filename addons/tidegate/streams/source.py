@@ -65,6 +65,15 @@ class JsonSource:
         """Take the next part of the source and return what may leave."""
         return self._pieces(self._redactor.feed(self._view(self._reader.feed(text))))
 
+    @property
+    def position(self) -> int:
+        """Where what is held begins; it moves whenever something leaves."""
+        return self._redactor.position
+
+    def expire(self) -> list[Piece]:
+        """Mask what is held, but for half an escape, which has no text yet."""
+        return self._pieces(self._redactor.expire())
+
     def end(self) -> list[Piece]:
         """Return what is left: the source is over. Nothing may be fed after it."""
         pieces = self._redactor.feed(self._view(self._reader.end()))

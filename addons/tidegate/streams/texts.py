@@ -17,6 +17,7 @@ from tidegate.inspection.scoring import Scorer
 from tidegate.model import Action, Denial, Finding, Reason, Role, Score
 from tidegate.streams.coded import Found, WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
+from tidegate.streams.runs import RunRedactor, hides
 from tidegate.streams.source import JsonSource
 
 MAX_CLEAN = 1024
@@ -41,12 +42,18 @@ class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
     __slots__ = (
-        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_read", "_scorer", "clean",
-        "denial", "findings",
+        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_read", "_runs", "_scorer",
+        "clean", "denial", "findings",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
-        """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
+    def __init__(
+        self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False, runs: int = 0
+    ) -> None:
+        """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them.
+
+        But for encoded runs of at most ``runs`` characters, where that is not 0.
+        """
+        self._runs = runs
         self._scorer = None if streamed else engine.scorer
         if self._scorer is not None and all(decide(each) is Action.ALLOW for each in self._scorer.firsts):
             self._scorer = None
@@ -65,7 +72,8 @@ class Texts:
 
     def redactor(self) -> Redactor:
         """Begin a text that comes in pieces."""
-        return Redactor(self._engine, self._decide, short_name)
+        inner = Redactor(self._engine, self._decide, short_name)
+        return RunRedactor(inner, self._engine, self._decide, self._runs) if self._runs else inner
 
     def source(self) -> JsonSource:
         """Begin a text that comes in pieces and is JSON source."""
@@ -79,7 +87,7 @@ class Texts:
             text.append(piece.text)
             if isinstance(piece, Masked | Noted):
                 masked |= isinstance(piece, Masked)
-                self._note(piece.rule, place(), piece.start, piece.start + piece.length)
+                self.note(piece.rule, place(), piece.start, piece.start + piece.length)
         return "".join(text), masked
 
     def check(
@@ -98,7 +106,7 @@ class Texts:
         indexes = [index for index in range(len(texts)) if not self._knows(names.get(index))]
         new = [texts[index] for index in indexes]
         found = self._engine.find_many(new) if new else {}
-        coded = self._coded(new) | self._hidden(new, found)
+        coded = self._coded(new) | self._hidden(new, found) | self._in_runs(new)
         if not found and not source and not coded:
             self._remember(texts)
         if seen is not None:
@@ -246,7 +254,7 @@ class Texts:
         for index, text in enumerate(texts):
             for each in self._scorer.recall(text, partial(role, index)):
                 if self._decide(each.rule) is not Action.ALLOW:
-                    self._note(each.rule, place(index), each.start, each.end, each.score)
+                    self.note(each.rule, place(index), each.start, each.end, each.score)
 
     def check_spanning(self, original: bytes, masked: bytes, seen: Counter[tuple[str, str]]) -> bytes:
         """Look at a JSON text for what spans its values; return ``masked`` without that.
@@ -264,7 +272,7 @@ class Texts:
         acting = {span.rule.id for span in spanning if self._decide(span.rule) in _ACTING}
         for rule, span in {span.rule.id: span for span in reversed(spanning)}.items():
             if rule not in acting and self._decide(span.rule) is Action.FLAG:
-                self._note(span.rule, "$", span.start, span.end)
+                self.note(span.rule, "$", span.start, span.end)
         if not acting:
             return self._across(masked)
 
@@ -308,6 +316,12 @@ class Texts:
         channel = JsonSource(inner) if source else inner
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 
+    def _in_runs(self, texts: Sequence[str]) -> set[int]:
+        """Return the indexes of the streamed texts of which an encoded run may not leave."""
+        if not self._runs:
+            return set()
+        return {i for i, text in enumerate(texts) if hides(self._engine, self._decide, text, self._runs)}
+
     def _coded(self, texts: Sequence[str]) -> set[int]:
         """Return the indexes of the texts in which a detector finds something; mostly one look at all of them."""
         if not self._detectors:
@@ -334,7 +348,8 @@ class Texts:
                 waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
         return found
 
-    def _note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
+    def note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
+        """Note what was found at a place; what the policy blocks sets ``denial``."""
         action = self._decide(rule)
         if action not in _ACTING:
             self._flagged += 1
