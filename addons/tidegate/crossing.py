@@ -28,8 +28,10 @@ from tidegate.identity import claims, permission
 from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.ner.spec import Ner, Unread
-from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, worst
+from tidegate.inspection.tokens import Counts, Session, TokenLimits, Who
+from tidegate.judging import NAMES, Judged, Unopened, again, beside, inspect, judge, parse, too_large, whose, worst
 from tidegate.model import (
+    ACTING,
     Action,
     Asked,
     Caller,
@@ -83,8 +85,13 @@ from tidegate.steps import (
 )
 from tidegate.streams import framings
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
+from tidegate.streams.restoring import RestoredStream, restored
+from tidegate.streams.tokenising import Tokens
 
 JSON = "application/json"
+
+type Sessions = Callable[[Who, TokenLimits], Session]
+"""Gives a caller's session of tokens, as it is at this time."""
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
@@ -114,9 +121,13 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
+        self.sessions: Sessions | None = None
+        self.tokens: Tokens | None = None
         self._stream: StreamedAnswer | None = None
         self._encodings: list[str] = []
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
+        self._answer_head = AnswerHead()
+        self._restoring: RestoredStream | None = None
 
     @property
     def shape(self) -> ErrorShape:
@@ -190,6 +201,10 @@ class Crossing:
             return self._refuse("grant", grant)
         self.grant = grant
         self._decide("grant", "allow", ",".join(grant.roles))
+        if self.policy.tokens is not None and self.sessions is not None:
+            assert self.head is not None
+            who = whose(caller, self.route.connection, self.head)
+            self.tokens = Tokens(self.sessions(who, self.policy.tokens), Counts())
         self.stage = Stage.BODY
         return ReadBody(grant.request_bytes)
 
@@ -290,16 +305,18 @@ class Crossing:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
+            return judge(
+                policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted, tokens=self.tokens
+            )
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
         if endpoint.socket is not None:  # who may use which model is asked of each message
-            return inspect(policy, endpoint, grant, nothing, None, extra)
+            return inspect(policy, endpoint, grant, nothing, None, extra, tokens=self.tokens)
         permitted = permission.permit(grant, nothing)
         if isinstance(permitted, Denial):
             return Judged(grant, "permission", permitted, nothing)
-        return inspect(policy, endpoint, permitted, nothing, None, extra)
+        return inspect(policy, endpoint, permitted, nothing, None, extra, tokens=self.tokens)
 
     def _intent(self, event: IntentKept) -> Step:
         assert self.verdict is not None
@@ -347,7 +364,7 @@ class Crossing:
 
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
         decide = self.policy.decide(Direction.RESPONSE)
-        head = AnswerHead(content_type, status)
+        head = self._answer_head = AnswerHead(content_type, status)
         return StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head)
 
     def _open(self, event: AnswerBegan) -> Step:
@@ -356,7 +373,9 @@ class Crossing:
         drop = self._inspect_head(event) - {"upgrade"}
         if not sockets.accepted(self.head, event.headers) or "sec-websocket-accept" in drop:
             return self._refuse("answer", _PROTOCOL)
-        self.socket = sockets.Socket(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange)
+        self.socket = sockets.Socket(
+            self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange, self.tokens
+        )
         self.stage = Stage.SOCKET
         self.streamed = True
         return OpenSocket(drop)
@@ -375,7 +394,7 @@ class Crossing:
                 action = decide(span.rule)
                 if action is not Action.ALLOW:
                     self.answer_findings += (Finding(span.rule.id, span.rule.cls, where, span.start, span.end, action),)
-                if action in (Action.REDACT, Action.BLOCK):
+                if action in ACTING:
                     drop.add(name)
         return frozenset(drop)
 
@@ -453,6 +472,45 @@ class Crossing:
         stream = self._streamed(JSON, self.status)
         body = stream.feed(plain) + stream.end()
         return stream.denial or Inspected(body, stream.findings)
+
+    # for this caller alone ───────────────────────────────────────────────────
+
+    @property
+    def told_tokens(self) -> tuple[Decision, ...]:
+        """What is recorded of the tokens of this exchange: how many, never which."""
+        told = {} if self.tokens is None else self.tokens.counts.told()
+        if not any(told.values()):
+            return ()
+        return (
+            Decision("tokens", Action.TOKENISE, None, ", ".join(f"{name}: {count}" for name, count in told.items())),
+        )
+
+    def restore(self, data: bytes, *, last: bool) -> bytes | None:
+        """Put values back in what an ``Emit`` said, on its way to the client; ``None`` where nothing is tokenised.
+
+        ``last``: the answer ends with it. What is emitted is what is recorded; this is what only the client sees.
+        """
+        if self.tokens is None:
+            return None
+        if not self.streamed:
+            return self._restored_whole(data)
+        if self._restoring is None:
+            self._restoring = RestoredStream(
+                self._endpoint(), self.shape, self.tokens, self.exchange, self._answer_head
+            )
+        said = self._restoring.feed(data) if data else b""
+        if last and self.denial is None:  # after an error event nothing may follow
+            said += self._restoring.end()
+        return said
+
+    def _restored_whole(self, data: bytes) -> bytes:
+        assert self.tokens is not None
+        if self._endpoint().stream is None or not isinstance(bodies.strict_json(data), Denial):
+            return restored(self._endpoint(), self.tokens, data)
+        stream = RestoredStream(
+            self._endpoint(), self.shape, self.tokens, self.exchange, AnswerHead(JSON, self.status or 200)
+        )
+        return stream.feed(data) + stream.end()
 
     # endings ─────────────────────────────────────────────────────────────────
 

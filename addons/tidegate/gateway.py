@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 import os
+import secrets
 import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
 from tidegate.inspection.ner.pool import Pool
 from tidegate.inspection.ner.spec import Unread
+from tidegate.inspection.tokens import Session, TokenLimits, Vault, Who
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Caller, Head, OnUnknown, Outcome, Reason
 from tidegate.policy.policy import Policy, RecordingMode
@@ -73,6 +75,8 @@ class Gateway(Fence):
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
         self._lines: list[tuple[int, str]] = []
+        self.vault = Vault(lambda: secrets.token_bytes(32))
+        self._sweeping: asyncio.TimerHandle | None = None
         egress.harden(self)
 
     # ── requests ─────────────────────────────────────────────────────────────
@@ -81,6 +85,7 @@ class Gateway(Fence):
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """Route, identify and admit before the body is read."""
         exchange = self._open(flow)
+        exchange.crossing.sessions = self._sessions
         exchange.credentials = self.credentials  # a reload changes neither policy nor credentials under an exchange
         known = self.replay_caller if flow.is_replay == "request" else None
         request = flow.request
@@ -265,7 +270,16 @@ class Gateway(Fence):
         data = step.data if isinstance(step, steps.Emit) else b""
         if crossing.outcome is not None and chunk:
             self._cut(exchange)
-        return exchange.emitted(data)
+        return self._shown(exchange, exchange.emitted(data), last=crossing.outcome is not None)
+
+    def _shown(self, exchange: Exchange, pieces: list[bytes], *, last: bool) -> list[bytes]:
+        """Return what the client gets of a stream. A bug in giving values back leaves their tokens where they are."""
+        try:
+            return exchange.shown(pieces, last=last)
+        except Exception as bug:
+            log.error("tidegate failed to restore: %s", type(bug).__name__)
+            exchange.crossing.tokens = None
+            return pieces
 
     @guarded
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
@@ -302,7 +316,9 @@ class Gateway(Fence):
     def _answered(self, exchange: Exchange, step: steps.Step) -> None:
         if isinstance(step, steps.Emit):
             assert exchange.flow.response is not None
-            edits.write_answer_body(exchange.flow.response, b"".join(exchange.emitted(step.data)))
+            body = b"".join(exchange.emitted(step.data))
+            edits.write_answer_body(exchange.flow.response, body)
+            exchange.show(body)
             exchange.release()
         else:
             exchange.refuse()
@@ -335,7 +351,8 @@ class Gateway(Fence):
             exchange = self._open(flow)
         if exchange.crossing.stage is not Stage.OVER:
             step = exchange.crossing.receive(_lost(exchange))
-            exchange.farewell = b"".join(exchange.emitted(step.data)) if isinstance(step, steps.Emit) else b""
+            data = step.data if isinstance(step, steps.Emit) else b""
+            exchange.farewell = b"".join(self._shown(exchange, exchange.emitted(data), last=True))
         if exchange.crossing.denial is not None and flow.error is not None:
             flow.error.msg = exchange.crossing.denial.message  # mitmproxy's own text may quote what a peer sent
         flow.request.data.content = exchange.crossing.masked_body
@@ -355,6 +372,11 @@ class Gateway(Fence):
             return request
         secret = exchange.credentials[route.connection.name]
         return edits.with_credential(request, route.connection.credential.header, secret.reveal())
+
+    def shown(self, flow: http.HTTPFlow, response: http.Response) -> bytes | None:
+        """Return the body that the client gets in place of the one on the flow: with values where that has tokens."""
+        exchange = self.exchanges.get(flow.id)
+        return None if exchange is None else exchange.for_client(response)
 
     def released(self, flow: http.HTTPFlow, response: http.Response) -> bool:
         """Say whether an answer may reach the client: the gate let exactly this one go."""
@@ -489,6 +511,17 @@ class Gateway(Fence):
             else:
                 self._guarded_end(each, passed)
 
+    def _sessions(self, who: Who, limits: TokenLimits) -> Session:
+        """Return a caller's tokens; what nobody asks for in time is forgotten."""
+        found = self.vault.session(who, limits, time.monotonic())
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_at(found.due, self._sweep)
+        return found
+
+    def _sweep(self) -> None:
+        due = self.vault.sweep(time.monotonic())
+        self._sweeping = None if due is None else asyncio.get_running_loop().call_at(due, self._sweep)
+
     def _guarded_end(self, exchange: Exchange, passed: Reason) -> None:
         """End an exchange for a limit; a bug in that ends it as a bug, and no other."""
         try:
@@ -502,7 +535,7 @@ class Gateway(Fence):
         """End an exchange that broke a limit: with a refusal, or in a stream with the dialect's error event."""
         step = exchange.crossing.receive(steps.Stopped(limit(passed)))
         data = step.data if isinstance(step, steps.Emit) else b""
-        self._cut(exchange, b"".join(exchange.emitted(data)))
+        self._cut(exchange, b"".join(self._shown(exchange, exchange.emitted(data), last=True)))
 
     def _seal(self, exchange: Exchange) -> None:
         if exchange.sealed:
@@ -512,7 +545,7 @@ class Gateway(Fence):
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
         flagged = any(each.stage == "media" and each.result == OnUnknown.FLAG for each in record.decisions)
-        self._lines.append((logging.WARNING if flagged else logging.INFO, exchange.line(record)))
+        self._lines.append((logging.WARNING if flagged else logging.INFO, exchange.line(record, exchange.tokens)))
         if len(self._lines) == 1:  # said once the answer is on its way: nobody waits for the log
             asyncio.get_running_loop().call_soon(self._say)
 

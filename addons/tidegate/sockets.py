@@ -25,6 +25,7 @@ from tidegate.policy.policy import Policy
 from tidegate.steps import ClientSaid, Extract, Form, Relay, UpstreamSaid
 from tidegate.streams.channels import MALFORMED, EventRedactor, Outgoing
 from tidegate.streams.framing import MAX_FRAME
+from tidegate.streams.tokenising import Tokens
 
 MESSAGES = 10_000
 """Messages of a client on one socket: three a second for an hour. It bounds what is remembered of them."""
@@ -114,7 +115,15 @@ class Socket:
     socket; ``outcome`` is set when it is over. ``asked`` is what the last permitted message asked for.
     """
 
-    def __init__(self, policy: Policy, dialect: Dialect, endpoint: Endpoint, grant: Grant, exchange: str) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        dialect: Dialect,
+        endpoint: Endpoint,
+        grant: Grant,
+        exchange: str,
+        tokens: Tokens | None = None,
+    ) -> None:
         assert endpoint.socket is not None
         assert endpoint.stream is not None
         self.busy = False
@@ -131,6 +140,7 @@ class Socket:
         self._stream = endpoint.stream
         self._shape = dialect.error
         self._grant = grant
+        self._tokens = tokens
         self._exchange = exchange
         self._heard = 0
         self._waiting: deque[bytes | Denial] = deque()
@@ -228,7 +238,14 @@ class Socket:
         own = isinstance(named, str) and named in self._own
         known = earlier if own else ""
         judged = judge(
-            self._policy, self._endpoint, self._grant, value, said.data, known=known, extracted=said.extracted
+            self._policy,
+            self._endpoint,
+            self._grant,
+            value,
+            said.data,
+            known=known,
+            extracted=said.extracted,
+            tokens=self._tokens,
         )
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)

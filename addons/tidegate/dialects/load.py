@@ -11,7 +11,7 @@ from tidegate.dialects.addresses import MODEL
 from tidegate.dialects.errors import PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
-from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
+from tidegate.dialects.paths import EXPRESSION, REASON, compiled, paths, plain, words
 from tidegate.dialects.spec import (
     ALPHABETS,
     AnswerField,
@@ -36,7 +36,8 @@ ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints"
 SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "types")
 ENDPOINT_KEYS = (
-    "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "stream", "socket",
+    "like", "methods", "paths", "body", "asked", "request", "media", "deny", "refuse", "answer", "restore",
+    "stream", "socket",
 )  # fmt: skip
 ASKED_KEYS = ("model", "stream", "streams", "tools", "max_output", "endless", "model_prefixes")
 TOOL_KEYS = ("each", "named", "keyed")
@@ -135,14 +136,14 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
     methods = words(reader, entry.get("methods"), f"a list of {_either(METHODS)}")
     if not methods or not set(methods) <= set(METHODS):
         reader.fault(nodes[name], f"a list of {_either(METHODS)}", _list(methods), f"{nodes[name].key}.methods")
-    paths = words(reader, entry.get("paths"), f"a list with {_PATH}")
-    if not paths or not all(map(_is_path, paths)):
-        reader.fault(nodes[name], f"a list with {_PATH}", _list(paths), f"{nodes[name].key}.paths")
+    places = words(reader, entry.get("paths"), f"a list with {_PATH}")
+    if not places or not all(map(_is_path, places)):
+        reader.fault(nodes[name], f"a list with {_PATH}", _list(places), f"{nodes[name].key}.paths")
     spoken = stream(reader, entry["stream"]) if "stream" in entry and entry["stream"].value is not None else None
     return Endpoint(
         name=name,
         methods=methods,
-        paths=paths,
+        paths=places,
         body=reader.flag(entry.get("body"), default=True),
         asked=_asked(reader, entry.get("asked")),
         request=_trie(reader, entry.get("request"), lambda node: _request_field(reader, node, shapes)),
@@ -153,6 +154,7 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         deny=_trie(reader, entry.get("deny"), lambda node: _condition(reader, node)),
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
+        restore=paths(reader, entry.get("restore")),
         socket=socket(reader, entry, named=spoken is not None and spoken.event_type is not None),
     )
 
@@ -173,15 +175,11 @@ def _liked(reader: Reader, name: str, nodes: Mapping[str, Node]) -> dict[str, No
 def _asked(reader: Reader, node: Node | None) -> AskedSpec:
     entry = {} if node is None else reader.section(node, ASKED_KEYS)
 
-    def paths(key: str) -> Trie[str]:
-        found = reader.texts(entry.get(key), f"a list with {EXPRESSION}")
-        return compiled(reader, [(text, str(text.value)) for text in found])
-
     return AskedSpec(
-        model=paths("model"),
-        stream=paths("stream"),
+        model=paths(reader, entry.get("model")),
+        stream=paths(reader, entry.get("stream")),
         tools=_trie(reader, entry.get("tools"), lambda child: _tools(reader, child)),
-        max_output=paths("max_output"),
+        max_output=paths(reader, entry.get("max_output")),
         streams=reader.flag(entry.get("streams"), default=False),
         endless=reader.flag(entry.get("endless"), default=False),
         model_prefixes=words(reader, entry.get("model_prefixes"), "a list of prefixes such as models/"),

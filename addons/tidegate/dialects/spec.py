@@ -207,6 +207,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """A path in a stream event whose text people read: tokens in it become values again. ``when`` as in ``Delta``."""
+
+    path: str
+    when: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Flush:
     """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
 
@@ -240,7 +248,8 @@ class StreamSpec:
     ``event_type`` is the field that names an event (the SSE event name where it is absent); ``done`` the text that ends
     a stream; ``sequence`` the field that counts events; ``padding`` the field of random text that hides sizes.
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
-    strings are whole texts: repeats of what the deltas said, or text that arrives whole.
+    strings are whole texts: repeats of what the deltas said, or text that arrives whole. ``restore`` names the texts of
+    both kinds in which tokens become their values again.
     """
 
     event_type: str | None
@@ -255,6 +264,7 @@ class StreamSpec:
     framings: tuple[FramingKind, ...] = (FramingKind.SSE,)
     absent: Mapping[str, object] = field(default_factory=dict, hash=False)
     wrapped: str | None = None
+    restore: Trie[Restore] = field(default_factory=lambda: Trie[Restore]([]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +341,7 @@ class Endpoint:
 
     ``{model}`` is such a part, or the beginning of one, and names the model that is asked for.
     With ``socket`` it is a WebSocket: the request that opens it has no body, and each of the client's messages is one.
+    ``restore`` names the texts of an answer that people read: tokens in them become their values again.
     """
 
     name: str
@@ -345,6 +356,7 @@ class Endpoint:
     refuse: Trie[Condition]
     socket: SocketSpec | None = None
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
+    restore: Trie[str] = field(default_factory=lambda: Trie[str]([]))
 
 
 @dataclass(frozen=True, slots=True)

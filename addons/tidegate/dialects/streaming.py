@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
-from tidegate.dialects.spec import Delta, Drop, Flush, FramingKind, Keep, Source, StreamSpec
+from tidegate.dialects.spec import Delta, Drop, Flush, FramingKind, Keep, Restore, Source, StreamSpec
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 STREAM_KEYS = (
     "framing", "wrapped", "absent", "event_type", "done", "sequence", "padding",
-    "deltas", "source", "flush", "keep", "drop",
+    "deltas", "source", "restore", "flush", "keep", "drop",
 )  # fmt: skip
 DELTA_KEYS = ("path", "key", "when", "source", "beside")
 FLUSH_KEYS = ("path", "key", "when", "values")
 SOURCE_KEYS = ("path",)
+RESTORE_KEYS = ("path", "when")
 KEEP_KEYS = DROP_KEYS = ("path", "because")
 
 
@@ -29,6 +30,7 @@ def stream(reader: Reader, node: Node) -> StreamSpec:
     keep = [(path, Keep(text, why)) for path, text, why in _entries(reader, entry.get("keep"), KEEP_KEYS)]
     drop = [(path, Drop(text, why)) for path, text, why in _entries(reader, entry.get("drop"), DROP_KEYS)]
     named: list[tuple[Node, Delta | Source | Keep | Drop]] = [*deltas, *sources, *keep, *drop]
+    restore = [each for child in reader.items(entry.get("restore")) for each in _restore(reader, child)]
     return StreamSpec(
         event_type=_name(reader, entry.get("event_type")),
         done=_name(reader, entry.get("done")),
@@ -41,6 +43,7 @@ def stream(reader: Reader, node: Node) -> StreamSpec:
         fields=compiled(reader, named),
         framings=_framings(reader, entry.get("framing")),
         wrapped=_name(reader, entry.get("wrapped")),
+        restore=compiled(reader, restore),
         absent={name: plain(child) for name, child in reader.entries(entry.get("absent")).items()},
     )
 
@@ -63,6 +66,14 @@ def _delta(reader: Reader, node: Node) -> tuple[Node, Delta]:
     source = reader.flag(entry.get("source"), default=False)
     beside = words(reader, entry.get("beside"), "a list of field names")
     return path, Delta(str(path.value), _key(reader, entry), _when(reader, entry), source, beside)
+
+
+def _restore(reader: Reader, node: Node) -> list[tuple[Node, Restore]]:
+    """Read an entry of ``restore``: a path, or one with the event types that it counts in."""
+    if isinstance(node.value, str):
+        return [(node, Restore(node.value))]
+    entry = reader.section(node, RESTORE_KEYS, {"path": EXPRESSION, "when": "a list of event types"})
+    return [(entry["path"], Restore(str(entry["path"].value), _when(reader, entry)))] if "path" in entry else []
 
 
 def _flush(reader: Reader, node: Node) -> Flush:

@@ -14,8 +14,9 @@ from tidegate.dialects.fields import Leaf, LeafKind, Pointer, replace, where
 from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exempt, is_source, role_of
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason, Role
+from tidegate.model import ACTING, Action, Denial, Finding, Reason, Role
 from tidegate.streams.texts import Texts
+from tidegate.streams.tokenising import Tokens
 
 MALFORMED = Denial(
     Reason.ANSWER_MALFORMED, 502, "The upstream's answer is malformed, so the gateway cannot inspect it."
@@ -41,16 +42,17 @@ def inspect_request(
     *,
     extra: Mapping[str, str] | None = None,
     opaque: Sequence[Pointer] = (),
+    tokens: Tokens | None = None,
 ) -> Inspected | Denial:
     """Inspect a parsed request body, ``None`` for a request without one; ``value`` is changed in place.
 
     ``extra`` holds texts outside the body (path, header fields) by the place their findings are reported at: they are
     inspected but not rewritten. ``opaque`` points at texts that are nothing but data, which others have read
-    (``inspection.media``): no rule looks at their letters. The body returned is the value written anew, so what was
-    inspected is what is sent.
+    (``inspection.media``): no rule looks at their letters. ``tokens`` stand for what the policy
+    tokenises. The body returned is the value written anew, so what was inspected is what is sent.
     Denies ``BODY_MALFORMED`` where a body could not be masked without breaking it.
     """
-    texts = Texts(engine, decide)
+    texts = Texts(engine, decide, tokens=tokens)
     exempt: list[Place] = [(pointer, _at(value, pointer)) for pointer in opaque]
     for pointer, _ in exempt:
         _put(value, pointer, "")
@@ -106,7 +108,7 @@ def inspect_answer(
     written = _look(texts, root, leaves, exempt, {})
     if written is None or texts.denial is not None:
         return texts.denial or MALFORMED
-    if not any(finding.action in (Action.REDACT, Action.BLOCK) for finding in texts.findings):
+    if not any(finding.action in ACTING for finding in texts.findings):
         return Inspected(body, tuple(texts.findings))
     root = strict_json(written)
     _empty_copies(endpoint, root)
@@ -137,7 +139,7 @@ def _look[T: (RequestField, AnswerField)](
     original = body = dump(value)
     source = {index for index, leaf in enumerate(leaves) if leaf.payloads and is_source(leaf)}
     hidden = any("\\" in leaves[index].text for index in source)
-    edited: list[Leaf[T]] = []
+    edited: list[tuple[Leaf[T], str]] = []
     # Nothing was taken out and nothing is to be opened: the look at all of it has said already that something is there.
     told = not exempt and b"\\\\" not in original
     if hidden or told or not texts.may_be_skipped(original, extra.values()):
@@ -147,9 +149,9 @@ def _look[T: (RequestField, AnswerField)](
     if not exempt:
         return body
     written = value if body is original else strict_json(body)
-    masked = {leaf.pointer[:-1] for leaf in edited}
+    masked = {leaf.pointer[:-1] for leaf, text in edited if not texts.stands_for(text, leaf.text)}
     for pointer, old in exempt:
-        # a signature belongs to the text that was masked beside it
+        # a signature belongs to the text that was masked beside it; what was tokenised is again what was signed
         if not _put(written, pointer, "" if pointer[-1] == "signature" and pointer[:-1] in masked else old):
             return None
     return dump(written)
@@ -177,8 +179,8 @@ def _by_field[T: (RequestField, AnswerField)](
     source: Collection[int],
     extra: Mapping[str, str],
     seen: Counter[tuple[str, str]],
-) -> list[Leaf[T]]:
-    """Look at every leaf and put its new text in place; return the leaves that changed."""
+) -> list[tuple[Leaf[T], str]]:
+    """Look at every leaf and put its new text in place; return the leaves that changed, with what they became."""
     places = tuple(extra)
     count = len(leaves)
 
@@ -189,7 +191,7 @@ def _by_field[T: (RequestField, AnswerField)](
     edited = [(leaves[index], text) for index, text in sorted(changed.items(), reverse=True) if index < count]
     for leaf, text in edited:
         replace(None, leaf, text)  # type: ignore[arg-type]  # the payloads of a leaf are not looked at
-    return [leaf for leaf, _ in edited]
+    return edited
 
 
 def _may_exempt(leaf: Leaf[RequestField]) -> bool:

@@ -88,6 +88,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
             *ner.warnings(linked.actions),
         ),
         ner=ner.wanted(linked.actions),
+        tokens=document.tokens if Action.TOKENISE in linked.decisions[Direction.PROMPT].values() else None,
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
+from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
 
 if TYPE_CHECKING:
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.engine import Engine
     from tidegate.inspection.ner.spec import Ner
     from tidegate.inspection.rules import Rule
+    from tidegate.inspection.tokens import TokenLimits
 
 
 class Unlisted(enum.StrEnum):
@@ -116,6 +117,7 @@ class Policy:
     ``sha256`` covers the texts of the policy, its packs and its dialects. ``warnings`` are sentences for the start
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
     ``ner`` is the model that reads prompts, ``None`` where the policy has none or wants nothing of it.
+    ``tokens`` says how tokens are kept and restored, ``None`` where nothing is tokenised.
     """
 
     file: str
@@ -133,6 +135,7 @@ class Policy:
     recording: Recording
     warnings: tuple[str, ...]
     ner: Ner | None = None
+    tokens: TokenLimits | None = None
 
     def decide(self, direction: Direction) -> Callable[[Rule], Action]:
         """Return the function that says what is done with a finding of a rule in one direction."""
@@ -142,8 +145,7 @@ class Policy:
     @property
     def redacts_answers(self) -> bool:
         """Whether any class is masked or blocked in answers, so that a second copy of their text would undo it."""
-        masking = (Action.REDACT, Action.BLOCK)
-        return any(act in masking for (_, way), act in self.actions.items() if way is Direction.RESPONSE)
+        return any(act in ACTING for (_, way), act in self.actions.items() if way is Direction.RESPONSE)
 
 
 class PolicyError(Exception):

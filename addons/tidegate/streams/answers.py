@@ -57,6 +57,14 @@ class StreamedAnswer:
         caps: HeldCaps | None = None,
     ) -> None:
         assert endpoint.stream is not None  # the crossing refuses a stream where the dialect knows none
+        self._engine = engine
+        self._decide = decide
+        self._start(endpoint, shape, EventRedactor(endpoint.stream, engine, decide, caps), exchange, head)
+
+    def _start(
+        self, endpoint: Endpoint, shape: ErrorShape, events: EventRedactor, exchange: str, head: AnswerHead
+    ) -> None:
+        assert endpoint.stream is not None
         self.denial: Denial | None = None
         self._endpoint = endpoint
         self._spec = endpoint.stream
@@ -65,12 +73,10 @@ class StreamedAnswer:
         self._exchange = exchange
         self._label = head.label
         self._status = head.status
-        self._engine = engine
-        self._decide = decide
         self._head = bytearray()
         self._whole = False
         self._framing: Framing | None = None
-        self._events = EventRedactor(endpoint.stream, engine, decide, caps)
+        self._events = events
         self._found: tuple[Finding, ...] = ()
 
     @property

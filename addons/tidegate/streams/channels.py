@@ -17,7 +17,7 @@ from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, replace, whe
 from tidegate.dialects.spec import Delta, Drop, Flush, Keep, Source, StreamSpec
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason
+from tidegate.model import ACTING, Action, Denial, Finding, Reason
 from tidegate.streams.events import JsonObject, Key, agree, key_of, slim, stretch, value_at
 from tidegate.streams.redactor import Piece, Redactor
 from tidegate.streams.source import JsonSource
@@ -149,7 +149,11 @@ class EventRedactor:
     def __init__(
         self, spec: StreamSpec, engine: Engine, decide: Callable[[Rule], Action], caps: HeldCaps | None = None
     ) -> None:
-        self.texts = Texts(engine, decide, streamed=True)
+        redacts = any(decide(rule) in ACTING for rule in engine.rules)
+        self._begin(spec, Texts(engine, decide, streamed=True), caps, redacts=redacts)
+
+    def _begin(self, spec: StreamSpec, texts: Texts, caps: HeldCaps | None, *, redacts: bool) -> None:
+        self.texts = texts
         self._spec = spec
         self._plan = _plan(spec)
         self._caps = caps or HeldCaps()
@@ -159,7 +163,7 @@ class EventRedactor:
         self._held = 0
         self._shift = 0
         self._next: int | None = None
-        self._redacts = any(decide(rule) in (Action.REDACT, Action.BLOCK) for rule in engine.rules)
+        self._redacts = redacts
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -14,10 +14,11 @@ from tidegate.inspection.engine import Engine, TextSpan, encode
 from tidegate.inspection.proprietary.detector import find_all
 from tidegate.inspection.rules import Rule
 from tidegate.inspection.scoring import Scorer
-from tidegate.model import Action, Denial, Finding, Reason, Role, Score
+from tidegate.model import ACTING, Action, Denial, Finding, Reason, Role, Score
 from tidegate.streams.coded import Found, WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.source import JsonSource
+from tidegate.streams.tokenising import TokeniseWhole, Tokens
 
 MAX_CLEAN = 1024
 """Texts remembered as clean. The names and constants that the events of a stream repeat are about forty."""
@@ -30,8 +31,6 @@ LONG = 8192
 MAX_FLAGGED = 1000
 """Findings that are only flagged, per body or stream; those that act are never left out. More would tell no more."""
 
-_ACTING = (Action.REDACT, Action.BLOCK)
-
 _MARKS = b",:{}[]"
 _OUTSIDE = b"0123456789+-.eEtruefalsn" + _MARKS
 """What JSON has between its strings: numbers, three words, and marks."""
@@ -41,12 +40,22 @@ class Texts:
     """The texts of one body or stream. ``findings`` grow as it is read; ``denial`` is set by one that is blocked."""
 
     __slots__ = (
-        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_read", "_scorer", "clean",
-        "denial", "findings",
+        "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_read", "_scorer",
+        "_tokens", "clean", "denial", "findings",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False) -> None:
-        """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them."""
+    def __init__(
+        self,
+        engine: Engine,
+        decide: Callable[[Rule], Action],
+        *,
+        streamed: bool = False,
+        tokens: Tokens | None = None,
+    ) -> None:
+        """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them.
+
+        Without ``tokens`` what the policy tokenises is masked for good.
+        """
         self._scorer = None if streamed else engine.scorer
         if self._scorer is not None and all(decide(each) is Action.ALLOW for each in self._scorer.firsts):
             self._scorer = None
@@ -62,14 +71,19 @@ class Texts:
         self._doubted: bytes | None = None
         self._read: tuple[bytes, bytes | None] | None = None
         self._decide = decide
+        self._tokens = tokens
 
     def redactor(self) -> Redactor:
         """Begin a text that comes in pieces."""
         return Redactor(self._engine, self._decide, short_name)
 
-    def source(self) -> JsonSource:
+    def source(self) -> Redactor | JsonSource:
         """Begin a text that comes in pieces and is JSON source."""
         return JsonSource(self.redactor())
+
+    def stands_for(self, text: str, original: str) -> bool:
+        """Say whether a text is another in which nothing but tokens took the place of their values."""
+        return self._tokens is not None and self._tokens.session.untokenised(text) == original
 
     def say(self, pieces: Iterable[Piece], place: Callable[[], str]) -> tuple[str, bool]:
         """Join pieces as they may leave, noting what was found at ``place()``; say whether anything was masked."""
@@ -261,7 +275,7 @@ class Texts:
             seen[value] -= 1
             if seen[value] < 0:
                 spanning.append(span)
-        acting = {span.rule.id for span in spanning if self._decide(span.rule) in _ACTING}
+        acting = {span.rule.id for span in spanning if self._decide(span.rule) in ACTING}
         for rule, span in {span.rule.id: span for span in reversed(spanning)}.items():
             if rule not in acting and self._decide(span.rule) is Action.FLAG:
                 self._note(span.rule, "$", span.start, span.end)
@@ -283,7 +297,7 @@ class Texts:
 
         def find(text: str) -> list[TextSpan]:
             spans = self._looked_for(find_split(self._engine, text))
-            return [span for span in spans if self._decide(span.rule) in _ACTING or span.rule.id not in noted]
+            return [span for span in spans if self._decide(span.rule) in ACTING or span.rule.id not in noted]
 
         if not self._decodes or not find(_unescaped(body).decode()):
             return body
@@ -305,6 +319,8 @@ class Texts:
         inner = self.redactor()
         if self._detectors or self._decodes:
             inner = WholeRedactor(inner, self._found, self._decide)
+        if self._tokens is not None:
+            inner = TokeniseWhole(inner, self._tokens, source=source)
         channel = JsonSource(inner) if source else inner
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 
@@ -336,7 +352,7 @@ class Texts:
 
     def _note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
         action = self._decide(rule)
-        if action not in _ACTING:
+        if action not in ACTING:
             self._flagged += 1
             if self._flagged > MAX_FLAGGED:
                 return
