@@ -86,6 +86,9 @@ class Keeper(Protocol):
     def kept(self, flow: http.HTTPFlow) -> None:
         """Bound what the flow remembers after one more message."""
 
+    def shown(self, data: bytes) -> tuple[bytes, ...]:
+        """Return what the client gets for a message that the flow keeps: with values where that has tokens."""
+
     def last_words(self) -> tuple[bytes, ...]:
         """Return what is still to be said where the gate gave no answer about a message."""
 
@@ -272,8 +275,9 @@ def _text(self: WebsocketLayer, to: WebsocketConnection, data: bytes) -> Command
     message = websocket.WebSocketMessage(Opcode.TEXT, to is self.server_ws, data)
     self.flow.websocket.messages.append(message)
     _socket(self).kept(self.flow)
-    for each in Fragmentizer([], True)(data):
-        yield to.send2(each)
+    for shown in _socket(self).shown(data) if to is self.client_ws else (data,):
+        for each in Fragmentizer([], True)(shown):
+            yield to.send2(each)
 
 
 def _send(to: WebsocketConnection, event: wsproto.events.Event) -> Commands:

@@ -25,6 +25,7 @@ from tidegate.policy.policy import Policy
 from tidegate.steps import ClientSaid, Extract, Form, Relay, UpstreamSaid
 from tidegate.streams.channels import MALFORMED, EventRedactor, Outgoing
 from tidegate.streams.framing import MAX_FRAME
+from tidegate.streams.restoring import EventRestorer
 from tidegate.streams.tokenising import Tokens
 
 MESSAGES = 10_000
@@ -147,6 +148,7 @@ class Socket:
         self._own: set[str] = set()
         self._found: list[Finding] = []
         self._events = self._fresh()
+        self._restorer = None if tokens is None else EventRestorer(self._stream, tokens)
 
     @property
     def answer_findings(self) -> tuple[Finding, ...]:
@@ -157,6 +159,16 @@ class Socket:
     def held(self) -> int:
         """Characters held back now, in all channels."""
         return self._events.held
+
+    def restored(self, data: bytes) -> tuple[bytes, ...]:
+        """Return what the client gets for a message that goes down: values in place of its tokens, for it alone."""
+        event = None if self._restorer is None else strict_json(data)
+        if self._restorer is None or not isinstance(event, dict):
+            return (data,)
+        events = self._restorer.event(event, None, data)
+        if self._tokens is not None and event.get(self._stream.event_type or "") in self._socket.ends:
+            self._restorer = EventRestorer(self._stream, self._tokens)  # the next answer counts its events anew
+        return (data,) if isinstance(events, Denial) else tuple(_written(events))
 
     def client(self, said: ClientSaid) -> Relay | Extract:
         """Take what a client did; ``Extract`` where its attachments must be read first, and nothing has changed."""

@@ -11,10 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import openai
 import pytest
+from websockets.asyncio.server import ServerConnection
+from websockets.sync.client import connect
 
 from tests.e2e.harness import (
     BIN,
@@ -33,6 +36,7 @@ from tests.e2e.harness import (
     token,
     wait_for_port,
 )
+from tests.e2e.socket_peer import SocketUpstream, answer
 from tidegate.inspection.tokens import TOKEN
 
 pytestmark = pytest.mark.e2e
@@ -226,7 +230,7 @@ def test_a_model_that_writes_a_token_into_an_address_leaks_nothing(
 ) -> None:
     running, upstream, secret = asked
 
-    async def answer(request: Received, writer: asyncio.StreamWriter) -> None:
+    async def play(request: Received, writer: asyncio.StreamWriter) -> None:
         mail = next(each for each in TOKEN.findall(last_text(request.body)) if "EMAIL" in each)
         text = form.format(mail)
         pieces = b"".join(chat_sse(text))
@@ -236,7 +240,7 @@ def test_a_model_that_writes_a_token_into_an_address_leaks_nothing(
             else http_answer(json.dumps(whole(text)).encode())
         )
 
-    upstream.does(answer)
+    upstream.does(play)
     said = raw(running.port, post(CHAT, chat(ASKED, stream=stream), f"authorization: Bearer {secret}"))
     assert said.startswith(b"HTTP/1.1 200")
     assert b"canary" not in said
@@ -246,7 +250,7 @@ def test_a_model_that_writes_a_token_into_an_address_leaks_nothing(
 def test_the_arguments_of_a_tool_keep_their_tokens(asked: tuple[Process, Upstream, str], stream: bool) -> None:
     running, upstream, secret = asked
 
-    async def answer(request: Received, writer: asyncio.StreamWriter) -> None:
+    async def play(request: Received, writer: asyncio.StreamWriter) -> None:
         mail = next(each for each in TOKEN.findall(last_text(request.body)) if "EMAIL" in each)
         call = {"id": "call_1", "type": "function", "function": {"name": "send", "arguments": json.dumps({"to": mail})}}
         if not stream:
@@ -261,10 +265,46 @@ def test_the_arguments_of_a_tool_keep_their_tokens(asked: tuple[Process, Upstrea
         data = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in events)
         writer.write(http_answer(data + b"data: [DONE]\n\n", content_type="text/event-stream"))
 
-    upstream.does(answer)
+    upstream.does(play)
     said = raw(running.port, post(CHAT, chat(ASKED, stream=stream), f"authorization: Bearer {secret}"))
     assert said.count(MAIL.encode()) == 1, "in the text alone"
     assert re.search(rb'\{\\"to\\": ?\\"XQEMAIL[a-z]{10}\\"\}', said)
+
+
+# ── WebSockets ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_websocket(tmp_path: Path) -> None:
+    async def play(socket: ServerConnection, message: dict[str, Any]) -> None:
+        for event in answer(f"You said: {message['input']}", number=len(upstream.messages)):
+            await socket.send(json.dumps(event))
+
+    with SocketUpstream() as upstream:
+        upstream.plays = play
+        written, secret = policy(tmp_path, upstream.url, inspection=INSPECTION), token(tmp_path)
+        with tidegate_run(written) as running:
+            options: dict[str, Any] = {"compression": None, "proxy": None, "open_timeout": 20, "close_timeout": 5}
+            headers = {"authorization": f"Bearer {secret}"}
+            url = f"ws://127.0.0.1:{running.port}/openai/v1/responses"
+            with connect(url, additional_headers=headers, **options) as client:
+                for turn in range(2):
+                    client.send(json.dumps({"type": "response.create", "model": "m", "input": f"{ASKED} ({turn})"}))
+                    events = []
+                    while not events or events[-1]["type"] != "response.completed":
+                        events.append(json.loads(client.recv(20)))
+                    said = "".join(each["delta"] for each in events if each["type"] == "response.output_text.delta")
+                    assert said == f"You said: {ASKED} ({turn})"
+                    assert events[-1]["response"]["output"][0]["content"][0]["text"] == said
+                    assert [each["sequence_number"] for each in events] == list(range(len(events)))
+        asked = [TOKEN.findall(each["input"]) for each in upstream.messages]
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 2
+    assert b"canary" not in json.dumps(upstream.messages).encode()
+    kept = b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*"))
+    assert TOKEN.search(kept.decode("latin-1"))
+    for sink in (kept, running.log.encode()):
+        assert b"canary" not in sink
+        assert b"4111 1111" not in sink
 
 
 # ── what is left behind ──────────────────────────────────────────────────────────────────────────────────────────────

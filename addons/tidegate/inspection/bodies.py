@@ -58,7 +58,8 @@ def inspect_request(
         _put(value, pointer, "")
     body = dump(value) if value is not None else b""
     clean = texts.are_clean(body, (extra or {}).values())
-    if clean and not texts.hinted:
+    given = tokens is not None and tokens.session.has_given
+    if clean and not texts.hinted and not given:
         for pointer, data in exempt:
             _put(value, pointer, data)
         return Inspected(dump(value) if exempt else body, ())
@@ -69,9 +70,13 @@ def inspect_request(
         else:
             leaves.append(leaf)
     _weigh(texts, value, leaves, extra or {})
-    if clean:
+    given = given and bool(texts.recalled([*[leaf.text for leaf in leaves], *(extra or {}).values()]))
+    if clean and not given:
+        for pointer, data in exempt:
+            _put(value, pointer, data)
+        body = dump(value) if exempt else body
         return Inspected(body, tuple(texts.findings))
-    masked = _look(texts, value, leaves, exempt, extra or {})
+    masked = _look(texts, value, leaves, exempt, extra or {}, given=given)
     if masked is None:
         return Denial(Reason.BODY_MALFORMED, 400, "The request body cannot be masked without breaking it.")
     return Inspected(b"" if value is None else masked, tuple(texts.findings))
@@ -131,7 +136,13 @@ def _plain_text(texts: Texts, body: bytes) -> Inspected | Denial:
 
 
 def _look[T: (RequestField, AnswerField)](
-    texts: Texts, value: object, leaves: Sequence[Leaf[T]], exempt: Sequence[Place], extra: Mapping[str, str]
+    texts: Texts,
+    value: object,
+    leaves: Sequence[Leaf[T]],
+    exempt: Sequence[Place],
+    extra: Mapping[str, str],
+    *,
+    given: bool = False,
 ) -> bytes | None:
     """Look at every leaf and then at the JSON text; return the body as it may travel, ``None`` if masking breaks it."""
     for pointer, _ in exempt:
@@ -142,7 +153,7 @@ def _look[T: (RequestField, AnswerField)](
     edited: list[tuple[Leaf[T], str]] = []
     # Nothing was taken out and nothing is to be opened: the look at all of it has said already that something is there.
     told = not exempt and b"\\\\" not in original
-    if hidden or told or not texts.may_be_skipped(original, extra.values()):
+    if hidden or told or given or not texts.may_be_skipped(original, extra.values()):
         seen: Counter[tuple[str, str]] = Counter()
         edited = _by_field(texts, leaves, source, extra, seen)
         body = texts.check_spanning(original, dump(value) if edited else original, seen)

@@ -18,6 +18,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tidegate.inspection.rules import Rule
 
 OPENING = "XQ"
 KIND = 12
@@ -31,9 +35,15 @@ BEGUN = re.compile(rf"X(?:Q(?:[A-PR-Z]{{0,{KIND}}}|[A-PR-Z]{{1,{KIND}}}[{ALPHABE
 """The beginning of a token at the end of a text."""
 LONGEST = len(OPENING) + KIND + LETTERS
 
+GIVEN = 1000
+"""Values looked for again in later prompts: those that a client read last."""
+RECALLED = 5
+"""Characters of a value that is looked for again; a shorter one is found by its rule or not at all."""
+
 _ENTRY = 512
 """Bytes that a token costs beside its value, in two tables: the bounds below count them too."""
-_SESSION = 2048
+MARGIN = 2048
+"""What a session costs without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +110,13 @@ class Session:
     def __init__(self, vault: Vault, key: bytes, limits: TokenLimits, now: float) -> None:
         self.limits = limits
         self.born = self.used = now
-        self.size = _SESSION
+        self.size = MARGIN
         self._vault = vault
         self._key = key
         self._tokens: OrderedDict[str, str] = OrderedDict()
         self._values: dict[str, str] = {}
+        self._rules: dict[str, Rule | None] = {}
+        self._given: OrderedDict[str, None] = OrderedDict()
         self._over = False
 
     def __repr__(self) -> str:
@@ -118,8 +130,8 @@ class Session:
         """When it ends, if nobody uses it until then."""
         return min(self.used + self.limits.idle, self.born + self.limits.lifetime)
 
-    def token(self, name: str, value: str) -> str | None:
-        """Return the token of a value that a rule called ``name`` found; ``None`` where there is no room for it."""
+    def token(self, name: str, value: str, rule: Rule | None = None) -> str | None:
+        """Return the token of a value that ``rule``, called ``name``, found; ``None`` where there is no room for it."""
         with self._vault.lock:
             known = self._tokens.get(value)
             if known is not None:
@@ -131,8 +143,9 @@ class Session:
             token = self._new(kind_of(name), value)
             self._tokens[value] = token
             self._values[token] = value
+            self._rules[token] = rule
             self._grow(cost)
-            while len(self._values) > self.limits.values or self.size - _SESSION > self.limits.bytes:
+            while len(self._values) > self.limits.values or self.size - MARGIN > self.limits.bytes:
                 self._forget_oldest()
             self._vault.bound(self)
             return self._tokens.get(value)
@@ -140,6 +153,39 @@ class Session:
     def value(self, token: str) -> str | None:
         """Return what a token stands for, if it was issued to this session and is still known."""
         return self._values.get(token)
+
+    def give(self, token: str) -> None:
+        """Note that a client has read what a token stands for: it will come back in the history of the conversation."""
+        with self._vault.lock:
+            value = self._values.get(token, "")
+            if len(value) >= RECALLED and self._rules[token] is not None:
+                self._given[value] = None
+                self._given.move_to_end(value)
+                if len(self._given) > GIVEN:
+                    self._given.popitem(last=False)
+
+    @property
+    def has_given(self) -> bool:
+        """Whether a client has read any value in place of its token."""
+        return bool(self._given)
+
+    def recall(self, text: str) -> list[tuple[int, int, str, Rule]]:
+        """Find the values that a client has read before: start, end, token, and the rule that found each at first.
+
+        Many rules need words beside a value, which the model may have left out when it repeated it.
+        """
+        with self._vault.lock:
+            present = sorted((value for value in self._given if value in text), key=len, reverse=True)
+            if not present:
+                return []
+            pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, present))})(?!\w)")
+            found = []
+            for each in pattern.finditer(text):
+                token = self._tokens[each[0]]
+                rule = self._rules[token]
+                assert rule is not None
+                found.append((each.start(), each.end(), token, rule))
+            return found
 
     def untokenised(self, text: str) -> str:
         """Put the values back in a whole text, wherever its tokens stand."""
@@ -152,6 +198,8 @@ class Session:
         self.size = 0
         self._tokens.clear()
         self._values.clear()
+        self._rules.clear()
+        self._given.clear()
 
     def _new(self, kind: str, value: str) -> str:
         for attempt in itertools.count():
@@ -175,7 +223,8 @@ class Session:
 
     def _forget_oldest(self) -> None:
         value, token = self._tokens.popitem(last=False)
-        del self._values[token]
+        del self._values[token], self._rules[token]
+        self._given.pop(value, None)
         self._grow(-_cost(value))
 
 

@@ -117,12 +117,8 @@ class Place:
 
     @property
     def _elsewhere(self) -> bool:
-        linked = self._address and not (self._shut and self._is_json)
+        linked = self._address and not (self._shut and self.in_json)
         return linked or self._depth > 0 or self._reference > 0
-
-    @property
-    def _is_json(self) -> bool:
-        return self._json in (_Json.BETWEEN, _Json.STRING, _Json.AFTER)
 
     def onward(self) -> Place | None:
         """Return the place where a text begins that clients may join to this one; ``None`` where it is no address."""

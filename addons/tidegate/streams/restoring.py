@@ -90,6 +90,7 @@ class Restorer(Redactor):
             counts.note(counts.kept, token)
             return token
         counts.note(counts.restored, token)
+        self._session.give(token)
         return json.dumps(value, ensure_ascii=False)[1:-1] if self._place.in_json else value
 
     def _is_address(self, after: str) -> bool:

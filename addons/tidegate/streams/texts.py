@@ -81,6 +81,12 @@ class Texts:
         """Begin a text that comes in pieces and is JSON source."""
         return JsonSource(self.redactor())
 
+    def recalled(self, texts: Iterable[str]) -> Collection[int]:
+        """Return the indexes of texts that hold a value which the client has read in place of its token."""
+        if self._tokens is None or not self._tokens.session.has_given:
+            return ()
+        return {index for index, text in enumerate(texts) if self._tokens.session.recall(text)}
+
     def stands_for(self, text: str, original: str) -> bool:
         """Say whether a text is another in which nothing but tokens took the place of their values."""
         return self._tokens is not None and self._tokens.session.untokenised(text) == original
@@ -109,7 +115,8 @@ class Texts:
         ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
         """
         names = self._names(texts, source)
-        indexes = [index for index in range(len(texts)) if not self._knows(names.get(index))]
+        recalled = self.recalled(texts)
+        indexes = [index for index in range(len(texts)) if index in recalled or not self._knows(names.get(index))]
         new = [texts[index] for index in indexes]
         found = self._engine.find_many(new) if new else {}
         coded = self._coded(new) | self._hidden(new, found)
@@ -122,7 +129,7 @@ class Texts:
             before = self._told()
             said = text
             escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
-            if escaped or at in found or at in coded:
+            if escaped or at in found or at in coded or index in recalled:
                 said = self._whole(text, place(index), source=index in source)
             if said != text:
                 changed[index] = said
@@ -320,7 +327,7 @@ class Texts:
         if self._detectors or self._decodes:
             inner = WholeRedactor(inner, self._found, self._decide)
         if self._tokens is not None:
-            inner = TokeniseWhole(inner, self._tokens, source=source)
+            inner = TokeniseWhole(inner, self._tokens, self._decide, source=source)
         channel = JsonSource(inner) if source else inner
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 
