@@ -142,13 +142,17 @@ class Exchange:
         """Return what the client gets for pieces of a stream that were ``emitted``: values in place of their tokens."""
         if self.crossing.tokens is None:
             return pieces
-        data = self.crossing.restore(b"".join(pieces), last=last)
+        said = b"".join(pieces)
+        data = self.crossing.restore(said, last=last) or b""
+        self.response_bytes += len(data) - len(said)
         return [data] if data else []
 
     def show(self, body: bytes) -> None:
         """Note what the client gets for a whole body: the flow keeps the body, so that nobody else sees the values."""
         data = self.crossing.restore(body, last=True)
-        self._shown = None if data is None or data == body else (body, data)
+        if data is not None and data != body:
+            self._shown = body, data
+            self.response_bytes += len(data) - len(body)
 
     def for_client(self, response: http.Response) -> bytes | None:
         """Return the body that goes to the client in place of the one on the flow, if there is such a one."""

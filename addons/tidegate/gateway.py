@@ -264,22 +264,15 @@ class Gateway(Fence):
                 step = crossing.receive(steps.Stopped(limit(passed)))
             else:
                 step = crossing.receive(steps.AnswerChunk(chunk) if chunk else steps.AnswerEnded())
+            data = step.data if isinstance(step, steps.Emit) else b""
+            shown = exchange.shown(exchange.emitted(data), last=crossing.outcome is not None)
         except Exception as bug:
             log.error("tidegate failed in a stream: %s", type(bug).__name__)
             step = crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
-        data = step.data if isinstance(step, steps.Emit) else b""
+            shown = exchange.emitted(step.data if isinstance(step, steps.Emit) else b"")
         if crossing.outcome is not None and chunk:
             self._cut(exchange)
-        return self._shown(exchange, exchange.emitted(data), last=crossing.outcome is not None)
-
-    def _shown(self, exchange: Exchange, pieces: list[bytes], *, last: bool) -> list[bytes]:
-        """Return what the client gets of a stream. A bug in giving values back leaves their tokens where they are."""
-        try:
-            return exchange.shown(pieces, last=last)
-        except Exception as bug:
-            log.error("tidegate failed to restore: %s", type(bug).__name__)
-            exchange.crossing.tokens = None
-            return pieces
+        return shown
 
     @guarded
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
@@ -352,7 +345,7 @@ class Gateway(Fence):
         if exchange.crossing.stage is not Stage.OVER:
             step = exchange.crossing.receive(_lost(exchange))
             data = step.data if isinstance(step, steps.Emit) else b""
-            exchange.farewell = b"".join(self._shown(exchange, exchange.emitted(data), last=True))
+            exchange.farewell = b"".join(exchange.shown(exchange.emitted(data), last=True))
         if exchange.crossing.denial is not None and flow.error is not None:
             flow.error.msg = exchange.crossing.denial.message  # mitmproxy's own text may quote what a peer sent
         flow.request.data.content = exchange.crossing.masked_body
@@ -535,7 +528,7 @@ class Gateway(Fence):
         """End an exchange that broke a limit: with a refusal, or in a stream with the dialect's error event."""
         step = exchange.crossing.receive(steps.Stopped(limit(passed)))
         data = step.data if isinstance(step, steps.Emit) else b""
-        self._cut(exchange, b"".join(self._shown(exchange, exchange.emitted(data), last=True)))
+        self._cut(exchange, b"".join(exchange.shown(exchange.emitted(data), last=True)))
 
     def _seal(self, exchange: Exchange) -> None:
         if exchange.sealed:

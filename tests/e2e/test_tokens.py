@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 from websockets.sync.client import connect
 
+from tests.e2e.break_hook import CANARY as BUG
 from tests.e2e.harness import (
     BIN,
+    ROOT,
     Process,
     Received,
     Upstream,
@@ -32,6 +35,7 @@ from tests.e2e.harness import (
     policy,
     post,
     raw,
+    started,
     tidegate_run,
     token,
     wait_for_port,
@@ -305,6 +309,43 @@ def test_a_websocket(tmp_path: Path) -> None:
     for sink in (kept, running.log.encode()):
         assert b"canary" not in sink
         assert b"4111 1111" not in sink
+
+
+# ── bugs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BREAKS = {
+    "while a prompt is tokenised": ("Session.token", (True, True)),
+    "where a token is looked up": ("Session.value", (True, True)),
+    "while a stream is restored": ("Exchange.shown", (False, True)),
+    "while a whole answer is restored": ("Exchange.show", (True, False)),
+    "where a whole answer leaves": ("Gateway.shown", (False, False)),
+}
+
+
+def test_a_bug_with_tokens_shows_no_value(tmp_path: Path) -> None:
+    """What fails ends the exchange, or leaves the tokens where they are; the text of the bug goes nowhere."""
+    port, order = free_port(), tmp_path / "break.json"
+    with Upstream() as upstream:
+        upstream.default = echo
+        written, secret = policy(tmp_path, upstream.url, inspection=INSPECTION), token(tmp_path)
+        script = ROOT / "tests" / "e2e" / "break_hook.py"
+        command = [sys.executable, script, "run", "--policy", written, "--listen", f"127.0.0.1:{port}"]
+        with started([*command, "--confdir", tmp_path / "ca"], port, tmp_path) as running:
+            for name, (place, ends) in BREAKS.items():
+                for stream, over in zip((False, True), ends, strict=True):
+                    sent = len(upstream.requests)
+                    order.write_text(json.dumps({"place": place, "when": "before", "error": "RuntimeError"}))
+                    body = chat(ASKED, stream=stream)
+                    answer = raw(port, post(CHAT, body, f"authorization: Bearer {secret}"), seconds=3)
+                    order.unlink()
+                    assert (b'"bug"' in answer) is over, name
+                    assert over or place == "Gateway.shown" or MAIL.encode() in answer, name
+                    assert not over or b"canary" not in answer, name
+                    assert place != "Session.token" or len(upstream.requests) == sent, "nothing of it was sent"
+        clean(upstream)
+    for sink in (running.log.encode(), b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*"))):
+        assert b"canary" not in sink
+        assert BUG.encode() not in sink
 
 
 # ── what is left behind ──────────────────────────────────────────────────────────────────────────────────────────────
