@@ -149,7 +149,7 @@ class Exchange:
 
     def show(self, body: bytes) -> None:
         """Note what the client gets for a whole body: the flow keeps the body, so that nobody else sees the values."""
-        data = self.crossing.restore(body, last=True)
+        data = self.crossing.restore(body, last=True) if body else None
         if data is not None and data != body:
             self._shown = body, data
             self.response_bytes += len(data) - len(body)

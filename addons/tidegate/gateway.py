@@ -288,7 +288,7 @@ class Gateway(Fence):
                 return self._answer_aside(exchange, data)
             else:
                 step = exchange.crossing.whole(data)
-            self._answered(exchange, step)
+            exchange.show(self._answered(exchange, step))
         elif exchange.crossing.stage is Stage.PASSING:
             exchange.crossing.receive(steps.AnswerEnded())
         elif exchange.crossing.stage is Stage.SOCKET:
@@ -298,7 +298,9 @@ class Gateway(Fence):
         return None
 
     async def _answer_aside(self, exchange: Exchange, data: bytes) -> None:
-        self._answered(exchange, await self._aside(exchange, steps.AnswerWhole(data)))
+        body = self._answered(exchange, await self._aside(exchange, steps.AnswerWhole(data)))
+        if exchange.crossing.tokens is not None:
+            await asyncio.get_running_loop().run_in_executor(self._threads, exchange.show, body)
         self._seal_strictly(exchange)
 
     def _seal_strictly(self, exchange: Exchange) -> None:
@@ -306,15 +308,16 @@ class Gateway(Fence):
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             self._seal(exchange)
 
-    def _answered(self, exchange: Exchange, step: steps.Step) -> None:
+    def _answered(self, exchange: Exchange, step: steps.Step) -> bytes:
+        """Put a whole answer, or the refusal in its place, on the flow; return the body of the answer."""
         if isinstance(step, steps.Emit):
             assert exchange.flow.response is not None
             body = b"".join(exchange.emitted(step.data))
             edits.write_answer_body(exchange.flow.response, body)
-            exchange.show(body)
             exchange.release()
-        else:
-            exchange.refuse()
+            return body
+        exchange.refuse()
+        return b""
 
     def _open_socket(self, exchange: Exchange) -> None:
         """Let the client have its WebSocket, if the proxy is going to make one."""

@@ -22,7 +22,7 @@ _HOST = re.compile(r"\.[^\W_]{2,63}(?::[0-9]{1,5})?[/?#]\Z")
 _TAIL = 80
 """Characters of a run that are remembered: the last label of a host has 63."""
 _MARKS = re.compile(r"[/.:?#<\\\]]")
-_RUN = re.compile(r"[^ \t\n\r\f\v]*\Z")
+_JSON_MARKS = re.compile(r'[/.:?#<\\\]"]')
 _SHORT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _BETWEEN = frozenset(" \t\n\r{}[],:0123456789+-.eEtrufalsn")
 """What JSON has between its strings."""
@@ -128,24 +128,35 @@ class Place:
 
     def feed(self, text: str) -> None:
         """Go on by some characters."""
-        if self._is_plain(text):
-            run = _RUN.search(text)
-            assert run is not None
-            if run.start():
-                self._tail, self._address, self._shut = "", False, False
-            self._tail = (self._tail + run[0])[-_TAIL:]
-            self._last = text[-1:] or self._last
-            return
-        for each in text:
+        at = 0
+        while at < len(text):
+            marks = self._marks()
+            if marks is not None:
+                mark = marks.search(text, at)
+                stop = mark.start() if mark else len(text)
+                if stop > at:
+                    self._skim(text[at:stop])
+                    at = stop
+                    continue
             if self._json is _Json.NO:
-                self._see(each)
+                self._see(text[at])
             else:
-                self._read(each)
+                self._read(text[at])
+            at += 1
 
-    def _is_plain(self, text: str) -> bool:
-        """Say that nothing in a text begins or ends anything but runs: most pieces of most answers."""
-        out = self._tag is _Tag.OUT and not self._depth and not self._reference and self._json is _Json.NO
-        return out and self._last != "]" and not _MARKS.search(text)
+    def _marks(self) -> re.Pattern[str] | None:
+        """Return what may begin or end anything but a run; ``None`` where any character may."""
+        if self._tag is not _Tag.OUT or self._depth or self._reference or self._last == "]" or self._escape:
+            return None
+        return {_Json.NO: _MARKS, _Json.STRING: _JSON_MARKS}.get(self._json)
+
+    def _skim(self, text: str) -> None:
+        """Go on by characters of which each only ends a run or goes on with one: most of most texts."""
+        space = max(map(text.rfind, _SPACE))
+        if space >= 0:
+            self._tail, self._address, self._shut = "", False, False
+        self._tail = (self._tail + text[space + 1 :][-_TAIL:])[-_TAIL:]
+        self._last = text[-1]
 
     # JSON ────────────────────────────────────────────────────────────────────
 
