@@ -501,6 +501,7 @@ class Crossing:
         said = self._restoring.feed(data) if data else b""
         if last and self.denial is None:  # after an error event nothing may follow
             said += self._restoring.end()
+        assert self._restoring.denial is None  # what was masked can be read
         return said
 
     def _restored_whole(self, data: bytes) -> bytes:

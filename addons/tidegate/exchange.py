@@ -140,7 +140,7 @@ class Exchange:
 
     def shown(self, pieces: list[bytes], *, last: bool) -> list[bytes]:
         """Return what the client gets for pieces of a stream that were ``emitted``: values in place of their tokens."""
-        if self.crossing.tokens is None:
+        if self.crossing.tokens is None or not self.crossing.streamed:
             return pieces
         said = b"".join(pieces)
         data = self.crossing.restore(said, last=last) or b""

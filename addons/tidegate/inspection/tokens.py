@@ -74,20 +74,30 @@ class Who:
 
 @dataclass(slots=True)
 class Counts:
-    """The tokens of one exchange, each counted once: put into the prompt; put back; left in an address or a call; never
+    """The tokens of one exchange, each counted once: put into the prompt; put back; left in an address; never
     issued to this session, or forgotten."""
 
     issued: set[str] = field(default_factory=set)
     restored: set[str] = field(default_factory=set)
     kept: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
+    grown: int = 0
 
+    GROWTH = 16 * 1024 * 1024
+    """Characters that values may add to one answer: an answer of 16 MiB holds a million tokens."""
     MOST = 10_000  # a hostile answer may name any number of tokens that nobody issued
 
     def note(self, among: set[str], token: str) -> None:
         """Count a token."""
         if len(among) < self.MOST:
             among.add(token)
+
+    def may_grow(self, by: int) -> bool:
+        """Say whether an answer may grow by so many characters, and note that it does."""
+        if self.grown + by > self.GROWTH:
+            return False
+        self.grown += by
+        return True
 
     def told(self) -> dict[str, int]:
         """Return the numbers."""
@@ -193,7 +203,7 @@ class Session:
 
     def end(self) -> None:
         """Forget everything. The caller holds the vault's lock."""
-        self._over = True
+        self._over, self._key = True, b""
         self._vault.size -= self.size
         self.size = 0
         self._tokens.clear()

@@ -86,7 +86,8 @@ class Restorer(Redactor):
         if value is None:
             counts.note(counts.unknown, token)
             return token
-        if not self._session.limits.urls and self._is_address(after):
+        leads_away = not self._session.limits.urls and self._is_address(after)
+        if leads_away or not counts.may_grow(len(value)):
             counts.note(counts.kept, token)
             return token
         counts.note(counts.restored, token)
