@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -61,6 +62,11 @@ def whole(text: str) -> dict[str, object]:
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return {"id": "c1", "object": "chat.completion", "created": 1, "model": "sample-small", "choices": [choice]}
+
+
+def ask(port: int, body: bytes, *fields: str) -> bytes:
+    """Ask a gate; a busy machine may take its time."""
+    return raw(port, post(CHAT, body, *fields), seconds=60)
 
 
 def last_text(body: bytes) -> str:
@@ -184,13 +190,13 @@ def test_the_anthropic_sdk_reads_what_it_said(asked: tuple[Process, Upstream, st
 def test_a_conversation_has_the_same_tokens_at_every_turn(asked: tuple[Process, Upstream, str]) -> None:
     running, upstream, secret = asked
     bearer = f"authorization: Bearer {secret}"
-    first = json.loads(raw(running.port, post(CHAT, chat(ASKED), bearer)).partition(b"\r\n\r\n")[2])
+    first = json.loads(ask(running.port, chat(ASKED), bearer).partition(b"\r\n\r\n")[2])
     history = [
         {"role": "user", "content": ASKED},
         first["choices"][0]["message"],
         {"role": "user", "content": "And again?"},
     ]
-    raw(running.port, post(CHAT, json.dumps({"model": "sample-small", "messages": history}).encode(), bearer))
+    ask(running.port, json.dumps({"model": "sample-small", "messages": history}).encode(), bearer)
     one, two = (TOKEN.findall(each.body.decode()) for each in upstream.requests)
     assert set(two) == set(one)
     assert len(two) == 4
@@ -199,20 +205,20 @@ def test_a_conversation_has_the_same_tokens_at_every_turn(asked: tuple[Process, 
 
 def test_a_token_of_another_caller_and_a_guessed_one_stay(asked: tuple[Process, Upstream, str]) -> None:
     running, upstream, secret = asked
-    raw(running.port, post(CHAT, chat(ASKED), f"authorization: Bearer {secret}"))
+    ask(running.port, chat(ASKED), f"authorization: Bearer {secret}")
     issued = TOKEN.findall(upstream.requests[-1].body.decode())
     other = token(running.cwd, f"other-{os.urandom(4).hex()}")
     text = " ".join([*issued, "XQEMAILbcdfghjkmn"])
     for stream in (False, True):
         body = chat(text, stream=stream)
-        answer = raw(running.port, post(CHAT, body, f"authorization: Bearer {other}"))
+        answer = ask(running.port, body, f"authorization: Bearer {other}")
         assert b"canary" not in answer
         assert b"4111" not in answer
     assert last_text(upstream.requests[-1].body) == text, "a token that a client sends is left as it is"
-    named = raw(running.port, post(CHAT, chat(text), f"authorization: Bearer {secret}", "x-tidegate-session: mine"))
+    named = ask(running.port, chat(text), f"authorization: Bearer {secret}", "x-tidegate-session: mine")
     assert b"canary" not in named, "another conversation of the same caller"
     assert b"x-tidegate-session" not in upstream.data.lower()
-    own = raw(running.port, post(CHAT, chat(text), f"authorization: Bearer {secret}"))
+    own = ask(running.port, chat(text), f"authorization: Bearer {secret}")
     assert MAIL.encode() in own, "its own caller reads them"
     assert b"XQEMAILbcdfghjkmn" in own
 
@@ -245,7 +251,7 @@ def test_a_model_that_writes_a_token_into_an_address_leaks_nothing(
         )
 
     upstream.does(play)
-    said = raw(running.port, post(CHAT, chat(ASKED, stream=stream), f"authorization: Bearer {secret}"))
+    said = ask(running.port, chat(ASKED, stream=stream), f"authorization: Bearer {secret}")
     assert said.startswith(b"HTTP/1.1 200")
     assert b"canary" not in said
 
@@ -270,7 +276,7 @@ def test_the_arguments_of_a_tool_keep_their_tokens(asked: tuple[Process, Upstrea
         writer.write(http_answer(data + b"data: [DONE]\n\n", content_type="text/event-stream"))
 
     upstream.does(play)
-    said = raw(running.port, post(CHAT, chat(ASKED, stream=stream), f"authorization: Bearer {secret}"))
+    said = ask(running.port, chat(ASKED, stream=stream), f"authorization: Bearer {secret}")
     assert said.count(MAIL.encode()) == 1, "in the text alone"
     assert re.search(rb'\{\\"to\\": ?\\"XQEMAIL[a-z]{10}\\"\}', said)
 
@@ -336,7 +342,7 @@ def test_a_bug_with_tokens_shows_no_value(tmp_path: Path) -> None:
                     sent = len(upstream.requests)
                     order.write_text(json.dumps({"place": place, "when": "before", "error": "RuntimeError"}))
                     body = chat(ASKED, stream=stream)
-                    answer = raw(port, post(CHAT, body, f"authorization: Bearer {secret}"), seconds=3)
+                    answer = ask(port, body, f"authorization: Bearer {secret}")
                     order.unlink()
                     assert (b'"bug"' in answer) is over, name
                     assert over or place == "Gateway.shown" or MAIL.encode() in answer, name
@@ -383,7 +389,7 @@ def test_values_are_left_nowhere(tmp_path: Path, mode: str) -> None:
         with mitm("mitmweb", written, *options) as running:
             wait_for_port(port, running.process)
             bearer = f"authorization: Bearer {secret}"
-            answers = [raw(running.port, post(CHAT, chat(ASKED, stream=stream), bearer)) for stream in (False, True)]
+            answers = [ask(running.port, chat(ASKED, stream=stream), bearer) for stream in (False, True)]
             page = web(port)
             living = b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*"))
         clean(upstream)
@@ -415,3 +421,20 @@ def test_values_are_left_nowhere(tmp_path: Path, mode: str) -> None:
     assert TOKEN.search(page.decode("utf-8", "replace"))
     assert b"issued: 2, restored: 2, kept: 0, unknown: 0" in shown
     assert '"tokens": {"issued": 2, "restored": 2, "kept": 0, "unknown": 0}' in running.log
+
+
+def test_a_session_ends(tmp_path: Path) -> None:
+    with Upstream() as upstream:
+        upstream.default = echo
+        written = policy(tmp_path, upstream.url, inspection=INSPECTION, tokens={"idle": "1s"})
+        bearer = f"authorization: Bearer {token(tmp_path)}"
+        with tidegate_run(written) as running:
+            ask(running.port, chat(ASKED), bearer)
+            first = TOKEN.findall(upstream.requests[-1].body.decode())
+            time.sleep(2.5)
+            answer = ask(running.port, chat(" ".join(first)), bearer)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"canary" not in answer
+            ask(running.port, chat(ASKED), bearer)
+            assert not set(first) & set(TOKEN.findall(upstream.requests[-1].body.decode())), "the key is another one"
+        assert '"tokens": {"issued": 0, "restored": 0, "kept": 0, "unknown": 2}' in running.log
