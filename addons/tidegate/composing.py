@@ -44,6 +44,7 @@ from tidegate.inspection.media import Opened
 from tidegate.judging import Judged, Unopened, judge
 from tidegate.model import Asked, Denial, Finding, Grant, Reason
 from tidegate.policy.policy import Policy
+from tidegate.streams.tokenising import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class _Sum:
         return judged.denial.reason is not Reason.FINDING
 
 
-def judge_body(
+def judge_body(  # noqa: PLR0913 - each is another part of what is judged
     policy: Policy,
     endpoint: Endpoint,
     grant: Grant,
@@ -105,6 +106,7 @@ def judge_body(
     *,
     extra: Mapping[str, str] | None = None,
     extracted: tuple[Extraction, ...] | None = None,
+    tokens: Tokens | None = None,
 ) -> Judged | Unopened:
     """Judge a decoded body of any kind, with all that is in it. Other arguments and results are those of ``judge``."""
     body = reading.read(endpoint, plain, content_type)
@@ -117,11 +119,11 @@ def judge_body(
         put(body.value, unit.pointer, None)
     files = tuple(media.Part(pointer, where(pointer), "", data) for pointer, data in body.files)
     total, supply = _Sum(), None if extracted is None else list(extracted)
-    outer = _one(policy, endpoint, grant, body.value, plain, supply, extra, files)
+    outer = _one(policy, endpoint, grant, body.value, plain, supply, extra, files, tokens)
     ended = _took(total, outer)
     written: list[tuple[Unit, object]] = []
     for unit in inner if not ended else ():
-        judged = _inner(policy, unit, grant, supply)
+        judged = _inner(policy, unit, grant, supply, tokens)
         if _took(total, judged, unit):
             break
         if isinstance(judged, Judged):
@@ -203,13 +205,15 @@ def _files(value: object) -> Iterator[tuple[Pointer, list[object]]]:
                 yield ((name, "lines") if way is None else (name, way, "lines")), lines
 
 
-def _inner(policy: Policy, unit: Unit, grant: Grant, supply: list[Extraction] | None) -> Judged | Unopened:
+def _inner(
+    policy: Policy, unit: Unit, grant: Grant, supply: list[Extraction] | None, tokens: Tokens | None
+) -> Judged | Unopened:
     """Judge an inner body as a request of its own."""
     route = replace(grant.route, endpoint=unit.endpoint.name, model=unit.model)
     own = permission.admit(policy, route, grant.caller)
     if isinstance(own, Denial):
         return Judged(grant, "grant", own)
-    return _one(policy, unit.endpoint, own, unit.value, dump(unit.value), supply)
+    return _one(policy, unit.endpoint, own, unit.value, dump(unit.value), supply, tokens=tokens)
 
 
 def _one(  # noqa: PLR0913, PLR0917 - each is another part of what is judged
@@ -221,14 +225,15 @@ def _one(  # noqa: PLR0913, PLR0917 - each is another part of what is judged
     supply: list[Extraction] | None,
     extra: Mapping[str, str] | None = None,
     files: Sequence[media.Part] = (),
+    tokens: Tokens | None = None,
 ) -> Judged | Unopened:
     """Judge one value; what was read of its attachments is taken off ``supply``."""
-    judged = judge(policy, endpoint, grant, value, plain, extra=extra, files=files)
+    judged = judge(policy, endpoint, grant, value, plain, extra=extra, files=files, tokens=tokens)
     if supply is None or not isinstance(judged, Unopened):
         return judged
     count = len(judged.attachments)
     own, supply[:] = tuple(supply[:count]), supply[count:]
-    return judge(policy, endpoint, grant, value, plain, extra=extra, files=files, extracted=own)
+    return judge(policy, endpoint, grant, value, plain, extra=extra, files=files, extracted=own, tokens=tokens)
 
 
 def _took(total: _Sum, judged: Judged | Unopened, unit: Unit | None = None) -> bool:

@@ -31,8 +31,23 @@ from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.composed import Judge, inspect_whole
 from tidegate.inspection.ner.spec import Ner, Unread
-from tidegate.judging import NAMES, Judged, Unopened, again, barred, beside, inspect, judge, parse, too_large, worst
+from tidegate.inspection.tokens import Counts, Session, TokenLimits, Who
+from tidegate.judging import (
+    NAMES,
+    Judged,
+    Unopened,
+    again,
+    barred,
+    beside,
+    inspect,
+    judge,
+    parse,
+    too_large,
+    whose,
+    worst,
+)
 from tidegate.model import (
+    ACTING,
     Action,
     Asked,
     Caller,
@@ -89,9 +104,14 @@ from tidegate.streams import framings
 from tidegate.streams.answers import AnswerHead, StreamedAnswer
 from tidegate.streams.channels import HeldCaps
 from tidegate.streams.opaque import OpaqueAnswer
+from tidegate.streams.restoring import RestoredStream, restored_whole
+from tidegate.streams.tokenising import Tokens
 from tidegate.streams.unpacking import Unpacker, can_undo
 
 JSON = "application/json"
+
+type Sessions = Callable[[Who, TokenLimits], Session]
+"""Gives a caller's session of tokens, as it is at this time."""
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
@@ -121,12 +141,17 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
+        self.sessions: Sessions | None = None
+        self.tokens: Tokens | None = None
         self._stream: StreamedAnswer | OpaqueAnswer | None = None
         self._packed: Unpacker | None = None
         self._encodings: list[str] = []
         self._written_type: str | None = None
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
         self._calls = NO_CALLS
+        self._answer_head = AnswerHead()
+        self._restoring: RestoredStream | None = None
+        self._is_data = False
 
     @property
     def shape(self) -> ErrorShape:
@@ -205,6 +230,10 @@ class Crossing:
             return self._refuse("grant", grant)
         self.grant = grant
         self._decide("grant", "allow", ",".join(grant.roles))
+        if self.policy.tokens is not None and self.sessions is not None:
+            assert self.head is not None
+            who = whose(caller, self.route.connection, self.head)
+            self.tokens = Tokens(self.sessions(who, self.policy.tokens), Counts())
         self.stage = Stage.BODY
         return ReadBody(grant.request_bytes)
 
@@ -311,28 +340,37 @@ class Crossing:
         if isinstance(plain, Denial):
             return Judged(grant, "body", plain)
         if endpoint.calls is not None:
-            return calls.judge(policy, endpoint, grant, plain, head, extracted=event.extracted)
+            return calls.judge(policy, endpoint, grant, plain, head, extracted=event.extracted, tokens=self.tokens)
         extra = beside(head, grant.route)
         if endpoint.body and endpoint.socket is None and not endpoint.made_of.asks_plainly:
             return judge_body(
-                policy, endpoint, grant, plain, self._content_type(), extra=extra, extracted=event.extracted
+                policy,
+                endpoint,
+                grant,
+                plain,
+                self._content_type(),
+                extra=extra,
+                extracted=event.extracted,
+                tokens=self.tokens,
             )
         if endpoint.body and endpoint.socket is None:
             value = parse(plain)
             if isinstance(value, Denial):
                 return Judged(grant, "body", value)
-            return judge(policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted)
+            return judge(
+                policy, endpoint, grant, value, plain, extra=extra, extracted=event.extracted, tokens=self.tokens
+            )
         if plain:
             return Judged(grant, "body", NO_BODY)
         nothing = Asked(None, False, (), None)
         if endpoint.socket is not None:
             if not endpoint.asked.query:  # who may use which model is asked of each message
-                return inspect(policy, endpoint, grant, nothing, None, extra)
+                return inspect(policy, endpoint, grant, nothing, None, extra, tokens=self.tokens)
             nothing = Asked(grant.route.model, False, (), 0)
         permitted = permission.permit(grant, nothing)
         if isinstance(permitted, Denial):
             return Judged(grant, "permission", permitted, nothing)
-        return inspect(policy, endpoint, permitted, nothing, None, extra)
+        return inspect(policy, endpoint, permitted, nothing, None, extra, tokens=self.tokens)
 
     def _content_type(self) -> str:
         """Return the media type of the request, empty where there is none, or several that could be meant."""
@@ -398,7 +436,7 @@ class Crossing:
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
         assert self.route is not None
         decide = self.policy.decide(Direction.RESPONSE)
-        head = AnswerHead(content_type, status, self.route.connection.on_unknown)
+        head = self._answer_head = AnswerHead(content_type, status, self.route.connection.on_unknown)
         caps = HeldCaps(runs=self.policy.encoded_runs)
         answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head, caps)
         answer.calls = self.calls
@@ -415,7 +453,7 @@ class Crossing:
             return self._refuse("answer", _PROTOCOL)
         duplex = (spec := self._endpoint().socket) is not None and spec.duplex
         kind = Duplex if duplex else sockets.Socket
-        self.socket = kind(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange)
+        self.socket = kind(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange, self.tokens)
         self.stage = Stage.SOCKET
         self.streamed = True
         return OpenSocket(drop)
@@ -434,7 +472,7 @@ class Crossing:
                 action = decide(span.rule)
                 if action is not Action.ALLOW:
                     self.answer_findings += (Finding(span.rule.id, span.rule.cls, where, span.start, span.end, action),)
-                if action in (Action.REDACT, Action.BLOCK):
+                if action in ACTING:
                     drop.add(name)
         return frozenset(drop)
 
@@ -507,6 +545,7 @@ class Crossing:
             return self._refuse("answer", found)
         assert isinstance(found, Inspected)
         self._unscanned(found.unread)
+        self._is_data = any(place == media.ANSWER for place, _ in found.unread)
         self.answer_findings += found.findings
         self._decide("answer", worst(found.findings))
         self._close(Outcome.ANSWERED)
@@ -553,6 +592,48 @@ class Crossing:
             assert self.route is not None
             self.scanned = Scanned.PARTLY
             self._decide("media", self.route.connection.on_unknown, f"answer {media.told(unread)}")
+
+    # for this caller alone ───────────────────────────────────────────────────
+
+    @property
+    def told_tokens(self) -> tuple[Decision, ...]:
+        """What is recorded of the tokens of this exchange: how many, never which."""
+        told = {} if self.tokens is None else self.tokens.counts.told()
+        if not any(told.values()):
+            return ()
+        return (
+            Decision("tokens", Action.TOKENISE, None, ", ".join(f"{name}: {count}" for name, count in told.items())),
+        )
+
+    def restore(self, data: bytes, *, last: bool) -> bytes | None:
+        """Put values back in what an ``Emit`` said, on its way to the client; ``None`` where nothing is tokenised.
+
+        ``last``: the answer ends with it. What is emitted is what is recorded; this is what only the client sees.
+        """
+        if self.tokens is None:
+            return None
+        if isinstance(self._stream, OpaqueAnswer):  # data, or one text
+            return data if self._stream.unread else restored_whole(self._endpoint(), self.tokens, data)
+        if not self.streamed:
+            return data if self._is_data else self._restored_whole(data)
+        if self._restoring is None:
+            self._restoring = RestoredStream(
+                self._endpoint(), self.shape, self.tokens, self.exchange, self._answer_head
+            )
+        said = self._restoring.feed(data) if data else b""
+        if last and self.denial is None:  # after an error event nothing may follow
+            said += self._restoring.end()
+        assert self._restoring.denial is None  # what was masked can be read
+        return said
+
+    def _restored_whole(self, data: bytes) -> bytes:
+        assert self.tokens is not None
+        endpoint = self._endpoint()
+        plainly = endpoint.stream is not None and endpoint.made_of.answers_plainly
+        if not plainly or not isinstance(bodies.strict_json(data), Denial):
+            return restored_whole(endpoint, self.tokens, data)
+        stream = RestoredStream(endpoint, self.shape, self.tokens, self.exchange, AnswerHead(JSON, self.status or 200))
+        return stream.feed(data) + stream.end()
 
     # endings ─────────────────────────────────────────────────────────────────
 

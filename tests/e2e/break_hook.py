@@ -38,7 +38,7 @@ HOOKS = (
     "error",
     "tidegate_socket",
 )
-KEEPER = ("outgoing", "released", "refusal", "farewell", "over", "socket", "_refuse_bug", "_relay", "_seal")
+KEEPER = ("outgoing", "shown", "released", "refusal", "farewell", "over", "socket", "_refuse_bug", "_relay", "_seal")
 
 PLACES = (
     *(f"tidegate.gateway:Gateway.{name}" for name in (*HOOKS, *KEEPER)),
@@ -47,6 +47,10 @@ PLACES = (
     "tidegate.exchange:Exchange.record",
     "tidegate.exchange:Exchange.said",
     "tidegate.exchange:Exchange.state",
+    "tidegate.exchange:Exchange.shown",
+    "tidegate.exchange:Exchange.show",
+    "tidegate.inspection.tokens:Session.token",
+    "tidegate.inspection.tokens:Session.value",
     "tidegate.exchange:Exchange.line",
     "tidegate.evidence.store:Recorder.intent",
     "tidegate.evidence.store:Recorder.seal",

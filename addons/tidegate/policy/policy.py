@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
+from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
 
 if TYPE_CHECKING:
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.engine import Engine
     from tidegate.inspection.ner.spec import Ner
     from tidegate.inspection.rules import Rule
+    from tidegate.inspection.tokens import TokenLimits
 
 
 class Unlisted(enum.StrEnum):
@@ -117,6 +118,7 @@ class Policy:
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
     ``encoded_runs`` is how many characters of a run in base64 or hexadecimal a stream waits for; 0: it does not.
     ``ner`` is the model that reads prompts, ``None`` where the policy has none or wants nothing of it.
+    ``tokens`` says how tokens are kept and restored, ``None`` where nothing is tokenised.
     """
 
     file: str
@@ -135,6 +137,7 @@ class Policy:
     warnings: tuple[str, ...]
     ner: Ner | None = None
     encoded_runs: int = 0
+    tokens: TokenLimits | None = None
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
@@ -150,8 +153,7 @@ class Policy:
     @property
     def redacts_answers(self) -> bool:
         """Whether any class is masked or blocked in answers, so that a second copy of their text would undo it."""
-        masking = (Action.REDACT, Action.BLOCK)
-        return any(act in masking for (_, way), act in self.actions.items() if way is Direction.RESPONSE)
+        return any(act in ACTING for (_, way), act in self.actions.items() if way is Direction.RESPONSE)
 
 
 class PolicyError(Exception):
