@@ -15,8 +15,8 @@ DIALECTS = " or ".join(
 
 FAULTS: dict[str, list[str]] = {
     "action-later": [
-        "FILE:21: inspection.prompt.pii: found 'tokenise'; accepted: allow or flag or redact or block (tokenise and approve are not in this version)",
-        "FILE:22: inspection.response.pii: found 'approve'; accepted: allow or flag or redact or block (tokenise and approve are not in this version)",
+        "FILE:21: inspection.prompt.pii: found 'approve'; accepted: allow or flag or tokenise or redact or block (approve is not in this version)",
+        "FILE:22: inspection.response.pii: found 'approve'; accepted: allow or flag or redact or block (approve is not in this version)",
     ],
     "alias": [
         "FILE:5: connections[0].dialect: found an alias; accepted: the value, written out",
@@ -25,6 +25,15 @@ FAULTS: dict[str, list[str]] = {
     "body-limit": [
         "FILE:15: roles.engineer.allow[0].limits.max_output_tokens: found 0; accepted: a whole number of tokens above zero",
         "FILE:15: roles.engineer.allow[0].limits.body: found '1GiB'; accepted: at most the connection's limit of 8388608 bytes",
+    ],
+    "tokens": [
+        "FILE:22: inspection.response.pii: found 'tokenise'; accepted: allow or flag or redact or block, since only prompts can be tokenised",
+        "FILE:30: tokens.expire: found an unknown key; accepted: the keys idle, lifetime, values, bytes, all_bytes, restore",
+        "FILE:29: tokens.restore.arguments: found an unknown key; accepted: the keys tool_arguments, urls",
+        "FILE:26: tokens.values: found 0; accepted: a number of values above zero",
+        "FILE:29: tokens.restore.urls: found 'maybe'; accepted: true or false",
+        "FILE:24: tokens.idle: found '2h'; accepted: at most the lifetime of a session, 3600 s",
+        "FILE:27: tokens.bytes: found '2MiB'; accepted: at most the 1048576 bytes of all sessions",
     ],
     "class-missing": [
         "FILE:21: inspection.response.pii: found nothing; accepted: allow or flag or redact or block",
@@ -130,7 +139,7 @@ FAULTS: dict[str, list[str]] = {
         f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {ENDPOINTS}",
     ],
     "unknown-key": [
-        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, limits, recording, state",
+        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, tokens, limits, recording, state",
         "FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path",
     ],
     "unknown-role": [

@@ -22,7 +22,8 @@ from tidegate.inspection.attachments import extract
 from tidegate.inspection.bodies import Inspected
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.composed import Judge, inspect_whole
-from tidegate.model import Action, Caller, Head, OnUnknown, Owners, Reason, Scanned, Stored
+from tidegate.inspection.tokens import TOKEN, TokenLimits, Vault
+from tidegate.model import Action, Caller, Direction, Head, OnUnknown, Owners, Reason, Scanned, Stored
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy
 
@@ -112,6 +113,26 @@ def test_a_clean_batch_is_sent_as_it_is(policy: Policy) -> None:
     assert exchange.asked is not None
     assert (exchange.asked.model, exchange.asked.max_output) == ("good-one", 5)
     assert exchange.scanned is Scanned.WHOLE
+
+
+def test_a_value_in_one_of_many_becomes_the_token_of_the_session(policy: Policy) -> None:
+    found = policy.decisions[Direction.PROMPT]
+    prompt = {rule: Action.TOKENISE if act is Action.REDACT else act for rule, act in found.items()}
+    tokenising = replace(policy, tokens=TokenLimits(), decisions={**policy.decisions, Direction.PROMPT: prompt})
+    vault = Vault(lambda: bytes(32))
+    exchange = Crossing(tokenising, "ex_1")
+    exchange.sessions = lambda who, limits: vault.session(who, limits, 0)
+    fields = (("authorization", "Bearer x"), ("content-type", "application/json"))
+    exchange.receive(steps.HeadArrived(Head("POST", BATCHES, fields, None)))
+    exchange.receive(steps.CallerKnown(ALICE))
+    exchange.receive(steps.BodyArrived(batch(params("hello"), params(f"pay {CARD}"), params(f"again {CARD}"))))
+    up = json.loads(sent(exchange).clearance.verdict.body)
+    said = [each["params"]["messages"][0]["content"] for each in up["requests"]]
+    token = said[1].removeprefix("pay ")
+    assert TOKEN.fullmatch(token)
+    assert said == ["hello", f"pay {token}", f"again {token}"]
+    assert exchange.tokens is not None
+    assert exchange.tokens.session.value(token) == CARD
 
 
 def test_a_finding_in_one_of_many_is_masked_where_it_stands(policy: Policy) -> None:

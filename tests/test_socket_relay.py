@@ -43,6 +43,9 @@ class Keeper:
     def kept(self, flow: http.HTTPFlow) -> None:
         """Keep everything."""
 
+    def shown(self, data: bytes) -> tuple[bytes, ...]:
+        return (data,)
+
     def last_words(self) -> tuple[bytes, ...]:
         return (b'"sorry"',)
 

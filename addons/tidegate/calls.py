@@ -19,8 +19,9 @@ from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.media import Opened
 from tidegate.judging import Judged, Unopened
-from tidegate.model import Action, Asked, Denial, Grant, Head, Reason
+from tidegate.model import ACTING, Asked, Denial, Grant, Head, Reason
 from tidegate.policy.policy import Policy
+from tidegate.streams.tokenising import Tokens
 
 MESSAGES = 64
 """Messages in one list. MCP had lists for three months, and no client is known to send more than a handful."""
@@ -81,6 +82,7 @@ def judge(
     head: Head,
     *,
     extracted: tuple[Extraction, ...] | None = None,
+    tokens: Tokens | None = None,
 ) -> Judged | Unopened:
     """Judge a decoded body. Of one message the grant is that of its endpoint, of a list that of the address."""
     value = bodies.strict_json(plain)
@@ -99,7 +101,7 @@ def judge(
             count = len(_slow(each, plain))
             own, left = tuple(left[:count]), left[count:]
         extra = {} if judged or waiting else judging.beside(head, grant.route)
-        one = _judge(policy, grant, each, plain, extra, own)
+        one = _judge(policy, grant, each, plain, extra, own, tokens)
         if isinstance(one, Unopened):
             waiting += one.attachments
             continue
@@ -118,13 +120,16 @@ def _judge(
     plain: bytes,
     extra: dict[str, str],
     extracted: tuple[Extraction, ...] | None,
+    tokens: Tokens | None,
 ) -> Judged | Unopened:
     admitted = permission.admit(policy, replace(grant.route, endpoint=message.endpoint.name), grant.caller)
     if isinstance(admitted, Denial):
         return Judged(grant, "grant", admitted)
-    one = judging.judge(policy, message.endpoint, admitted, message.value, plain, extra=extra, extracted=extracted)
+    one = judging.judge(
+        policy, message.endpoint, admitted, message.value, plain, extra=extra, extracted=extracted, tokens=tokens
+    )
     assert not isinstance(one, judging.Unowned), "what names something stored is refused here"
-    if isinstance(one, Judged) and any(each.where == "$.id" and each.action is Action.REDACT for each in one.findings):
+    if isinstance(one, Judged) and any(each.where == "$.id" and each.action in ACTING for each in one.findings):
         return replace(one, denial=one.denial or _ID_FOUND)  # its answer would find nobody
     return one
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 from tidegate.dialects import reading
@@ -44,6 +45,7 @@ from tidegate.inspection.media import Opened
 from tidegate.judging import Judged, Unopened, Unowned, judge
 from tidegate.model import Asked, Denial, Finding, Grant, Owners, Reason, Stored
 from tidegate.policy.policy import Policy
+from tidegate.streams.tokenising import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,14 @@ class _Sum:
         return judged.denial.reason is not Reason.FINDING
 
 
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What is the same for all parts: whose the stored things are that they name, and the caller's tokens."""
+
+    owners: Owners | None
+    tokens: Tokens | None
+
+
 def judge_body(  # noqa: PLR0913 - each is another part of what is judged
     policy: Policy,
     endpoint: Endpoint,
@@ -107,6 +117,7 @@ def judge_body(  # noqa: PLR0913 - each is another part of what is judged
     extra: Mapping[str, str] | None = None,
     extracted: tuple[Extraction, ...] | None = None,
     owners: Owners | None = None,
+    tokens: Tokens | None = None,
 ) -> Judged | Unopened | Unowned:
     """Judge a decoded body of any kind, with all that is in it. Other arguments and results are those of ``judge``."""
     body = reading.read(endpoint, plain, content_type)
@@ -119,11 +130,12 @@ def judge_body(  # noqa: PLR0913 - each is another part of what is judged
         put(body.value, unit.pointer, None)
     files = tuple(media.Part(pointer, where(pointer), "", data) for pointer, data in body.files)
     total, supply = _Sum(), None if extracted is None else list(extracted)
-    outer = _one(policy, endpoint, grant, body.value, plain, supply, owners, extra, files)
+    about = _About(owners, tokens)
+    outer = _one(policy, endpoint, grant, body.value, plain, supply, about, extra, files)
     ended = _took(total, outer)
     written: list[tuple[Unit, object]] = []
     for unit in inner if not ended else ():
-        judged = _inner(policy, unit, grant, supply, owners)
+        judged = _inner(policy, unit, grant, supply, about)
         if _took(total, judged, unit):
             break
         if isinstance(judged, Judged):
@@ -210,14 +222,14 @@ def _files(value: object) -> Iterator[tuple[Pointer, list[object]]]:
 
 
 def _inner(
-    policy: Policy, unit: Unit, grant: Grant, supply: list[Extraction] | None, owners: Owners | None
+    policy: Policy, unit: Unit, grant: Grant, supply: list[Extraction] | None, about: _About
 ) -> Judged | Unopened | Unowned:
     """Judge an inner body as a request of its own."""
     route = replace(grant.route, endpoint=unit.endpoint.name, model=unit.model, stored=())
     own = permission.admit(policy, route, grant.caller)
     if isinstance(own, Denial):
         return Judged(grant, "grant", own)
-    return _one(policy, unit.endpoint, own, unit.value, dump(unit.value), supply, owners)
+    return _one(policy, unit.endpoint, own, unit.value, dump(unit.value), supply, about)
 
 
 def _one(  # noqa: PLR0913, PLR0917 - each is another part of what is judged
@@ -227,19 +239,18 @@ def _one(  # noqa: PLR0913, PLR0917 - each is another part of what is judged
     value: JsonObject,
     plain: bytes,
     supply: list[Extraction] | None,
-    owners: Owners | None,
+    about: _About,
     extra: Mapping[str, str] | None = None,
     files: Sequence[media.Part] = (),
 ) -> Judged | Unopened | Unowned:
     """Judge one value; what was read of its attachments is taken off ``supply``."""
-    judged = judge(policy, endpoint, grant, value, plain, extra=extra, files=files, named=True, owners=owners)
+    asked = partial(judge, named=True, owners=about.owners, tokens=about.tokens)
+    judged = asked(policy, endpoint, grant, value, plain, extra=extra, files=files)
     if supply is None or not isinstance(judged, Unopened):
         return judged
     count = len(judged.attachments)
     own, supply[:] = tuple(supply[:count]), supply[count:]
-    return judge(
-        policy, endpoint, grant, value, plain, extra=extra, files=files, extracted=own, named=True, owners=owners
-    )
+    return asked(policy, endpoint, grant, value, plain, extra=extra, files=files, extracted=own)
 
 
 def _took(total: _Sum, judged: Judged | Unopened | Unowned, unit: Unit | None = None) -> bool:

@@ -35,6 +35,7 @@ from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.composed import Judge, inspect_whole
 from tidegate.inspection.ner.spec import Ner, Unread
+from tidegate.inspection.tokens import Counts, Session, TokenLimits, Who
 from tidegate.judging import (
     NAMES,
     Judged,
@@ -48,9 +49,11 @@ from tidegate.judging import (
     parse,
     permit,
     too_large,
+    whose,
     worst,
 )
 from tidegate.model import (
+    ACTING,
     Action,
     Asked,
     Caller,
@@ -114,12 +117,16 @@ from tidegate.streams.answers import AnswerHead, StreamedAnswer
 from tidegate.streams.channels import HeldCaps
 from tidegate.streams.grpc_answers import STATUS, Answering, GrpcAnswer, masked_trailers, whole_answer
 from tidegate.streams.opaque import OpaqueAnswer
+from tidegate.streams.restoring import RestoredStream, restored_whole
+from tidegate.streams.tokenising import Tokens
 from tidegate.streams.unpacking import Unpacker, can_undo
 
 JSON = "application/json"
 
 Lookable = BodyArrived | MoreSaid | ModelSaid | AnswerWhole
 """Events that bring much to look at."""
+type Sessions = Callable[[Who, TokenLimits], Session]
+"""Gives a caller's session of tokens, as it is at this time."""
 
 ANONYMOUS = Caller(identity="none", subject="anyone")
 """The caller of every request under ``identity: none``. Bindings name it as the subject ``none:anyone``."""
@@ -149,6 +156,8 @@ class Crossing:
         self.passing = False
         self.scanned: Scanned | None = None
         self.socket: sockets.Socket | None = None
+        self.sessions: Sessions | None = None
+        self.tokens: Tokens | None = None
         self.call: grpc_calls.Call | None = None
         self.heard = 0
         self._stream: StreamedAnswer | OpaqueAnswer | GrpcAnswer | None = None
@@ -159,6 +168,9 @@ class Crossing:
         self._unread: tuple[BodyArrived, Judged, tuple[str, ...]] | None = None
         self._calls = NO_CALLS
         self._claims = Claims()
+        self._answer_head = AnswerHead()
+        self._restoring: RestoredStream | None = None
+        self._is_data = False
 
     @property
     def shape(self) -> ErrorShape:
@@ -246,6 +258,10 @@ class Crossing:
             return self._refuse("grant", grant)
         self.grant = grant
         self._decide("grant", "allow", ",".join(grant.roles))
+        if self.policy.tokens is not None and self.sessions is not None:
+            assert self.head is not None
+            who = whose(caller, self.route.connection, self.head)
+            self.tokens = Tokens(self.sessions(who, self.policy.tokens), Counts())
         self.stage = Stage.BODY
         return ReadBody(grant.request_bytes)
 
@@ -359,14 +375,22 @@ class Crossing:
         if isinstance(plain, Denial):
             return Judged(grant, "body", plain)
         if endpoint.calls is not None:
-            return calls.judge(policy, endpoint, grant, plain, head, extracted=event.extracted)
+            return calls.judge(policy, endpoint, grant, plain, head, extracted=event.extracted, tokens=self.tokens)
         extra = beside(head, grant.route)
         if self.call is not None:
             return grpc_calls.judged(policy, self.call, grant, plain, extra=extra, extracted=event.extracted)
         if endpoint.body and endpoint.socket is None and not endpoint.made_of.asks_plainly:
             told = self._content_type()
             return judge_body(
-                policy, endpoint, grant, plain, told, extra=extra, extracted=event.extracted, owners=event.owners
+                policy,
+                endpoint,
+                grant,
+                plain,
+                told,
+                extra=extra,
+                extracted=event.extracted,
+                owners=event.owners,
+                tokens=self.tokens,
             )
         if endpoint.body and endpoint.socket is None:
             value = parse(plain)
@@ -382,11 +406,12 @@ class Crossing:
                 extracted=event.extracted,
                 named=True,
                 owners=event.owners,
+                tokens=self.tokens,
             )
         return self._judge_bare(policy, endpoint, grant, plain, extra, event.owners)
 
-    @staticmethod
     def _judge_bare(
+        self,
         policy: Policy,
         endpoint: Endpoint,
         grant: Grant,
@@ -400,10 +425,12 @@ class Crossing:
         nothing = Asked(None, False, (), None)
         if endpoint.socket is not None:
             if not endpoint.asked.query:  # who may use which model is asked of each message
-                return inspect(policy, endpoint, grant, nothing, None, extra)
+                return inspect(policy, endpoint, grant, nothing, None, extra, tokens=self.tokens)
             nothing = Asked(grant.route.model, False, (), 0)
         permitted = permit(endpoint, grant, nothing, None, owners)
-        return inspect(policy, endpoint, *permitted, None, extra) if isinstance(permitted, tuple) else permitted
+        if not isinstance(permitted, tuple):
+            return permitted
+        return inspect(policy, endpoint, *permitted, None, extra, tokens=self.tokens)
 
     def _content_type(self) -> str:
         """Return the media type of the request, empty where there is none, or several that could be meant."""
@@ -503,7 +530,7 @@ class Crossing:
     def _streamed(self, content_type: str, status: int) -> StreamedAnswer:
         assert self.route is not None
         decide = self.policy.decide(Direction.RESPONSE)
-        head = AnswerHead(content_type, status, self.route.connection.on_unknown)
+        head = self._answer_head = AnswerHead(content_type, status, self.route.connection.on_unknown)
         caps = HeldCaps(runs=self.policy.encoded_runs)
         answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head, caps)
         answer.calls = self.calls
@@ -558,7 +585,7 @@ class Crossing:
             return self._refuse("answer", _PROTOCOL)
         duplex = (spec := self._endpoint().socket) is not None and spec.duplex
         kind = Duplex if duplex else sockets.Socket
-        self.socket = kind(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange)
+        self.socket = kind(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange, self.tokens)
         self.stage = Stage.SOCKET
         self.streamed = True
         return OpenSocket(drop)
@@ -577,7 +604,7 @@ class Crossing:
                 action = decide(span.rule)
                 if action is not Action.ALLOW:
                     self.answer_findings += (Finding(span.rule.id, span.rule.cls, where, span.start, span.end, action),)
-                if action in (Action.REDACT, Action.BLOCK):
+                if action in ACTING:
                     drop.add(name)
         return frozenset(drop)
 
@@ -684,6 +711,7 @@ class Crossing:
 
     def _answered(self, found: Looked) -> Step:
         self._unscanned(found.answer.unread)
+        self._is_data = any(place == media.ANSWER for place, _ in found.answer.unread)
         self.answer_findings += found.answer.findings
         self._decide("answer", worst(found.answer.findings))
         self._close(Outcome.ANSWERED)
@@ -774,6 +802,50 @@ class Crossing:
             assert self.route is not None
             self.scanned = Scanned.PARTLY
             self._decide("media", self.route.connection.on_unknown, f"answer {media.told(unread)}")
+
+    # for this caller alone ───────────────────────────────────────────────────
+
+    @property
+    def told_tokens(self) -> tuple[Decision, ...]:
+        """What is recorded of the tokens of this exchange: how many, never which."""
+        told = {} if self.tokens is None else self.tokens.counts.told()
+        if not any(told.values()):
+            return ()
+        return (
+            Decision("tokens", Action.TOKENISE, None, ", ".join(f"{name}: {count}" for name, count in told.items())),
+        )
+
+    def restore(self, data: bytes, *, last: bool) -> bytes | None:
+        """Put values back in what an ``Emit`` said, on its way to the client; ``None`` where nothing is tokenised.
+
+        ``last``: the answer ends with it. What is emitted is what is recorded; this is what only the client sees.
+        """
+        if self.tokens is None:
+            return None
+        if self.call is not None:  # the messages of a gRPC call hold no tokens
+            return data
+        if isinstance(self._stream, OpaqueAnswer):  # data, or one text
+            return data if self._stream.unread else restored_whole(self._endpoint(), self.tokens, data)
+        if not self.streamed:
+            return data if self._is_data else self._restored_whole(data)
+        if self._restoring is None:
+            self._restoring = RestoredStream(
+                self._endpoint(), self.shape, self.tokens, self.exchange, self._answer_head
+            )
+        said = self._restoring.feed(data) if data else b""
+        if last and self.denial is None:  # after an error event nothing may follow
+            said += self._restoring.end()
+        assert self._restoring.denial is None  # what was masked can be read
+        return said
+
+    def _restored_whole(self, data: bytes) -> bytes:
+        assert self.tokens is not None
+        endpoint = self._endpoint()
+        plainly = endpoint.stream is not None and endpoint.made_of.answers_plainly
+        if not plainly or not isinstance(bodies.strict_json(data), Denial):
+            return restored_whole(endpoint, self.tokens, data)
+        stream = RestoredStream(endpoint, self.shape, self.tokens, self.exchange, AnswerHead(JSON, self.status or 200))
+        return stream.feed(data) + stream.end()
 
     # endings ─────────────────────────────────────────────────────────────────
 

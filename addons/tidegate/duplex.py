@@ -16,6 +16,7 @@ from tidegate.model import Asked, Denial, Grant, OnUnknown, Outcome, Reason
 from tidegate.policy.policy import Policy
 from tidegate.sockets import FINDINGS, Socket, written
 from tidegate.steps import ClientSaid, Form, Relay, UpstreamSaid
+from tidegate.streams.tokenising import Tokens
 
 MESSAGES = 1_000_000
 """Messages of a client: sound comes in fifty pieces a second, which is 180,000 in an hour."""
@@ -28,8 +29,16 @@ class Duplex(Socket):
 
     most = MESSAGES
 
-    def __init__(self, policy: Policy, dialect: Dialect, endpoint: Endpoint, grant: Grant, exchange: str) -> None:
-        super().__init__(policy, dialect, endpoint, grant, exchange)
+    def __init__(
+        self,
+        policy: Policy,
+        dialect: Dialect,
+        endpoint: Endpoint,
+        grant: Grant,
+        exchange: str,
+        tokens: Tokens | None = None,
+    ) -> None:
+        super().__init__(policy, dialect, endpoint, grant, exchange, tokens)
         self._due = 0
         self._open: set[str] = set()
         self._model = grant.route.model

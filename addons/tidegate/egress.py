@@ -67,6 +67,9 @@ class Keeper(Protocol):
     def released(self, flow: http.HTTPFlow, response: http.Response) -> bool:
         """Say whether the gate let this answer go to the client."""
 
+    def shown(self, flow: http.HTTPFlow, response: http.Response) -> bytes | None:
+        """Return the body that goes to the client in place of a whole answer's own; ``None`` where there is none."""
+
     def arrived(self, flow: http.HTTPFlow, size: int) -> None:
         """Take note of bytes of an answer's body that came from the upstream."""
 
@@ -221,11 +224,9 @@ def _message(self: HttpStream, command: SendHttp) -> Commands:
         self.tidegate_upstream = True  # type: ignore[attr-defined]
         yield SendHttp(http_events.RequestHeaders(event.stream_id, request, event.end_stream), command.connection)
     elif isinstance(event, http_events.ResponseHeaders):
-        if event.response.status_code != 100 and not _ask("released", self.flow, event.response):
-            yield from _refuse(self)
-            return
-        self.tidegate_answered = event.response.status_code != 100  # type: ignore[attr-defined]
-        yield command
+        yield from _answer_head(self, event, command)
+    elif isinstance(event, http_events.ResponseData) and getattr(self, "tidegate_body", None) is not None:
+        yield SendHttp(http_events.ResponseData(event.stream_id, self.tidegate_body), command.connection)  # type: ignore[attr-defined]
     elif isinstance(event, http_events.ResponseProtocolError):
         if event.code is http_events.ErrorCode.PASSTHROUGH_CLOSE:
             yield command
@@ -239,6 +240,27 @@ def _message(self: HttpStream, command: SendHttp) -> Commands:
             yield SendHttp(http_events.ResponseTrailers(event.stream_id, trailers), command.connection)
     elif not isinstance(event, http_events.RequestTrailers):
         yield command  # other trailers are dropped: nobody inspects them, and no dialect needs them
+
+
+def _answer_head(self: HttpStream, event: http_events.ResponseHeaders, command: SendHttp) -> Commands:
+    """Let the head of an answer through if the gate let exactly this one go."""
+    if event.response.status_code != 100 and not _ask("released", self.flow, event.response):
+        yield from _refuse(self)
+        return
+    self.tidegate_answered = event.response.status_code != 100  # type: ignore[attr-defined]
+    body = None if event.response.stream else _ask("shown", self.flow, event.response)
+    self.tidegate_body = body  # type: ignore[attr-defined]
+    if body is not None:
+        response = _with_length(event.response, len(body))
+        command = SendHttp(http_events.ResponseHeaders(event.stream_id, response), command.connection)
+    yield command
+
+
+def _with_length(response: http.Response, size: int) -> http.Response:
+    """Return a copy of an answer's head that announces a body of another size."""
+    shown = response.copy()
+    shown.headers["content-length"] = str(size)
+    return shown
 
 
 def _refuse(self: HttpStream) -> Commands:

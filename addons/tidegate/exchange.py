@@ -71,6 +71,7 @@ class Exchange:
         self.sealed = False
         self.sent = self.abandoned = self.refused = False
         self._cleared: tuple[object, ...] | None = None
+        self._shown: tuple[bytes, bytes] | None = None
 
     @property
     def limits(self) -> AnswerLimits:
@@ -169,6 +170,34 @@ class Exchange:
             self.kept.append(data)
         return [data]
 
+    @property
+    def tokens(self) -> Mapping[str, int] | None:
+        """The numbers of the exchange's tokens, if the policy tokenises anything."""
+        tokens = self.crossing.tokens
+        return None if tokens is None else tokens.counts.told()
+
+    def shown(self, pieces: list[bytes], *, last: bool) -> list[bytes]:
+        """Return what the client gets for pieces of a stream that were ``emitted``: values in place of their tokens."""
+        if self.crossing.tokens is None or not self.crossing.streamed:
+            return pieces
+        said = b"".join(pieces)
+        data = self.crossing.restore(said, last=last) or b""
+        self.response_bytes += len(data) - len(said)
+        return [data] if data else []
+
+    def show(self, body: bytes) -> None:
+        """Note what the client gets for a whole body: the flow keeps the body, so that nobody else sees the values."""
+        data = self.crossing.restore(body, last=True) if body else None
+        if data is not None and data != body:
+            self._shown = body, data
+            self.response_bytes += len(data) - len(body)
+
+    def for_client(self, response: http.Response) -> bytes | None:
+        """Return the body that goes to the client in place of the one on the flow, if there is such a one."""
+        if self._shown is None or self._shown[0] != response.raw_content:
+            return None
+        return self._shown[1]
+
     def said(self, data: bytes) -> bytes:
         """Count what goes to the client; returned without the upstream credential."""
         if self.echo:
@@ -224,7 +253,7 @@ class Exchange:
             replay_of=self.replay_of,
             prompt_findings=crossing.prompt_findings,
             answer_findings=crossing.answer_findings,
-            decisions=tuple(crossing.decisions),
+            decisions=(*crossing.decisions, *crossing.told_tokens),
         )
 
     def _shown_path(self) -> str:
@@ -256,8 +285,11 @@ class Exchange:
         return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected, websocket=socket)
 
     @staticmethod
-    def line(record: ExchangeRecord) -> str:
-        """Write the one canonical log line of an exchange: a JSON object without any text that was inspected."""
+    def line(record: ExchangeRecord, tokens: Mapping[str, int] | None = None) -> str:
+        """Write the one canonical log line of an exchange: a JSON object without any text that was inspected.
+
+        ``tokens`` are the numbers of its tokens, where the policy tokenises anything.
+        """
         found = (*record.prompt_findings, *record.answer_findings)
         return json.dumps(
             {
@@ -277,6 +309,7 @@ class Exchange:
                 "response_bytes": record.response_bytes,
                 "streamed": record.streamed,
                 "scanned": record.scanned,
+                **({} if tokens is None else {"tokens": tokens}),
                 "duration_ms": round((record.duration_us or 0) / 1000, 2),
             }
         )

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import os
+import secrets
 import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -36,6 +37,7 @@ from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
 from tidegate.inspection.ner.pool import Pool
 from tidegate.inspection.ner.spec import Unread
+from tidegate.inspection.tokens import Session, TokenLimits, Vault, Who
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Caller, Head, OnUnknown, Outcome, Owners, Reason, Stored
 from tidegate.policy.policy import Policy, RecordingMode
@@ -84,6 +86,8 @@ class Gateway(Fence):
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
         self._lines: list[tuple[int, str]] = []
+        self.vault = Vault(lambda: secrets.token_bytes(32))
+        self._sweeping: asyncio.TimerHandle | None = None
         egress.harden(self)
 
     # ── requests ─────────────────────────────────────────────────────────────
@@ -92,6 +96,7 @@ class Gateway(Fence):
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """Route, identify and admit before the body is read."""
         exchange = self._open(flow)
+        exchange.crossing.sessions = self._sessions
         exchange.credentials = self.credentials  # a reload changes neither policy nor credentials under an exchange
         known = self.replay_caller if flow.is_replay == "request" else None
         request = flow.request
@@ -294,15 +299,16 @@ class Gateway(Fence):
                 data = step.data if isinstance(step, steps.Emit) else b""
             else:
                 data = self._advance(exchange, chunk)
+            shown = exchange.shown(exchange.emitted(data), last=crossing.outcome is not None)
         except Exception as bug:
             log.error("tidegate failed in a stream: %s", type(bug).__name__)
             step = crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
-            data = step.data if isinstance(step, steps.Emit) else b""
+            shown = exchange.emitted(step.data if isinstance(step, steps.Emit) else b"")
         if crossing.outcome is not None and chunk:
             self._cut(exchange)
         if exchange.meter is not None and exchange.meter.limits.held is not None:
             self._hold(exchange, exchange.meter)
-        return exchange.emitted(data)
+        return shown
 
     def _advance(self, exchange: Exchange, chunk: bytes) -> bytes:
         """Take a chunk of a stream; return what may leave. What it makes is kept first, and its end waits for that."""
@@ -367,15 +373,18 @@ class Gateway(Fence):
             self._hold(exchange, exchange.meter)
             return b"", False
         stuck = exchange.meter.overdue(time.monotonic())
+        crossing = exchange.crossing
         try:
-            step = exchange.crossing.receive(steps.HeldTooLong(stuck))
+            step = crossing.receive(steps.HeldTooLong(stuck))
+            data = step.data if isinstance(step, steps.Emit) else b""
+            shown = exchange.shown(exchange.emitted(data), last=crossing.outcome is not None)
         except Exception as bug:
             log.error("tidegate failed over held text: %s", type(bug).__name__)
-            step = exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
+            step = crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
+            shown = exchange.emitted(step.data if isinstance(step, steps.Emit) else b"")
         exchange.meter.holds((), time.monotonic())  # what cannot leave even so waits anew
         self._hold(exchange, exchange.meter)
-        data = step.data if isinstance(step, steps.Emit) else b""
-        return b"".join(exchange.emitted(data)), exchange.crossing.outcome is not None
+        return b"".join(shown), crossing.outcome is not None
 
     @guarded
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
@@ -395,7 +404,7 @@ class Gateway(Fence):
                 step = exchange.crossing.whole(data)
             if isinstance(step, steps.LookUp | steps.Claim):
                 return self._answer_on(exchange, data, step)
-            self._answered(exchange, step)
+            exchange.show(self._answered(exchange, step))
         elif exchange.crossing.stage is Stage.PASSING:
             exchange.crossing.receive(steps.AnswerEnded())
         elif exchange.crossing.stage is Stage.SOCKET:
@@ -423,7 +432,9 @@ class Gateway(Fence):
             kept = all(each is None for each in results)
             exchange.claims = []
             step = steps.Nothing() if crossing.stage is Stage.OVER else crossing.receive(steps.Claimed(kept))
-        self._answered(exchange, step)
+        body = self._answered(exchange, step)
+        if crossing.tokens is not None:
+            await asyncio.get_running_loop().run_in_executor(self._threads, exchange.show, body)
         self._complete(exchange)
 
     def _complete(self, exchange: Exchange) -> None:
@@ -434,13 +445,16 @@ class Gateway(Fence):
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             self._seal(exchange)
 
-    def _answered(self, exchange: Exchange, step: steps.Step) -> None:
+    def _answered(self, exchange: Exchange, step: steps.Step) -> bytes:
+        """Put a whole answer, or the refusal in its place, on the flow; return the body of the answer."""
         if isinstance(step, steps.Emit):
             assert exchange.flow.response is not None
-            edits.write_answer_body(exchange.flow.response, b"".join(exchange.emitted(step.data)))
+            body = b"".join(exchange.emitted(step.data))
+            edits.write_answer_body(exchange.flow.response, body)
             exchange.release()
-        else:
-            exchange.refuse()
+            return body
+        exchange.refuse()
+        return b""
 
     def _open_socket(self, exchange: Exchange) -> None:
         """Let the client have its WebSocket, if the proxy is going to make one."""
@@ -505,7 +519,8 @@ class Gateway(Fence):
             exchange = self._open(flow)
         if exchange.crossing.stage is not Stage.OVER:
             step = exchange.crossing.receive(_lost(exchange))
-            exchange.farewell = b"".join(exchange.emitted(step.data)) if isinstance(step, steps.Emit) else b""
+            data = step.data if isinstance(step, steps.Emit) else b""
+            exchange.farewell = b"".join(exchange.shown(exchange.emitted(data), last=True))
         if exchange.crossing.denial is not None and flow.error is not None:
             flow.error.msg = exchange.crossing.denial.message  # mitmproxy's own text may quote what a peer sent
         flow.request.data.content = exchange.crossing.masked_body
@@ -525,6 +540,11 @@ class Gateway(Fence):
             return request
         secret = exchange.credentials[route.connection.name]
         return edits.with_credential(request, route.connection.credential.header, secret.reveal())
+
+    def shown(self, flow: http.HTTPFlow, response: http.Response) -> bytes | None:
+        """Return the body that the client gets in place of the one on the flow: with values where that has tokens."""
+        exchange = self.exchanges.get(flow.id)
+        return None if exchange is None else exchange.for_client(response)
 
     def released(self, flow: http.HTTPFlow, response: http.Response) -> bool:
         """Say whether an answer may reach the client: the gate let exactly this one go."""
@@ -587,10 +607,16 @@ class Gateway(Fence):
         exchange = self.exchanges.get(flow.id)
         if exchange is None or not exchange.claims or exchange.crossing.stage is not Stage.STREAM:
             return []
-        data = self._settled(exchange, at_end=False)
+        try:
+            data = self._settled(exchange, at_end=False)
+            shown = exchange.shown(exchange.emitted(data), last=exchange.crossing.outcome is not None)
+        except Exception as bug:
+            log.error("tidegate failed in a stream: %s", type(bug).__name__)
+            step = exchange.crossing.receive(steps.Stopped(BUG, Outcome.FAILED))
+            shown = exchange.emitted(step.data if isinstance(step, steps.Emit) else b"")
         if exchange.crossing.outcome is not None:
             self._cut(exchange)
-        return exchange.emitted(data)
+        return shown
 
     def socket(self, flow: http.HTTPFlow) -> LiveSocket | None:
         """Return who judges the messages of a WebSocket."""
@@ -703,6 +729,17 @@ class Gateway(Fence):
         if handler is not None:
             exchange.later(egress.remind(handler, exchange.flow))
 
+    def _sessions(self, who: Who, limits: TokenLimits) -> Session:
+        """Return a caller's tokens; what nobody asks for in time is forgotten."""
+        found = self.vault.session(who, limits, time.monotonic())
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_at(found.due, self._sweep)
+        return found
+
+    def _sweep(self) -> None:
+        due = self.vault.sweep(time.monotonic())
+        self._sweeping = None if due is None else asyncio.get_running_loop().call_at(due, self._sweep)
+
     def _guarded_end(self, exchange: Exchange, passed: Reason) -> None:
         """End an exchange for a limit; a bug in that ends it as a bug, and no other."""
         try:
@@ -716,7 +753,7 @@ class Gateway(Fence):
         """End an exchange that broke a limit: with a refusal, or in a stream with the dialect's error event."""
         step = exchange.crossing.receive(steps.Stopped(limit(passed)))
         data = step.data if isinstance(step, steps.Emit) else b""
-        self._cut(exchange, b"".join(exchange.emitted(data)))
+        self._cut(exchange, b"".join(exchange.shown(exchange.emitted(data), last=True)))
 
     def _seal(self, exchange: Exchange) -> None:
         if exchange.sealed:
@@ -726,7 +763,7 @@ class Gateway(Fence):
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
         flagged = any(each.stage == "media" and each.result == OnUnknown.FLAG for each in record.decisions)
-        self._lines.append((logging.WARNING if flagged else logging.INFO, exchange.line(record)))
+        self._lines.append((logging.WARNING if flagged else logging.INFO, exchange.line(record, exchange.tokens)))
         if len(self._lines) == 1:  # said once the answer is on its way: nobody waits for the log
             asyncio.get_running_loop().call_soon(self._say)
 

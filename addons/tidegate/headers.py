@@ -22,6 +22,9 @@ CLAIMED = (
 )
 """Prefixes of fields by which proxies tell who the caller is. A client's own are lies or leaks."""
 
+SESSION = "x-tidegate-session"
+"""What a client calls its conversation: tokens of one are not restored in another. It does not go upstream."""
+
 NOT_UPSTREAM = frozenset({
     "te", "trailer", "upgrade", "http2-settings", "expect", "accept-encoding", "content-encoding",
     "transfer-encoding", "content-length", "keep-alive", "proxy-connection", "connection", "host",

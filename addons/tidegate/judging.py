@@ -5,6 +5,7 @@ A body of a request and a client's message on a socket are judged alike; ``cross
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote_plus
@@ -20,8 +21,24 @@ from tidegate.inspection import media
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.bodies import inspect_request
 from tidegate.inspection.media import Opened, Part
-from tidegate.model import Action, Asked, Denial, Direction, Finding, Grant, Head, Owners, Reason, Route, Stored
+from tidegate.inspection.tokens import Who
+from tidegate.model import (
+    Action,
+    Asked,
+    Caller,
+    Connection,
+    Denial,
+    Direction,
+    Finding,
+    Grant,
+    Head,
+    Owners,
+    Reason,
+    Route,
+    Stored,
+)
 from tidegate.policy.policy import Policy
+from tidegate.streams.tokenising import Tokens
 
 NAMES = "header names"
 """Where a finding in the name of a header field is reported: the name itself would be the value."""
@@ -93,6 +110,7 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     hidden: Sequence[tuple[str, str]] = (),
     named: bool = False,
     owners: Owners | None = None,
+    tokens: Tokens | None = None,
 ) -> Judged | Unopened | Unowned:
     """Judge a body, ``plain`` and as it was parsed. ``value`` is changed in place, if it is ``Judged``.
 
@@ -101,7 +119,8 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     holds texts outside the body by the place their findings are reported at. ``known`` names a field of the root that
     the dialect's conditions do not speak of this time, and that names nothing stored; it is inspected like any other.
     ``files`` stand beside the value. ``settled``: model and limit of output tokens that hold where the body says
-    nothing of them. ``hidden`` are places of what is not in ``value`` and cannot be inspected, and why.
+    nothing of them. ``hidden`` are places of what is not in ``value`` and cannot be inspected, and why. ``tokens``
+    stand for what the policy tokenises.
     """
     judged = value if not known else {name: each for name, each in value.items() if name != known}
     unread: list[tuple[str, str]] = [(media.ANSWER, endpoint.unread)] if endpoint.unread else []
@@ -124,13 +143,14 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     parts += media.beside(parts, value, plain)
     parts += tuple(files)
     if not parts and not unread and not hidden:
-        return inspect(policy, endpoint, permitted, what, value, extra)
+        return inspect(policy, endpoint, permitted, what, value, extra, tokens=tokens)
     slow = media.slow(parts)
     if slow and extracted is None:
         return Unopened(slow)
     opened = media.opened(parts, extracted or (), policy.engine)
     opened = replace(opened, unread=(*opened.unread, *hidden, *unread))
-    seen = replace(inspect(policy, endpoint, permitted, what, value, extra, opened), media=opened)
+    found = inspect(policy, endpoint, permitted, what, value, extra, opened, tokens=tokens)
+    seen = replace(found, media=opened)
     denial = seen.denial or media.unmaskable(opened.texts, seen.findings)
     if denial is not None:
         return replace(seen, denial=denial)
@@ -165,7 +185,7 @@ def permit(
     return grant, what
 
 
-def inspect(
+def inspect(  # noqa: PLR0913 - each is another part of what is judged
     policy: Policy,
     endpoint: Endpoint,
     grant: Grant,
@@ -173,6 +193,8 @@ def inspect(
     value: JsonObject | None,
     extra: Mapping[str, str] | None,
     opened: Opened = Opened(),  # noqa: B008 - frozen, and empty
+    *,
+    tokens: Tokens | None = None,
 ) -> Judged:
     """Look at every text of a permitted request: all of its body, what stands beside it and in its attachments."""
     found = inspect_request(
@@ -182,6 +204,7 @@ def inspect(
         value,
         extra={**(extra or {}), **opened.texts},
         opaque=opened.opaque,
+        tokens=tokens,
     )
     if isinstance(found, Denial):
         return Judged(grant, "inspect", found, what)
@@ -235,6 +258,13 @@ def beside(head: Head, found: Route) -> dict[str, str]:
         place = f"header {name}"
         texts[place] = f"{texts[place]}\n{value}" if place in texts else value
     return texts
+
+
+def whose(caller: Caller, connection: Connection, head: Head) -> Who:
+    """Say whose tokens a request speaks of. The name that a client gives its conversation is kept as a digest."""
+    named = "\0".join(value for name, value in head.headers if name == headers.SESSION)
+    digest = hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest() if named else ""
+    return Who(caller.identity, caller.subject, connection.name, digest)
 
 
 def readings(path: str) -> str:

@@ -16,8 +16,13 @@ class Action(enum.StrEnum):
 
     ALLOW = "allow"
     FLAG = "flag"
+    TOKENISE = "tokenise"
     REDACT = "redact"
     BLOCK = "block"
+
+
+ACTING = (Action.TOKENISE, Action.REDACT, Action.BLOCK)
+"""The actions that take a finding out of the text."""
 
 
 class Direction(enum.StrEnum):

@@ -80,6 +80,11 @@ class LiveSocket:
         self.stop(endings.BUG, Outcome.FAILED)
         return self._farewell
 
+    def shown(self, data: bytes) -> tuple[bytes, ...]:
+        """Return what the client gets for a message that the flow keeps: with values where that has tokens."""
+        socket = self._crossing.socket
+        return (data,) if socket is None else socket.restored(data)
+
     def kept(self, flow: http.HTTPFlow) -> None:
         """Bound what the flow remembers: as much as one request and one answer may have; the oldest goes first."""
         assert flow.websocket is not None

@@ -94,6 +94,9 @@ class Keeper(Protocol):
     def kept(self, flow: http.HTTPFlow) -> None:
         """Bound what the flow remembers after one more message."""
 
+    def shown(self, data: bytes) -> tuple[bytes, ...]:
+        """Return what the client gets for a message that the flow keeps: with values where that has tokens."""
+
     def last_words(self) -> tuple[bytes, ...]:
         """Return what is still to be said where the gate gave no answer about a message."""
 
@@ -281,8 +284,9 @@ def _say(self: WebsocketLayer, to: WebsocketConnection, data: bytes, *, binary: 
     message = websocket.WebSocketMessage(Opcode.BINARY if binary else Opcode.TEXT, to is self.server_ws, data)
     self.flow.websocket.messages.append(message)
     _socket(self).kept(self.flow)
-    for each in _frames(data, binary=binary):
-        yield to.send2(each)
+    for shown in _socket(self).shown(data) if to is self.client_ws else (data,):
+        for each in _frames(shown, binary=binary):
+            yield to.send2(each)
 
 
 def _frames(data: bytes, *, binary: bool) -> Iterator[wsproto.events.Event]:

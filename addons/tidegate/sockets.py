@@ -39,6 +39,8 @@ from tidegate.policy.policy import Policy
 from tidegate.steps import ClientSaid, Extract, Form, Relay, UpstreamSaid
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
 from tidegate.streams.framing import MAX_FRAME
+from tidegate.streams.restoring import EventRestorer
+from tidegate.streams.tokenising import Tokens
 
 MESSAGES = 10_000
 """Messages of a client on one socket: three a second for an hour. It bounds what is remembered of them."""
@@ -138,7 +140,15 @@ class Socket:
 
     most = MESSAGES
 
-    def __init__(self, policy: Policy, dialect: Dialect, endpoint: Endpoint, grant: Grant, exchange: str) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        dialect: Dialect,
+        endpoint: Endpoint,
+        grant: Grant,
+        exchange: str,
+        tokens: Tokens | None = None,
+    ) -> None:
         assert endpoint.socket is not None
         assert endpoint.stream is not None
         self.busy = False
@@ -157,6 +167,7 @@ class Socket:
         self._on_unknown = grant.route.connection.on_unknown
         self._shape = dialect.error
         self._grant = grant
+        self._tokens = tokens
         self._exchange = exchange
         self._heard = 0
         self._waiting: deque[bytes | Denial] = deque()
@@ -164,6 +175,7 @@ class Socket:
         self._found: list[Finding] = []
         self._told: set[str] = set()
         self._events = self._fresh()
+        self._restorer = None if tokens is None else EventRestorer(self._stream, tokens)
 
     @property
     def answer_findings(self) -> tuple[Finding, ...]:
@@ -174,6 +186,20 @@ class Socket:
     def held(self) -> int:
         """Characters held back now, in all channels."""
         return self._events.held
+
+    def restored(self, data: bytes) -> tuple[bytes, ...]:
+        """Return what the client gets for a message that goes down: values in place of its tokens, for it alone."""
+        event = None if self._restorer is None else strict_json(data)
+        if self._tokens is None or self._restorer is None or not isinstance(event, dict):
+            return (data,)
+        ends = not self._socket.duplex and self._marked(self._socket.ends, event)
+        events = self._restorer.event(event, None, data)
+        late = self._restorer.end() if ends else []
+        if ends:
+            self._restorer = EventRestorer(self._stream, self._tokens)  # the next answer counts its events anew
+        if isinstance(events, Denial) or isinstance(late, Denial):
+            return (data,)
+        return tuple(written([*events, *late]))
 
     def client(self, said: ClientSaid) -> Relay | Extract:
         """Take what a client did; ``Extract`` where its attachments must be read first, and nothing has changed."""
@@ -282,7 +308,7 @@ class Socket:
         known = earlier if own else ""
         judged = judge(
             self._policy, self._endpoint, self._grant, value, said.data,
-            known=known, extracted=said.extracted, settled=self._settled(value),
+            known=known, extracted=said.extracted, settled=self._settled(value), tokens=self._tokens,
         )  # fmt: skip
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)

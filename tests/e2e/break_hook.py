@@ -40,7 +40,8 @@ HOOKS = (
     "tidegate_call",
 )
 KEEPER = (
-    "outgoing", "released", "refusal", "farewell", "over", "socket", "ending", "live", "_refuse_bug", "_relay", "_seal",
+    "outgoing", "shown", "released", "refusal", "farewell", "over", "socket", "ending", "live", "_refuse_bug", "_relay",
+    "_seal",
 )  # fmt: skip
 
 PLACES = (
@@ -52,6 +53,10 @@ PLACES = (
     "tidegate.exchange:Exchange.state",
     "tidegate.exchange:Exchange.heard",
     "tidegate.exchange:Exchange.end_call",
+    "tidegate.exchange:Exchange.shown",
+    "tidegate.exchange:Exchange.show",
+    "tidegate.inspection.tokens:Session.token",
+    "tidegate.inspection.tokens:Session.value",
     "tidegate.exchange:Exchange.line",
     "tidegate.evidence.store:Recorder.intent",
     "tidegate.evidence.store:Recorder.seal",

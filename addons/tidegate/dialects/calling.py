@@ -90,6 +90,7 @@ def _answering(endpoint: Endpoint, door: Endpoint) -> Endpoint:
         stream=endpoint.stream or door.stream,
         answer_media=endpoint.answer_media if endpoint.answer_media.paths else door.answer_media,
         pieces=endpoint.pieces if endpoint.pieces.paths else door.pieces,
+        restore=endpoint.restore if endpoint.restore.paths else door.restore,
     )
 
 

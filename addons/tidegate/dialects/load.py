@@ -14,7 +14,7 @@ from tidegate.dialects.errors import GRPC, PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
 from tidegate.dialects.methods import all_alike, grpc
-from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
+from tidegate.dialects.paths import EXPRESSION, REASON, compiled, paths, plain, words
 from tidegate.dialects.spec import (
     ALPHABETS,
     AnswerField,
@@ -41,7 +41,7 @@ SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "close", "types", "answered")
 ENDPOINT_KEYS = (
     "like", "methods", "paths", "calls", "called", "body", "asked", "request", "media", "deny", "deny_headers",
-    "refuse", "pieces", "answer", "answer_media", "stream", "socket", "grpc", *COMPOSITION_KEYS, "unread",
+    "refuse", "pieces", "answer", "answer_media", "restore", "stream", "socket", "grpc", *COMPOSITION_KEYS, "unread",
     "owned", "makes", "lists", "local",
 )  # fmt: skip
 ASKED_KEYS = (
@@ -176,18 +176,18 @@ def _check_template(reader: Reader, node: Node) -> None:
 def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapping[str, Shape]) -> Endpoint:
     entry = _liked(reader, name, nodes)
     methods: tuple[str, ...] = ()
-    paths = called = methods
+    places = called = methods
     if "called" in entry or name in calling.results(nodes):
         called = calling.called(reader, entry)
     else:
-        methods, paths = _address(reader, nodes[name], entry)
+        methods, places = _address(reader, nodes[name], entry)
     is_socket = "socket" in entry and entry["socket"].value is not None
     told = entry.get("stream")
     spoken = stream(reader, told, unread=is_socket) if told is not None and told.value is not None else None
     return Endpoint(
         name=name,
         methods=methods,
-        paths=paths,
+        paths=places,
         body=reader.flag(entry.get("body"), default=True),
         asked=_asked(reader, entry.get("asked")),
         request=_trie(reader, entry.get("request"), lambda node: _request_field(reader, node, shapes)),
@@ -198,9 +198,10 @@ def _endpoint(reader: Reader, name: str, nodes: Mapping[str, Node], shapes: Mapp
         deny=_trie(reader, entry.get("deny"), lambda node: _condition(reader, node)),
         refuse=_trie(reader, entry.get("refuse"), lambda node: _condition(reader, node)),
         media=_trie(reader, entry.get("media"), lambda node: _media(reader, node)),
+        restore=paths(reader, entry.get("restore")),
         socket=socket(reader, entry, spoken),
         answer_media=_trie(reader, entry.get("answer_media"), lambda node: _media(reader, node)),
-        pieces=_paths(reader, entry.get("pieces")),
+        pieces=paths(reader, entry.get("pieces")),
         calls=calling.calls(reader, entry),
         called=called,
         made_of=composition(reader, entry, nodes),
@@ -242,10 +243,10 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
     entry = {} if node is None else reader.section(node, ASKED_KEYS)
 
     return AskedSpec(
-        model=_paths(reader, entry.get("model")),
-        stream=_paths(reader, entry.get("stream")),
+        model=paths(reader, entry.get("model")),
+        stream=paths(reader, entry.get("stream")),
         tools=_trie(reader, entry.get("tools"), lambda child: _tools(reader, child)),
-        max_output=_paths(reader, entry.get("max_output")),
+        max_output=paths(reader, entry.get("max_output")),
         streams=reader.flag(entry.get("streams"), default=False),
         endless=reader.flag(entry.get("endless"), default=False),
         path_model=reader.flag(entry.get("path_model"), default=False),
@@ -253,11 +254,6 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
         unlimited=tuple(map(plain, reader.items(entry.get("unlimited")))),
         query=words(reader, entry.get("query"), "a list of parameters of the address"),
     )
-
-
-def _paths(reader: Reader, node: Node | None) -> Trie[str]:
-    found = reader.texts(node, f"a list with {EXPRESSION}")
-    return compiled(reader, [(text, str(text.value)) for text in found])
 
 
 def _tools(reader: Reader, node: Node) -> tuple[Node, ToolNames] | None:

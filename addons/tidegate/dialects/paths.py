@@ -37,6 +37,12 @@ def plain(node: Node) -> object:
     return node.value
 
 
+def paths(reader: Reader, node: Node | None) -> Trie[str]:
+    """Read a list of expressions; a missing one selects nothing."""
+    found = reader.texts(node, f"a list with {EXPRESSION}")
+    return compiled(reader, [(text, str(text.value)) for text in found])
+
+
 def words(reader: Reader, node: Node | None, accepted: str) -> tuple[str, ...]:
     """Read a list of texts; a missing one is empty."""
     return tuple(str(each.value) for each in reader.texts(node, accepted))

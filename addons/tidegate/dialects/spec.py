@@ -237,6 +237,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """A path in a stream event whose text people read: tokens in it become values again. ``when`` as in ``Delta``."""
+
+    path: str
+    when: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Flush:
     """When held text must leave: the event type is in ``when`` (``None``: any) and ``path`` selects a value.
 
@@ -276,7 +284,8 @@ class StreamSpec:
     ``fields`` names the deltas, the JSON source, the kept and the dropped values of an event in one walk. All other
     strings are whole texts: repeats of what the deltas said, or text that arrives whole. ``events`` are the types of
     event that are known (``*`` at the end: any rest); none: any. With ``whole`` each event is an answer of its own, and
-    all of it but its deltas is inspected as one.
+    all of it but its deltas is inspected as one. ``restore`` names the texts of both kinds in which tokens become their
+    values again.
     """
 
     event_type: str | None
@@ -291,6 +300,7 @@ class StreamSpec:
     framings: tuple[FramingKind, ...] = (FramingKind.SSE,)
     absent: Mapping[str, object] = field(default_factory=dict, hash=False)
     wrapped: str | None = None
+    restore: Trie[Restore] = field(default_factory=lambda: Trie[Restore]([]))
     events: tuple[str, ...] = ()
     whole: bool = False
     unique: str | None = None
@@ -490,6 +500,7 @@ class Endpoint:
     ``made_of`` says what bodies are made of that are not one JSON value. ``unread``: what its answers are that nobody
     can inspect; empty for those that can be.
     With ``grpc`` its one path is that of a gRPC method, whose messages the connection's descriptors describe.
+    ``restore`` names the texts of an answer that people read: tokens in them become their values again.
     """
 
     name: str
@@ -505,6 +516,7 @@ class Endpoint:
     socket: SocketSpec | None = None
     grpc: GrpcSpec | None = None
     media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))
+    restore: Trie[str] = field(default_factory=lambda: Trie[str]([]))
     calls: CallSpec | None = None
     called: tuple[str, ...] = ()
     answer_media: Trie[Media] = field(default_factory=lambda: Trie[Media]([]))

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 
 from tidegate.dialects.fields import ExpressionError, steps
 from tidegate.dialects.paths import EXPRESSION, REASON, compiled, plain, words
-from tidegate.dialects.spec import Delta, Drop, Flush, FramingKind, Keep, Source, StreamSpec
+from tidegate.dialects.spec import Delta, Drop, Flush, FramingKind, Keep, Restore, Source, StreamSpec
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 STREAM_KEYS = (
     "framing", "whole", "wrapped", "absent", "event_type", "events", "done", "sequence", "unique", "padding",
-    "deltas", "source", "flush", "keep", "drop",
+    "deltas", "source", "restore", "flush", "keep", "drop",
 )  # fmt: skip
 DELTA_KEYS = ("path", "key", "when", "source", "beside", "continues", "ends")
 FLUSH_KEYS = ("path", "key", "same", "when", "values", "again")
 SOURCE_KEYS = ("path",)
+RESTORE_KEYS = ("path", "when")
 KEEP_KEYS = ("path", "when", "unread", "because")
 DROP_KEYS = ("path", "because")
 
@@ -32,6 +33,7 @@ def stream(reader: Reader, node: Node, *, unread: bool) -> StreamSpec:
     keep = [pair for child in reader.items(entry.get("keep")) if (pair := _keep(reader, child, unread=unread))]
     drop = [(path, Drop(text, why)) for path, text, why in _entries(reader, entry.get("drop"), DROP_KEYS)]
     named: list[tuple[Node, Delta | Source | Keep | Drop]] = [*deltas, *sources, *keep, *drop]
+    restore = [each for child in reader.items(entry.get("restore")) for each in _restore(reader, child)]
     return StreamSpec(
         event_type=_name(reader, entry.get("event_type")),
         done=_name(reader, entry.get("done")),
@@ -46,6 +48,7 @@ def stream(reader: Reader, node: Node, *, unread: bool) -> StreamSpec:
         wrapped=_name(reader, entry.get("wrapped")),
         events=_events(reader, entry),
         unique=_name(reader, entry.get("unique")),
+        restore=compiled(reader, restore),
         absent={name: plain(child) for name, child in reader.entries(entry.get("absent")).items()},
         whole=reader.flag(entry.get("whole"), default=False),
     )
@@ -91,6 +94,14 @@ def _way(reader: Reader, node: Node) -> tuple[str, ...]:
     if not way or any(step.deep or len(step.names) != 1 for step in way):
         reader.fault(node, "a path of field names, such as $.result.append")
     return tuple(step.names[0] for step in way if step.names)
+
+
+def _restore(reader: Reader, node: Node) -> list[tuple[Node, Restore]]:
+    """Read an entry of ``restore``: a path, or one with the event types that it counts in."""
+    if isinstance(node.value, str):
+        return [(node, Restore(node.value))]
+    entry = reader.section(node, RESTORE_KEYS, {"path": EXPRESSION, "when": "a list of event types"})
+    return [(entry["path"], Restore(str(entry["path"].value), _when(reader, entry)))] if "path" in entry else []
 
 
 def _flush(reader: Reader, node: Node) -> Flush:

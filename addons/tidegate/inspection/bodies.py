@@ -16,8 +16,9 @@ from tidegate.dialects.spec import AnswerField, Endpoint, RequestField, is_exemp
 from tidegate.inspection import media, pieces
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, Reason, Role
+from tidegate.model import ACTING, Action, Denial, Finding, Reason, Role
 from tidegate.streams.texts import Texts
+from tidegate.streams.tokenising import Tokens
 
 MALFORMED = Denial(
     Reason.ANSWER_MALFORMED, 502, "The upstream's answer is malformed, so the gateway cannot inspect it."
@@ -47,16 +48,17 @@ def inspect_request(
     *,
     extra: Mapping[str, str] | None = None,
     opaque: Sequence[Pointer] = (),
+    tokens: Tokens | None = None,
 ) -> Inspected | Denial:
     """Inspect a parsed request body, ``None`` for a request without one; ``value`` is changed in place.
 
     ``extra`` holds texts outside the body (path, header fields) by the place their findings are reported at: they are
     inspected but not rewritten. ``opaque`` points at texts that are nothing but data, which others have read
-    (``inspection.media``): no rule looks at their letters. The body returned is the value written anew, so what was
-    inspected is what is sent.
+    (``inspection.media``): no rule looks at their letters. ``tokens`` stand for what the policy
+    tokenises. The body returned is the value written anew, so what was inspected is what is sent.
     Denies ``BODY_MALFORMED`` where a body could not be masked without breaking it.
     """
-    texts = Texts(engine, decide)
+    texts = Texts(engine, decide, tokens=tokens)
     exempt: list[Place] = [(pointer, at(value, pointer)) for pointer in opaque]
     for pointer, _ in exempt:
         put(value, pointer, "")
@@ -64,7 +66,8 @@ def inspect_request(
         pieces.mask(texts, endpoint.pieces, value)
     body = dump(value) if value is not None else b""
     clean = texts.are_clean(body, (extra or {}).values())
-    if clean and not texts.hinted:
+    given = tokens is not None and tokens.session.has_given
+    if clean and not texts.hinted and not given:
         for pointer, data in exempt:
             put(value, pointer, data)
         return Inspected(dump(value) if exempt else body, tuple(texts.findings))
@@ -75,9 +78,13 @@ def inspect_request(
         else:
             leaves.append(leaf)
     _weigh(texts, value, leaves, extra or {})
-    if clean:
+    given = given and bool(texts.recalled([*[leaf.text for leaf in leaves], *(extra or {}).values()]))
+    if clean and not given:
+        for pointer, data in exempt:
+            put(value, pointer, data)
+        body = dump(value) if exempt else body
         return Inspected(body, tuple(texts.findings))
-    masked = _look(texts, value, leaves, exempt, extra or {})
+    masked = _look(texts, value, leaves, exempt, extra or {}, given=given)
     if masked is None:
         return Denial(Reason.BODY_MALFORMED, 400, "The request body cannot be masked without breaking it.")
     return Inspected(b"" if value is None else masked, tuple(texts.findings))
@@ -116,7 +123,7 @@ def _each(
         written.append(found.body)
         unread += [(f"$[{index}]{place[1:]}", why) for place, why in found.unread]
         findings += [dataclasses.replace(each, where=f"$[{index}]{each.where[1:]}") for each in found.findings]
-    if not any(each.action in (Action.REDACT, Action.BLOCK) for each in findings):
+    if not any(each.action in ACTING for each in findings):
         return Inspected(body, tuple(findings), tuple(unread))
     return Inspected(b"[" + b",".join(written) + b"]", tuple(findings), tuple(unread))
 
@@ -167,7 +174,7 @@ def _inspect_message(
     written = _look(texts, root, leaves, exempt, {})
     if written is None or texts.denial is not None:
         return texts.denial or MALFORMED
-    if not any(finding.action in (Action.REDACT, Action.BLOCK) for finding in texts.findings):
+    if not any(finding.action in ACTING for finding in texts.findings):
         return Inspected(body, tuple(texts.findings))
     root = strict_json(written)
     _empty_copies(endpoint, root)
@@ -204,7 +211,13 @@ def _plain_text(texts: Texts, body: bytes, *, quotes: bool = False) -> Inspected
 
 
 def _look[T: (RequestField, AnswerField)](
-    texts: Texts, value: object, leaves: Sequence[Leaf[T]], exempt: Sequence[Place], extra: Mapping[str, str]
+    texts: Texts,
+    value: object,
+    leaves: Sequence[Leaf[T]],
+    exempt: Sequence[Place],
+    extra: Mapping[str, str],
+    *,
+    given: bool = False,
 ) -> bytes | None:
     """Look at every leaf and then at the JSON text; return the body as it may travel, ``None`` if masking breaks it."""
     for pointer, _ in exempt:
@@ -212,19 +225,19 @@ def _look[T: (RequestField, AnswerField)](
     original = body = dump(value)
     source = {index for index, leaf in enumerate(leaves) if leaf.payloads and is_source(leaf)}
     hidden = any("\\" in leaves[index].text for index in source)
-    edited: list[Leaf[T]] = []
+    edited: list[tuple[Leaf[T], str]] = []
     # Nothing was taken out and nothing is to be opened: the look at all of it has said already that something is there.
     told = not exempt and b"\\\\" not in original
-    if hidden or told or not texts.may_be_skipped(original, extra.values()):
+    if hidden or told or given or not texts.may_be_skipped(original, extra.values()):
         seen: Counter[tuple[str, str]] = Counter()
         edited = _by_field(texts, leaves, source, extra, seen)
         body = texts.check_spanning(original, dump(value) if edited else original, seen)
     if not exempt:
         return body
     written = value if body is original else strict_json(body)
-    masked = {leaf.pointer[:-1] for leaf in edited}
+    masked = {leaf.pointer[:-1] for leaf, text in edited if not texts.stands_for(text, leaf.text)}
     for pointer, old in exempt:
-        # a signature belongs to the text that was masked beside it
+        # a signature belongs to the text that was masked beside it; what was tokenised is again what was signed
         if not put(written, pointer, "" if pointer[-1] == "signature" and pointer[:-1] in masked else old):
             return None
     return dump(written)
@@ -252,8 +265,8 @@ def _by_field[T: (RequestField, AnswerField)](
     source: Collection[int],
     extra: Mapping[str, str],
     seen: Counter[tuple[str, str]],
-) -> list[Leaf[T]]:
-    """Look at every leaf and put its new text in place; return the leaves that changed."""
+) -> list[tuple[Leaf[T], str]]:
+    """Look at every leaf and put its new text in place; return the leaves that changed, with what they became."""
     places = tuple(extra)
     count = len(leaves)
 
@@ -264,7 +277,7 @@ def _by_field[T: (RequestField, AnswerField)](
     edited = [(leaves[index], text) for index, text in sorted(changed.items(), reverse=True) if index < count]
     for leaf, text in edited:
         replace(None, leaf, text)  # type: ignore[arg-type]  # the payloads of a leaf are not looked at
-    return [leaf for leaf, _ in edited]
+    return edited
 
 
 def _may_exempt(leaf: Leaf[RequestField]) -> bool:

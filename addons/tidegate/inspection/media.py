@@ -223,7 +223,9 @@ def _is_plain(name: str) -> bool:
 
 def unmaskable(places: dict[str, str], findings: Sequence[Finding]) -> Denial | None:
     """Refuse a request in whose attachments something is found that the policy masks: a file cannot be rewritten."""
-    first = next((each for each in findings if each.where in places and each.action is Action.REDACT), None)
+    first = next(
+        (each for each in findings if each.where in places and each.action in (Action.TOKENISE, Action.REDACT)), None
+    )
     if first is None:
         return None
     return Denial(

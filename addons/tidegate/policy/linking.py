@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tidegate.identity.permission import matches
-from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Mode, OnUnknown
+from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Mode, OnUnknown
 from tidegate.policy.policy import Permissions, Place, Unlisted
 from tidegate.policy.reader import Reader
-from tidegate.policy.schema import AllowDoc, DenyDoc, Document
+from tidegate.policy.schema import ACTIONS, AllowDoc, DenyDoc, Document
 from tidegate.policy.source import Node
 from tidegate.policy.upstreams import ConnectionDoc, LimitsDoc, merge
 
@@ -56,7 +56,7 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
         permissions=permissions,
         actions=actions,
         decisions={each: _decisions(document.mode, actions, rules, each) for each in Direction},
-        warnings=(*_warnings(document, rules), *_shared(document, connections, permissions, dialects)),
+        warnings=(*_warnings(document, rules, actions), *_shared(document, connections, permissions, dialects)),
     )
 
 
@@ -287,10 +287,11 @@ def _actions(reader: Reader, document: Document, parts: Parts) -> dict[tuple[str
                     f"the classes of the loaded packs: {', '.join(sorted(classes)) or 'there are none'}",
                     found="an unknown class",
                 )
-            elif cls in scored and action is Action.REDACT:
+            elif cls in scored and action in (Action.TOKENISE, Action.REDACT):
                 reader.fault(node, "allow or flag or block, since a score has no place that could be redacted")
         for cls in sorted(classes - set(actions)):
-            reader.fault(document.inspection, " or ".join(Action), found="nothing", key=f"inspection.{direction}.{cls}")
+            accepted = " or ".join(ACTIONS[direction])
+            reader.fault(document.inspection, accepted, found="nothing", key=f"inspection.{direction}.{cls}")
     return found
 
 
@@ -309,9 +310,9 @@ def _decisions(
     found: dict[str, Action] = {}
     for rule in rules:
         action = actions.get((rule.cls, direction), Action.BLOCK)
-        if rule.score is not None and action is Action.REDACT:  # other rules of its class can be masked, a score cannot
-            action = Action.FLAG
-        acts = action in (Action.REDACT, Action.BLOCK)
+        if rule.score is not None and action in (Action.TOKENISE, Action.REDACT):
+            action = Action.FLAG  # other rules of its class can be masked, a score cannot
+        acts = action in ACTING
         found[rule.id] = Action.FLAG if acts and (rule.observe or mode is Mode.OBSERVE) else action
     return found
 
@@ -341,13 +342,17 @@ def _is_allowed(permissions: Permissions, connection: Connection, endpoint: str)
     return any(role.allows for role in permissions.places.get((connection.name, endpoint), {}).values())
 
 
-def _warnings(document: Document, rules: Sequence[Rule]) -> tuple[str, ...]:
+def _warnings(
+    document: Document, rules: Sequence[Rule], actions: Mapping[tuple[str, Direction], Action]
+) -> tuple[str, ...]:
     """Say what a reader of the start panel must know."""
     found: list[str] = []
     if document.mode is Mode.OBSERVE:
         found.append("mode: observe: findings are recorded, nothing is redacted or blocked")
     if document.identities.all is None:
         found.append("identity: none: every client is let in as one anonymous caller")
+        if Action.TOKENISE in actions.values():
+            found.append("identity: none: what one client has tokenised is restored for any that names its token")
     if document.unlisted is Unlisted.PASS:
         found.append("unlisted: pass: hosts that no connection names are not inspected")
     found.extend(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tidegate.model import Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
+from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
 
 if TYPE_CHECKING:
     from tidegate.dialects.protobuf import Descriptors
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tidegate.inspection.engine import Engine
     from tidegate.inspection.ner.spec import Ner
     from tidegate.inspection.rules import Rule
+    from tidegate.inspection.tokens import TokenLimits
 
 
 class Unlisted(enum.StrEnum):
@@ -126,7 +127,8 @@ class Policy:
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
     ``descriptors`` are those of the gRPC connections, by name. ``encoded_runs`` is how many characters of a run in
     base64 or hexadecimal a stream waits for; 0: it does not. ``ner`` is the model that reads prompts, ``None`` where
-    the policy has none or wants nothing of it.
+    the policy has none or wants nothing of it. ``tokens`` says how tokens are kept and restored, ``None`` where nothing
+    is tokenised.
     """
 
     file: str
@@ -147,6 +149,7 @@ class Policy:
     ner: Ner | None = None
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
     encoded_runs: int = 0
+    tokens: TokenLimits | None = None
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
@@ -162,8 +165,7 @@ class Policy:
     @property
     def redacts_answers(self) -> bool:
         """Whether any class is masked or blocked in answers, so that a second copy of their text would undo it."""
-        masking = (Action.REDACT, Action.BLOCK)
-        return any(act in masking for (_, way), act in self.actions.items() if way is Direction.RESPONSE)
+        return any(act in ACTING for (_, way), act in self.actions.items() if way is Direction.RESPONSE)
 
 
 class PolicyError(Exception):

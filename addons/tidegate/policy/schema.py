@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
@@ -22,6 +23,7 @@ from tidegate.policy.proprietary import (
 )
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
+from tidegate.policy.tokens import TOKEN_SECTIONS, read_tokens
 from tidegate.policy.upstreams import CONNECTION_SECTIONS, ConnectionDoc, LimitsDoc, read_connection, read_limits
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -36,6 +38,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "packs",
         "dialects",
         "inspection",
+        "tokens",
         "limits",
         "recording",
         "state",
@@ -50,9 +53,17 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "inspection": ("prompt", "response", "hosts", "thresholds", "encoded_runs", "proprietary", "allow", "ner"),
     **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
+    **TOKEN_SECTIONS,
     "recording": ("mode", "keep", "path"),
     "state": ("path", "retain"),
 }
+
+
+ACTIONS: Mapping[Direction, tuple[Action, ...]] = {
+    Direction.PROMPT: tuple(Action),
+    Direction.RESPONSE: tuple(each for each in Action if each is not Action.TOKENISE),
+}
+"""What may be done with findings. A token is given back to who said its value: no answer holds anything to tokenise."""
 
 PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
@@ -130,6 +141,7 @@ class Document:
     detectors: tuple[DetectorDoc, ...]
     allow_files: tuple[AllowFileDoc, ...]
     ner: NerDoc | None
+    tokens: TokenLimits
     limits: LimitsDoc
     recording_mode: RecordingMode
     keep: Keep
@@ -178,6 +190,7 @@ def read(reader: Reader, root: Node) -> Document:
         detectors=read_detectors(reader, below.get("proprietary")),
         allow_files=read_allow_files(reader, below.get("allow")),
         ner=read_ner(reader, below.get("ner")),
+        tokens=read_tokens(reader, top.get("tokens")),
         limits=read_limits(reader, top.get("limits")),
         recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
         keep=reader.choice(recording.get("keep"), Keep, Keep.REDACTED),
@@ -288,6 +301,14 @@ def _actions(reader: Reader, node: Node | None) -> dict[Direction, dict[str, tup
             continue
         found[direction] = {}
         for cls, action in reader.entries(section[direction]).items():
-            later = " (tokenise and approve are not in this version)" if action.value in ("tokenise", "approve") else ""
-            found[direction][cls] = (reader.choice(action, Action, Action.BLOCK, later), action)
+            found[direction][cls] = (_action(reader, action, direction), action)
     return found
+
+
+def _action(reader: Reader, node: Node, direction: Direction) -> Action:
+    known = ACTIONS[direction]
+    if node.value in known:
+        return Action(str(node.value))
+    notes = {"approve": " (approve is not in this version)", "tokenise": ", since only prompts can be tokenised"}
+    reader.fault(node, " or ".join(known) + notes.get(str(node.value), ""))
+    return Action.BLOCK

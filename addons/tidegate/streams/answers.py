@@ -67,6 +67,16 @@ class StreamedAnswer:
         caps: HeldCaps | None = None,
     ) -> None:
         assert endpoint.stream is not None  # the crossing refuses a stream where the dialect knows none
+        self._engine = engine
+        self._decide = decide
+        self._start(
+            endpoint, shape, EventRedactor(endpoint.stream, engine, decide, caps, head.on_unknown), exchange, head
+        )
+
+    def _start(
+        self, endpoint: Endpoint, shape: ErrorShape, events: EventRedactor, exchange: str, head: AnswerHead
+    ) -> None:
+        assert endpoint.stream is not None
         self.denial: Denial | None = None
         self.calls = NO_CALLS
         self._on_unknown = head.on_unknown
@@ -80,12 +90,10 @@ class StreamedAnswer:
         self._exchange = exchange
         self._label = head.label
         self._status = head.status
-        self._engine = engine
-        self._decide = decide
         self._head = bytearray()
         self._whole = False
         self._framing: Framing | None = None
-        self._events = EventRedactor(endpoint.stream, engine, decide, caps, head.on_unknown)
+        self._events = events
         self._found: tuple[Finding, ...] = ()
 
     @property

@@ -17,7 +17,7 @@ from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, replace, whe
 from tidegate.dialects.spec import ALPHABETS, Delta, Drop, Flush, Keep, Source, StreamSpec
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
-from tidegate.model import Action, Denial, Finding, OnUnknown, Reason
+from tidegate.model import ACTING, Action, Denial, Finding, OnUnknown, Reason
 from tidegate.streams.events import JsonObject, Key, agree, is_true, key_of, set_true, slim, stretch, value_at
 from tidegate.streams.redactor import Piece, Redactor, placeholder, short_name
 from tidegate.streams.source import JsonSource
@@ -176,6 +176,9 @@ class EventRedactor:
     rule can read, or that nobody knows the meaning of; what is text in it is looked at all the same, each as a whole.
     """
 
+    _judges = True
+    _joint = "_"
+
     def __init__(
         self,
         spec: StreamSpec,
@@ -184,11 +187,16 @@ class EventRedactor:
         caps: HeldCaps | None = None,
         on_unknown: OnUnknown = OnUnknown.BLOCK,
     ) -> None:
-        self._caps = caps or HeldCaps()
-        self.texts = Texts(engine, decide, streamed=True, runs=self._caps.runs)
-        self._unnamed = Unnamed(engine, decide)
-        self._on_unknown = on_unknown
+        caps = caps or HeldCaps()
+        redacts = any(decide(rule) in ACTING for rule in engine.rules)
+        self._unnamed: Unnamed | None = Unnamed(engine, decide) if redacts else None
+        self._set_up(spec, Texts(engine, decide, streamed=True, runs=caps.runs), caps, on_unknown)
+
+    def _set_up(self, spec: StreamSpec, texts: Texts, caps: HeldCaps, on_unknown: OnUnknown) -> None:
+        self.texts = texts
         self.unread: dict[str, None] = {}
+        self._caps = caps
+        self._on_unknown = on_unknown
         self._spec = spec
         self._plan = _plan(spec)
         self._channels: dict[tuple[int, Key], _Channel] = {}
@@ -198,7 +206,7 @@ class EventRedactor:
         self._shift = 0
         self._next: int | None = None
         self._made = 0
-        self._redacts = any(decide(rule) in (Action.REDACT, Action.BLOCK) for rule in engine.rules)
+        self._redacts = self._unnamed is not None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -340,7 +348,7 @@ class EventRedactor:
                     return UNDECIDED
                 redactor = self.texts.source() if delta.source else self.texts.redactor()
                 channel = self._channels[at] = _Channel(delta, key, redactor)
-            if delta.named and channel.repeats(leaf.text):
+            if delta.named and self._judges and channel.repeats(leaf.text):
                 return REPEATED
             channel.at, channel.last, channel.like = leaf.pointer, work.value, work.like
             text = self._say(channel, channel.redactor.feed(leaf.text))
@@ -419,7 +427,7 @@ class EventRedactor:
         unique = self._spec.unique
         if unique is not None and isinstance(own := value.get(unique), str):
             self._made += 1
-            value[unique] = f"{own}_{self._made}"
+            value[unique] = f"{own}{self._joint}{self._made}"
         if pad is not None and isinstance(old := value.get(pad), str):
             value[pad] = ""
             value[pad] = stretch(old, len(dump(channel.last)) - len(dump(value)))
@@ -443,7 +451,11 @@ class EventRedactor:
             text = left[number] + looked.get(number, rest[number])
             if text != leaf.text:
                 work.edits.append((leaf, text))
-            if leaf.text in self.texts.clean and self._unnamed.differs(self._at(work, leaf)):
+            if (
+                self._unnamed is not None
+                and leaf.text in self.texts.clean
+                and self._unnamed.differs(self._at(work, leaf))
+            ):
                 self.texts.clean.discard(leaf.text)
         for leaf in work.source:
             if (text := self.texts.check_source(leaf.text, _place(leaf))) != leaf.text:
@@ -464,7 +476,7 @@ class EventRedactor:
 
     def _gone_on(self, work: _Event, leaf: Leaf[Payload]) -> tuple[str, str]:
         """Return what leaves for the part of a text that goes on with a value of an earlier event, and the rest."""
-        went = self._unnamed.follow(self._at(work, leaf), leaf.text)
+        went = None if self._unnamed is None else self._unnamed.follow(self._at(work, leaf), leaf.text)
         if went is None:
             return "", leaf.text
         self.texts.note(went.rule, _place(leaf), 0, went.length)

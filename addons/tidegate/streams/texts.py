@@ -14,11 +14,12 @@ from tidegate.inspection.engine import Engine, TextSpan, encode
 from tidegate.inspection.proprietary.detector import find_all
 from tidegate.inspection.rules import Rule
 from tidegate.inspection.scoring import Scorer
-from tidegate.model import Action, Denial, Finding, Reason, Role, Score
+from tidegate.model import ACTING, Action, Denial, Finding, Reason, Role, Score
 from tidegate.streams.coded import Found, WholeRedactor
 from tidegate.streams.redactor import Masked, Noted, Piece, Redactor, short_name
 from tidegate.streams.runs import RunRedactor, hides
 from tidegate.streams.source import JsonSource
+from tidegate.streams.tokenising import TokeniseWhole, Tokens
 
 MAX_CLEAN = 1024
 """Texts remembered as clean. The names and constants that the events of a stream repeat are about forty."""
@@ -31,8 +32,6 @@ LONG = 8192
 MAX_FLAGGED = 1000
 """Findings that are only flagged, per body or stream; those that act are never left out. More would tell no more."""
 
-_ACTING = (Action.REDACT, Action.BLOCK)
-
 _MARKS = b",:{}[]"
 _OUTSIDE = b"0123456789+-.eEtruefalsn" + _MARKS
 """What JSON has between its strings: numbers, three words, and marks."""
@@ -43,15 +42,22 @@ class Texts:
 
     __slots__ = (
         "_decide", "_decodes", "_detectors", "_doubted", "_engine", "_flagged", "_hinted", "_read", "_runs", "_scorer",
-        "clean", "denial", "findings",
+        "_tokens", "clean", "denial", "findings",
     )  # fmt: skip
 
     def __init__(
-        self, engine: Engine, decide: Callable[[Rule], Action], *, streamed: bool = False, runs: int = 0
+        self,
+        engine: Engine,
+        decide: Callable[[Rule], Action],
+        *,
+        streamed: bool = False,
+        runs: int = 0,
+        tokens: Tokens | None = None,
     ) -> None:
         """Begin. Of texts that are ``streamed`` nothing is decoded, and detectors (``proprietary``) do not see them.
 
-        But for encoded runs of at most ``runs`` characters, where that is not 0.
+        But for encoded runs of at most ``runs`` characters, where that is not 0. Without ``tokens`` what the policy
+        tokenises is masked for good.
         """
         self._runs = runs
         self._scorer = None if streamed else engine.scorer
@@ -69,15 +75,26 @@ class Texts:
         self._doubted: bytes | None = None
         self._read: tuple[bytes, bytes | None] | None = None
         self._decide = decide
+        self._tokens = tokens
 
     def redactor(self) -> Redactor:
         """Begin a text that comes in pieces."""
         inner = Redactor(self._engine, self._decide, short_name)
         return RunRedactor(inner, self._engine, self._decide, self._runs) if self._runs else inner
 
-    def source(self) -> JsonSource:
+    def source(self) -> Redactor | JsonSource:
         """Begin a text that comes in pieces and is JSON source."""
         return JsonSource(self.redactor())
+
+    def recalled(self, texts: Iterable[str]) -> Collection[int]:
+        """Return the indexes of texts that hold a value which the client has read in place of its token."""
+        if self._tokens is None or not self._tokens.session.has_given:
+            return ()
+        return {index for index, text in enumerate(texts) if self._tokens.session.recall(text)}
+
+    def stands_for(self, text: str, original: str) -> bool:
+        """Say whether a text is another in which nothing but tokens took the place of their values."""
+        return self._tokens is not None and self._tokens.session.untokenised(text) == original
 
     def say(self, pieces: Iterable[Piece], place: Callable[[], str]) -> tuple[str, bool]:
         """Join pieces as they may leave, noting what was found at ``place()``; say whether anything was masked."""
@@ -103,7 +120,8 @@ class Texts:
         ``seen`` counts what the rules match in the texts as they are written, by rule id and matched text.
         """
         names = self._names(texts, source)
-        indexes = [index for index in range(len(texts)) if not self._knows(names.get(index))]
+        recalled = self.recalled(texts)
+        indexes = [index for index in range(len(texts)) if index in recalled or not self._knows(names.get(index))]
         new = [texts[index] for index in indexes]
         found = self._engine.find_many(new) if new else {}
         coded = self._coded(new) | self._hidden(new, found) | self._in_runs(new)
@@ -116,7 +134,7 @@ class Texts:
             before = self._told()
             said = text
             escaped = index in source and "\\" in text  # without escapes JSON source reads as it is written
-            if escaped or at in found or at in coded:
+            if escaped or at in found or at in coded or index in recalled:
                 said = self._whole(text, place(index), source=index in source)
             if said != text:
                 changed[index] = said
@@ -269,7 +287,7 @@ class Texts:
             seen[value] -= 1
             if seen[value] < 0:
                 spanning.append(span)
-        acting = {span.rule.id for span in spanning if self._decide(span.rule) in _ACTING}
+        acting = {span.rule.id for span in spanning if self._decide(span.rule) in ACTING}
         for rule, span in {span.rule.id: span for span in reversed(spanning)}.items():
             if rule not in acting and self._decide(span.rule) is Action.FLAG:
                 self.note(span.rule, "$", span.start, span.end)
@@ -291,7 +309,7 @@ class Texts:
 
         def find(text: str) -> list[TextSpan]:
             spans = self._looked_for(find_split(self._engine, text))
-            return [span for span in spans if self._decide(span.rule) in _ACTING or span.rule.id not in noted]
+            return [span for span in spans if self._decide(span.rule) in ACTING or span.rule.id not in noted]
 
         if not self._decodes or not find(_unescaped(body).decode()):
             return body
@@ -313,6 +331,8 @@ class Texts:
         inner = self.redactor()
         if self._detectors or self._decodes:
             inner = WholeRedactor(inner, self._found, self._decide)
+        if self._tokens is not None:
+            inner = TokeniseWhole(inner, self._tokens, self._decide, source=source)
         channel = JsonSource(inner) if source else inner
         return self.say([*channel.feed(text), *channel.end()], lambda: place)[0]
 
@@ -351,7 +371,7 @@ class Texts:
     def note(self, rule: Rule, place: str, start: int, end: int, score: Score | None = None) -> None:
         """Note what was found at a place; what the policy blocks sets ``denial``."""
         action = self._decide(rule)
-        if action not in _ACTING:
+        if action not in ACTING:
             self._flagged += 1
             if self._flagged > MAX_FLAGGED:
                 return
