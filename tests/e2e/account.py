@@ -34,7 +34,7 @@ class Account(Upstream):
         return made
 
     async def _speak(self, received: Received, writer: asyncio.StreamWriter) -> None:
-        body = json.loads(received.body) if received.body else {}
+        body = json.loads(received.body) if received.body.startswith(b"{") else {}  # an upload is a form
         path, _, query = received.path.partition("?")
         parts = path.removeprefix("/v1/").split("/")
         known = [each for each in parts if each in self.kept]
@@ -72,7 +72,7 @@ class Account(Upstream):
             "responses/*/cancel": lambda known, _: self.kept[known[0]] | {"status": "cancelled"},
             "conversations": lambda *_: self.new("conv", object="conversation", metadata={}),
             "conversations/*/items": lambda *_: {"object": "list", "data": self._items(), "has_more": False},
-            "test_uploads": lambda *_: self._file("batch"),
+            "files": lambda *_: self._file("batch"),
             "batches": lambda _, body: self._batch(body),
             "batches/*/cancel": lambda known, _: self.kept[known[0]] | {"status": "cancelling"},
             "vector_stores": lambda *_: self.new("vs", object="vector_store", name="notes", status="completed"),
@@ -82,7 +82,7 @@ class Account(Upstream):
             "threads/*/messages": lambda known, _: self.new("msg", object="thread.message", thread_id=known[0]),
             "threads/runs": lambda _, body: self._started(None, body),
             "threads/*/runs": lambda known, body: self._started(known[0], body),
-            "messages/test_batches": lambda *_: self._message_batch(),
+            "messages/batches": lambda *_: self._message_batch(),
             "messages/batches/*/cancel": lambda known, _: self.kept[known[0]] | {"processing_status": "canceling"},
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.account import SILENCE, Account, ids
-from tests.e2e.harness import CREDENTIAL, ROOT, Process, policy, tidegate_run, token, wait_for_port
+from tests.e2e.harness import CREDENTIAL, Process, policy, tidegate_run, token, wait_for_port
 from tidegate.evidence import queries
 
 openai = pytest.importorskip("openai")
@@ -34,24 +35,6 @@ ROLES = {
     "limited": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["sample-small"]}]},
 }
 BINDINGS = [{"groups": ["local:dev"], "roles": ["dev"]}, {"groups": ["local:limited"], "roles": ["limited"]}]
-
-# Uploads and new batches are forms and bodies inside of bodies, which other tests are about.
-MAKING = {
-    "openai": """
-  test_uploads:
-    methods: [POST]
-    paths: [/v1/test_uploads]
-    makes: [{path: $, kind: file, when: {object: [file]}}]
-""",
-    "anthropic": """
-  test_batches:
-    methods: [POST]
-    paths: [/v1/messages/test_batches]
-    asked: {model: ["$.requests[*].params.model"]}
-    makes: [{path: $, kind: message-batch, when: {type: [message_batch]}}]
-    local: [$.results_url]
-""",
-}
 
 
 @dataclass
@@ -75,11 +58,13 @@ class Setting:
         return self.open.enter_context(client)
 
     def upload(self, who: str) -> str:
-        return str(self.openai(who).post("/test_uploads", body={}, cast_to=object)["id"])
+        asked = {"model": "sample-small", "messages": [{"role": "user", "content": "hello"}]}
+        line = {"custom_id": "0", "method": "POST", "url": "/v1/chat/completions", "body": asked}
+        return str(self.openai(who).files.create(file=("a.jsonl", json.dumps(line).encode()), purpose="batch").id)
 
     def batch(self, who: str) -> str:
-        body = {"requests": [{"custom_id": "0", "params": {"model": "sample-small", "max_tokens": 9, "messages": []}}]}
-        return str(self.anthropic(who).post("/v1/messages/test_batches", body=body, cast_to=object)["id"])
+        asked = {"model": "sample-small", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+        return str(self.anthropic(who).messages.batches.create(requests=[{"custom_id": "0", "params": asked}]).id)
 
     def denied(self, ask: Callable[[], object], error: type[Exception] | None = None, code: str = "not_owner") -> None:
         """Ask; it must be refused, and not one byte may reach the upstream."""
@@ -94,10 +79,6 @@ class Setting:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("owned")
-    (folder / "dialects").mkdir()
-    for name, more in MAKING.items():
-        text = (ROOT / "rules" / "dialects" / f"{name}.yaml").read_text()
-        (folder / "dialects" / f"{name}.yaml").write_text(text + more)
     with Account() as upstream:
         written = policy(folder, upstream.url, roles=ROLES, bindings=BINDINGS)
         tokens = {name: token(folder, name) for name in ("alice", "bob")}

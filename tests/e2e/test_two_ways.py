@@ -271,8 +271,10 @@ async def test_what_goes_round_the_gate_is_refused_and_says_so(here: Setting) ->
             await client.realtime.client_secrets.create(session={"type": "realtime", "model": MODEL})
         with pytest.raises(openai.NotFoundError, match="a key with which a client goes round this gateway"):
             await client.post("/realtime/sessions", cast_to=object, body={"model": MODEL})
-        with pytest.raises(openai.NotFoundError, match="whose sound goes round this gateway"):
-            await client.realtime.calls.create(sdp="v=0")
+        with pytest.raises(openai.PermissionDeniedError, match="The request names no model"):
+            await client.realtime.calls.create(sdp="v=0")  # on_unknown decides on it where a role grants it
+        with pytest.raises(openai.NotFoundError, match="goes round this gateway"):
+            await client.realtime.calls.accept("rtc_1", type="realtime")
     assert here.upstream.heads == []
 
 
