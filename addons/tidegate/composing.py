@@ -194,7 +194,9 @@ def _named(policy: Policy, grant: Grant, inner: Inner, beside: Mapping[str, obje
     found = match(policy.dialects[grant.route.connection.dialect], method, url)
     if found is None or stored_in(found, url):  # what an address names nobody looks up here
         return "", None
-    return found.name, model_named(found, url)
+    if model_named(found, url) is not None:  # of a line the provider reads its body: two models, and one was asked for
+        return "", None
+    return found.name, None
 
 
 def _is_inner(endpoint: Endpoint) -> bool:

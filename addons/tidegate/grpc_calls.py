@@ -227,9 +227,12 @@ def _joined(total: Judged | None, one: Judged, place: str) -> Judged:
     )
 
 
+_MASKED = (Action.TOKENISE, Action.REDACT)
+
+
 def _unmaskable(view: View, findings: tuple[Finding, ...]) -> Denial | None:
     """Refuse a message in whose unknown fields something is found that the policy masks."""
-    first = next((each for each in findings if each.where in view.texts and each.action is Action.REDACT), None)
+    first = next((each for each in findings if each.where in view.texts and each.action in _MASKED), None)
     if first is None:
         return None
     return Denial(

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import math
-import shutil
 import struct
 import time
 import wave
@@ -20,7 +19,7 @@ import pytest
 
 from tests.documents import PNG, docx, run
 from tests.e2e.families import LEAK, cut, stream
-from tests.e2e.harness import CREDENTIAL, ROOT, Process, Received, Upstream, http_answer, policy, tidegate_run, token
+from tests.e2e.harness import CREDENTIAL, Process, Received, Upstream, http_answer, policy, tidegate_run, token
 from tidegate.dialects.forms import Part, read
 from tidegate.evidence import queries
 from tidegate.model import Denial
@@ -50,22 +49,6 @@ BATCH = {
     "expires_at": "2026-01-02T00:00:00Z",
     "request_counts": {"processing": 1, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0},
 }
-PLAIN = """
-dialect: plain
-version: 1
-error: {body: {error: "${message}"}, event: {error: "${message}"}, types: {other: x}}
-endpoints:
-  predict:
-    methods: [POST]
-    paths: ["/predictions/{model}"]
-    bodies: [json, text]
-    asked: {streams: true}
-    answers: [json, text]
-    stream:
-      framing: [text]
-      deltas: [{path: $.text}]
-"""
-"""A server such as TorchServe, which answers with chunks of plain text."""
 SAFE = {"hate": {"filtered": False, "severity": "safe"}}
 
 
@@ -89,7 +72,7 @@ class Provider(Upstream):
 
     async def _speak(self, received: Received, writer: asyncio.StreamWriter) -> None:
         path = received.path.partition("?")[0].rpartition("/v1")[2].rpartition("/deployments/sample-small")[2]
-        path = path.removeprefix("/plain")
+        path = path.removeprefix("/torchserve")
         match path:
             case "/files":
                 answer = STORED if "anthropic" in received.path else FILE
@@ -203,10 +186,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         ]
         connections += [
             {"name": name, "dialect": name, "upstream": f"{upstream.url}/{name}", "serve": {"path": f"/{name}"}}
-            for name in ("anthropic", "plain")
+            for name in ("anthropic", "torchserve")
         ]
-        shutil.copytree(ROOT / "rules" / "dialects", folder / "dialects")
-        (folder / "dialects" / "plain.yaml").write_text(PLAIN)
         roles = {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["sample-*", "gpt-*"]}]}}
         written = policy(folder, upstream.url, connections=connections, roles=roles)
         access = token(folder)
@@ -374,7 +355,7 @@ def test_anthropic_files_are_read(fresh: Setting) -> None:
 
 
 def test_streamed_plain_text_is_masked_live(fresh: Setting) -> None:
-    url, head = f"{fresh.gate.url}/plain/predictions/sample-small", {"authorization": f"Bearer {fresh.token}"}
+    url, head = f"{fresh.gate.url}/torchserve/predictions/sample-small", {"authorization": f"Bearer {fresh.token}"}
     with httpx.Client(timeout=30) as client:
         with client.stream("POST", url, headers=head, content=b"mail jane.doe@example.com") as answer:
             arrived = [(time.monotonic(), piece) for piece in answer.iter_raw()]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 _SPACE = " \t\n\r\f\v"
 _LINKED = ("//", "www.", "mailto:", "xmpp:")
-_HOST = re.compile(r"\.[^\W_]{2,63}(?::[0-9]{1,5})?[/?#]\Z")
+_HOST = re.compile(r"\.(?:[^\W_]{2,63}|xn--[\w-]{1,59}|[0-9]{1,3})(?::[0-9]{1,5})?[/?#]\Z")
 _TAIL = 80
 """Characters of a run that are remembered: the last label of a host has 63."""
 _MARKS = re.compile(r"[/.:?#<\\\]]")

@@ -29,8 +29,8 @@ from tidegate.streams.tokenising import Tokens
 
 LOOK = 2
 """Characters after a token that are looked at before it is restored."""
-_GOES_ON = re.compile(r"@|\.[\w\\]|\\u")
-"""What makes a token the beginning of an address: a host of which it is a part, or a mailbox."""
+_GOES_ON = re.compile(r"@|\.[\w\\]|\\u|[A-Za-z0-9_%+&-]")
+"""What makes a token the beginning of an address: a host or a path of which it is a part, or a mailbox."""
 
 
 class Restorer(Redactor):
