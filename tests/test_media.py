@@ -89,26 +89,18 @@ WHERE: dict[str, tuple[Any, object, list[tuple[str, str]]]] = {
         [("$.messages[0].content[0].image_url", found.STORED)],
     ),
     "chat file": (CHAT, content({"file": {"file_data": url(PNG)}}), [("$.messages[0].content[0].file.file_data", "")]),
-    "chat file, stored": (
-        CHAT,
-        content({"file": {"file_id": "f"}}),
-        [("$.messages[0].content[0].file", found.STORED), ("$.messages[0].content[0].file.file_id", found.STORED)],
-    ),
+    "chat file, stored, which is the caller's own": (CHAT, content({"file": {"file_id": "f"}}), []),
     "chat file, data and stored": (
         CHAT,
         content({"file": {"file_data": b64(PNG), "file_id": "f"}}),
-        [("$.messages[0].content[0].file.file_data", ""), ("$.messages[0].content[0].file.file_id", found.STORED)],
+        [("$.messages[0].content[0].file.file_data", "")],
     ),
     "chat audio": (
         CHAT,
         content({"input_audio": {"data": b64(PNG), "format": "wav"}}),
         [("$.messages[0].content[0].input_audio.data", "")],
     ),
-    "chat audio, an earlier one": (
-        CHAT,
-        {"messages": [{"audio": {"id": "a"}}]},
-        [("$.messages[0].audio", found.STORED)],
-    ),
+    "chat audio, an earlier one, which is refused": (CHAT, {"messages": [{"audio": {"id": "a"}}]}, []),
     "ollama pictures": (CHAT, {"messages": [{"images": [b64(PNG)]}]}, [("$.messages[0].images[0]", "")]),
     "ollama pictures, no list": (CHAT, {"messages": [{"images": b64(PNG)}]}, [("$.messages[0].images", "")]),
     "responses picture": (RESPONSES, given({"image_url": url(PNG)}), [("$.input[0].content[0].image_url", "")]),
@@ -158,7 +150,7 @@ WHERE: dict[str, tuple[Any, object, list[tuple[str, str]]]] = {
     "anthropic document, stored": (
         MESSAGES,
         content(source("file", file_id="f")),
-        [("$.messages[0].content[0].source", found.STORED), ("$.messages[0].content[0].source.file_id", found.STORED)],
+        [("$.messages[0].content[0].source", found.STORED)],
     ),
     "anthropic document of tomorrow": (
         MESSAGES,
@@ -270,8 +262,8 @@ def test_media_of_recorded_requests() -> None:
         parts += len(here)
         for part in here:
             why.update([part.why] if part.data is None else extract(part.data).unread)
-    assert (requests, parts) == (88, 103)
-    assert why == {found.ADDRESS: 33, found.PICTURE: 30, found.STORED: 12, found.SOUND: 1}, "23 PDF, 3 office: all read"
+    assert (requests, parts) == (83, 94)
+    assert why == {found.ADDRESS: 33, found.PICTURE: 30, found.STORED: 3, found.SOUND: 1}, "23 PDF, 3 office: all read"
 
 
 # ── the order of an exchange ─────────────────────────────────────────────────
@@ -379,9 +371,9 @@ NOT_SCANNED = {
         "$.messages[0].content[0].image_url.url",
         "an address, which the provider reads past this gate",
     ),
-    "stored": (
-        content({"file": {"file_id": "f"}}),
-        "$.messages[0].content[0].file",
+    "elsewhere": (
+        content({"file": {"file_url": "f"}}),
+        "$.messages[0].content[0].file.file_url",
         "something stored at the provider",
     ),
     "picture in a document": (file(docx("x", word_a__png=PNG)), PLACE, "a picture"),
@@ -427,7 +419,7 @@ def test_what_was_not_scanned_may_pass(policy: Policy, body: object, place: str,
         content({"image_url": {"url": f"data:image/png;base64,{b64(KEY.encode())}"}}),
         content({"image_url": {"url": url(b"\x01\x02" + KEY.encode() + b"\x03")}}),
         content({"file": {"filename": KEY, "file_data": url(PNG)}}),
-        content({"file": {"file_id": KEY}}),
+        content({"file": {"file_url": KEY}}),
     ],
     ids=["in part", "label", "address", "letters of base64", "plain data:", "wrong label", "unknown", "name", "id"],
 )

@@ -227,7 +227,6 @@ def test_a_list_of_numbers(value: object, *, numbers: bool) -> None:
     ("name", "endpoint", "body"),
     [
         ("mistral", "ocr", {"document": {"document_url": "https://a.example/x.pdf"}}),
-        ("mistral", "ocr", {"document": {"file_id": "f"}}),
         ("mistral", "chat", {"messages": [{"content": [{"type": "input_audio", "input_audio": PNG}]}]}),
         ("mistral", "moderations", {"input": [[{"content": [{"image_url": {"url": PNG}}]}]]}),
         ("cohere", "parse", {"document": {"type": "image_url", "image_url": "https://a.example/x.png"}}),

@@ -129,9 +129,9 @@ def exchange(cuts: tuple[int, int]) -> list[tuple[str, object]]:
 
 @pytest.mark.parametrize("cuts", [(0, 0), (20, 3), (80, 40), (96, 41)])
 def test_layers_say_what_mitmproxys_layers_say(cuts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = exchange(cuts)
     for name in ("_stream", "_without_trailers"):  # other tests have hardened these layers for good
-        monkeypatch.setattr(egress, name, lambda self, event, theirs: theirs(self, event))
+        monkeypatch.setattr(egress, name, lambda self, event, plain: plain(self, event))
+    theirs = exchange(cuts)
     monkeypatch.setattr(layer.Layer, "handle_event", quick.handle_event)
     monkeypatch.setattr(HttpLayer, "event_to_child", quick.event_to_child)
     assert exchange(cuts) == theirs

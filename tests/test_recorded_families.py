@@ -94,7 +94,10 @@ UNNAMED = {
 """Requests that name no model, by API: a role grants them only where it leaves ``models`` out."""
 
 REFUSED: dict[str, dict[str, int]] = {
-    "openai.chat": {"The request body is malformed: it names more than one model.": 1},
+    "openai.chat": {
+        "The request body is malformed: it names more than one model.": 1,
+        "uses $.messages[*].content[*].file.file_id": 2,
+    },
     "openai.completions": {"uses $.prompt[*]": 3},
     "openai.responses": {
         "uses $.conversation": 4,
@@ -107,7 +110,12 @@ REFUSED: dict[str, dict[str, int]] = {
         "asks for $.include[*]": 1,
     },
     "openai.embeddings": {"uses $.input[*]": 7},
-    "anthropic.messages": {"uses $.container": 2},
+    "anthropic.messages": {
+        "uses $.container": 2,
+        "uses $.messages[*].content[*].content[*].source.file_id": 1,
+        "uses $.messages[*].content[*].file_id": 2,
+        "uses $.messages[*].content[*].source.file_id": 1,
+    },
     "gemini.generate": {
         "uses $['cachedContent','cached_content']": 1,
         "uses $.tools[*]['fileSearch','file_search']": 2,
@@ -168,8 +176,8 @@ def test_only_what_cannot_be_read_is_refused(api: str) -> None:
 
 
 MEDIA = {
-    "openai.chat": 35, "openai.chat mistral": 4, "openai.responses": 19, "openai.moderations": 1,
-    "anthropic.messages": 30, "gemini.generate": 73, "gemini.stream": 1, "gemini.interactions": 1,
+    "openai.chat": 33, "openai.chat mistral": 4, "openai.responses": 19, "openai.moderations": 1,
+    "anthropic.messages": 27, "gemini.generate": 73, "gemini.stream": 1, "gemini.interactions": 1,
     "bedrock.converse": 33, "cohere.chat-v2": 1,
 }  # fmt: skip
 """How many requests hold media that are read or follow on_unknown, by API."""

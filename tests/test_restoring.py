@@ -83,8 +83,12 @@ def said(text: str, cuts: Sequence[int] = (), own: Session = OWN, counts: Counts
 TEXTS = {
     "a sentence": ("Write to ¤.", "Write to §."),
     "alone": ("¤", "§"),
-    "twice, and at once": ("¤ ¤¤", "§ §§"),
-    "with letters around": ("x¤s", "x§s"),
+    "twice, and at once": ("¤ ¤¤", f"§ {T}§"),  # the first might be a part of a host
+    "with letters around": ("x¤s", f"x{T}s"),
+    "in a host": (
+        "¤-a.evil.com ¤a.evil.com ¤_a.evil.com ¤%40evil.com ¤+x@evil.com 1.2.3.4/¤ evil.xn--p1ai/¤",
+        "¤-a.evil.com ¤a.evil.com ¤_a.evil.com ¤%40evil.com ¤+x@evil.com 1.2.3.4/¤ evil.xn--p1ai/¤".replace("¤", T),
+    ),
     "marked in Markdown": ("**¤** _¤_ `¤` - ¤\n# ¤", "**§** _§_ `§` - §\n# §"),
     "in angle brackets": ("Jane <¤>, Joe", "Jane <§>, Joe"),
     "in brackets": ("[¤] (¤) {¤}", "[§] (§) {§}"),

@@ -29,7 +29,7 @@ from tidegate.streams.tokenising import Tokens
 
 LOOK = 2
 """Characters after a token that are looked at before it is restored."""
-_GOES_ON = re.compile(r"@|\.[\w\\]|\\u|[A-Za-z0-9_%+&-]")
+_GOES_ON = re.compile(r"@|\.[\w\\]|\\u|_?[A-Za-z0-9%+&-]")
 """What makes a token the beginning of an address: a host or a path of which it is a part, or a mailbox."""
 
 
