@@ -285,6 +285,11 @@ LINES: dict[str, tuple[bytes, str, str]] = {
     "no JSON": (b'{"a":', "body_malformed", "In line 2 of the file: it is not JSON."),
     "no object": (b"[]", "body_malformed", "In line 2 of the file: it is not a JSON object."),
     "a key twice": (b'{"a":1,"a":2}', "body_malformed", "In line 2 of the file: an object holds the same key twice."),
+    "a model in the address": (
+        line(url="/openai/deployments/good-one/chat/completions", body=chat("x")),
+        "no_endpoint",
+        "In line 2 of the file: it names no endpoint of the connection that it could ask.",
+    ),
     "a stored answer by its address": (
         line(url="/v1/responses/resp_1/cancel", body={"model": "good-one"}),
         "no_endpoint",

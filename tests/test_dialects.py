@@ -1027,3 +1027,43 @@ def test_corpus_signatures_are_exempt_in_requests() -> None:
                 inspected += not is_exempt(leaf)
     assert exempt > 200
     assert inspected == 3, "three of one provider begin with a UUID, which no shape allows: inspected, to be safe"
+
+
+MISTRAL = shipped("mistral")
+REMOTE = {"type": "mcp", "server_url": "https://evil.example"}
+SHELL = {"type": "shell", "environment": {"container_id": "cntr_1"}}
+PAST_THE_GATE = {
+    "a batch by blob": (OPENAI, "batches", {"endpoint": "/x", "input_blob": "https://evil.example/in.jsonl"}),
+    "answers to a blob": (OPENAI, "batches", {"input_file_id": "f", "output_folder": {"url": "https://evil.example"}}),
+    "a server in an item": (OPENAI, "responses", {"input": [{"type": "additional_tools", "tools": [REMOTE]}]}),
+    "a server in a tool": (OPENAI, "responses", {"tools": [{"type": "namespace", "tools": [REMOTE]}]}),
+    "a container in an item": (OPENAI, "responses", {"input": [{"type": "additional_tools", "tools": [SHELL]}]}),
+    "a container of an item": (OPENAI, "responses", {"input": [{"type": "shell_call", **SHELL}]}),
+    "a skill": (OPENAI, "responses", {"tools": [{"container": {"skills": [{"skill_id": "skill_1"}]}}]}),
+    "a server in a conversation": (
+        OPENAI,
+        "conversations",
+        {"items": [{"type": "additional_tools", "tools": [REMOTE]}]},
+    ),
+    "settings of a call": (OPENAI, "realtime_calls", {"sdp": "v=0", "session": "{}"}),
+    "an earlier spoken answer": (OPENAI, "chat", {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}),
+    "a file in Realtime": (OPENAI, "realtime", {"item": {"content": [{"type": "input_file", "file_id": "f"}]}}),
+    "a file at Anthropic": (ANTHROPIC, "messages", {"messages": [{"content": [{"source": {"file_id": "f"}}]}]}),
+    "a skill at Anthropic": (ANTHROPIC, "messages", {"container": {"skills": [{"type": "custom", "skill_id": "s"}]}}),
+    "a file at Mistral": (MISTRAL, "chat", {"messages": [{"content": [{"type": "file", "file_id": "f"}]}]}),
+}
+
+
+@pytest.mark.parametrize(("spec", "endpoint", "body"), PAST_THE_GATE.values(), ids=PAST_THE_GATE.keys())
+def test_what_leads_past_the_gate_or_to_what_others_stored_is_refused(spec: Dialect, endpoint: str, body: dict) -> None:
+    unread: list[tuple[str, str]] = []  # what ``on_unknown`` could let pass: none of these
+    denial = refused(spec.endpoints[endpoint], body, redacting=False, unread=unread, named=True)
+    assert denial is not None
+    assert (denial.reason, unread) == (Reason.BODY_OPAQUE, [])
+
+
+def test_an_item_without_what_it_holds_names_a_stored_one() -> None:
+    for endpoint, field in (("responses", "input"), ("conversations", "items")):
+        bare = {"type": "image_generation_call", "id": "ig_1"}
+        assert refused(OPENAI.endpoints[endpoint], {field: [bare]}, redacting=False) is not None
+        assert refused(OPENAI.endpoints[endpoint], {field: [{**bare, "result": "aGk="}]}, redacting=False) is None

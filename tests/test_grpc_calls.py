@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tidegate.crossing import Crossing
 from tidegate.dialects.errors import grpc_message, render
 from tidegate.dialects.protobuf import pack
 from tidegate.inspection.cache import DiskCache
-from tidegate.model import Caller, Denial, Head, Outcome, Reason, Scanned
+from tidegate.model import Action, Caller, Denial, Direction, Head, Outcome, Reason, Scanned
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy, PolicyError
 from tidegate.steps import Stage
@@ -235,6 +236,13 @@ def test_what_is_not_scanned_may_be_flagged_and_is_kept(policy: Policy) -> None:
         assert exchange.scanned is Scanned.PARTLY
     exchange, _ = sent(policy, written(infer_request("hello")), f"/flag{INFER}")
     assert exchange.scanned is Scanned.WHOLE
+
+
+def test_what_would_be_tokenised_in_an_unknown_field_is_refused(policy: Policy) -> None:
+    actions = dict.fromkeys(policy.decisions[Direction.PROMPT], Action.TOKENISE)
+    tokenising = replace(policy, decisions={**policy.decisions, Direction.PROMPT: actions})
+    _exchange, step = judged(tokenising, unknown(MAIL), f"/flag{INFER}")
+    assert "$, unknown field 1022" in refused(step, Reason.FINDING).message
 
 
 @pytest.mark.parametrize("text", [KEY, MAIL])

@@ -18,7 +18,7 @@ from tidegate.dialects.protobuf import Method, View
 from tidegate.dialects.spec import Endpoint, GrpcSpec, JsonObject
 from tidegate.inspection.attachments import Extraction
 from tidegate.judging import Judged, Unopened, Unowned, blocked, judge, too_large
-from tidegate.model import Action, Denial, Finding, Grant, Head, Reason, Route
+from tidegate.model import MASKING, Denial, Finding, Grant, Head, Reason, Route
 from tidegate.policy.policy import Policy
 from tidegate.streams.grpc import Deframer, GrpcFault, frame
 from tidegate.streams.grpc_answers import DETAILS, MESSAGE, STATUS
@@ -227,12 +227,9 @@ def _joined(total: Judged | None, one: Judged, place: str) -> Judged:
     )
 
 
-_MASKED = (Action.TOKENISE, Action.REDACT)
-
-
 def _unmaskable(view: View, findings: tuple[Finding, ...]) -> Denial | None:
     """Refuse a message in whose unknown fields something is found that the policy masks."""
-    first = next((each for each in findings if each.where in view.texts and each.action in _MASKED), None)
+    first = next((each for each in findings if each.where in view.texts and each.action in MASKING), None)
     if first is None:
         return None
     return Denial(

@@ -21,7 +21,8 @@ class Action(enum.StrEnum):
     BLOCK = "block"
 
 
-ACTING = (Action.TOKENISE, Action.REDACT, Action.BLOCK)
+MASKING = (Action.TOKENISE, Action.REDACT)
+ACTING = (*MASKING, Action.BLOCK)
 """The actions that take a finding out of the text."""
 
 

@@ -17,7 +17,7 @@ from tidegate.inspection.attachments import Extraction, extract, is_quick, packe
 from tidegate.inspection.attachments.found import ADDRESS, IN_ANSWER, NOT_BASE64, STORED, UNKNOWN
 from tidegate.inspection.attachments.kinds import UNREADABLE, Kind, kinds
 from tidegate.inspection.engine import Engine, encode
-from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Scanned
+from tidegate.model import MASKING, Denial, Finding, OnUnknown, Reason, Scanned
 
 ANSWER = "the answer"
 """The place of what comes back and cannot be scanned, as is known before it was asked for."""
@@ -223,9 +223,7 @@ def _is_plain(name: str) -> bool:
 
 def unmaskable(places: dict[str, str], findings: Sequence[Finding]) -> Denial | None:
     """Refuse a request in whose attachments something is found that the policy masks: a file cannot be rewritten."""
-    first = next(
-        (each for each in findings if each.where in places and each.action in (Action.TOKENISE, Action.REDACT)), None
-    )
+    first = next((each for each in findings if each.where in places and each.action in MASKING), None)
     if first is None:
         return None
     return Denial(
