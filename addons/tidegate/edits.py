@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy import http
 from mitmproxy.net.http import status_codes
 from mitmproxy.proxy.mode_specs import ReverseMode
@@ -12,7 +13,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from tidegate import headers
 from tidegate.inspection.engine import Engine
 from tidegate.judging import readings
-from tidegate.model import Origin
+from tidegate.model import Origin, Peer
 from tidegate.policy.policy import Policy
 from tidegate.steps import Send
 
@@ -40,6 +41,13 @@ def origin(flow: http.HTTPFlow, policy: Policy) -> Origin | None:
     host = name.rsplit(":", 1)[0] if name.rpartition(":")[2].isdecimal() else name
     claimed = Origin(request.scheme, host.lower(), request.port)
     return claimed if claimed in policy.routes.origins else found
+
+
+def peer(flow: http.HTTPFlow) -> Peer:
+    """Say who is at the other end of the client's connection."""
+    shown = flow.client_conn.certificate_list
+    der = shown[0].to_cryptography().public_bytes(Encoding.DER) if shown else None
+    return Peer(flow.client_conn.peername[0], der)
 
 
 def hide_credentials(request: http.Request) -> None:

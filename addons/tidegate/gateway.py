@@ -102,7 +102,7 @@ class Gateway(Fence):
         request = flow.request
         fields, origin = edits.fields(request.headers), edits.origin(flow, self.policy)
         http1 = not (request.is_http2 or request.is_http3)
-        head = Head(request.method, request.path, fields, origin, http1)
+        head = Head(request.method, request.path, fields, origin, http1, edits.peer(flow))
         step = exchange.crossing.receive(steps.HeadArrived(head, known))
         edits.hide_credentials(flow.request)
         if isinstance(step, steps.Identify):

@@ -210,6 +210,17 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of the client's connection: its address as text, and the certificate it showed (DER).
+
+    The client has proven that it holds the certificate's key; nobody has yet asked who signed it.
+    """
+
+    address: str | None = None
+    certificate: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """A request head. ``path`` holds the query; header names are lower case, repeats are kept in order.
 
@@ -222,6 +233,7 @@ class Head:
     headers: tuple[tuple[str, str], ...]
     origin: Origin | None
     http1: bool = True
+    peer: Peer = Peer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +241,18 @@ class Caller:
     """Who asks. ``groups`` are qualified by the identity they came from: ``corp:ml-eng``.
 
     ``expires`` is a Unix time in seconds, or ``None`` for a caller without an end (static token, identity none).
+    ``strength`` holds what the provider says of how the caller proved who he is (``acr``, ``amr``, RFC 8176), and
+    ``authenticated`` when he did (``auth_time``, else ``iat``; Unix time in seconds). ``claims`` are the pairs of name
+    and value that conditions and bindings may name; a claim with a list of values stands there once for each.
     """
 
     identity: str
     subject: str
     groups: frozenset[str] = frozenset()
     expires: float | None = None
+    strength: frozenset[str] = frozenset()
+    authenticated: float | None = None
+    claims: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
