@@ -106,6 +106,7 @@ FAULTS: dict[str, list[str]] = {
     ],
     "on-unknown": [
         "FILE:12: connections[0].on_unknown: found 'allow'; accepted: block or flag or pass",
+        "FILE:13: connections[0].encoded_runs: found '9KiB'; accepted: a size from 64B to 4KiB, or none",
     ],
     "recording": [
         "FILE:23: recording.mode: found 'relaxed'; accepted: strict or best_effort",

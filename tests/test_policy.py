@@ -399,6 +399,19 @@ def keys(sections: Mapping[str, tuple[str, ...]]) -> set[str]:
     return {f"{section}.{key}".removeprefix(".") for section, names in sections.items() for key in names}
 
 
+@pytest.mark.parametrize(
+    ("general", "own", "runs"),
+    [(None, None, 0), ("1KiB", None, 1024), ("1KiB", "256B", 256), ("1KiB", "none", 0), (None, "64B", 64)],
+)
+def test_a_connection_says_for_itself_how_long_encoded_runs_wait(
+    folder: Path, general: str | None, own: str | None, runs: int
+) -> None:
+    place = "    serve: {path: /openai}\n"
+    said = place if own is None else f"{place}    encoded_runs: {own}\n"
+    whole = "inspection:\n" if general is None else f"inspection:\n  encoded_runs: {general}\n"
+    assert change(folder, (place, said), ("inspection:\n", whole)).connections["openai"].encoded_runs == runs
+
+
 @pytest.mark.parametrize("rule", OnUnknown)
 def test_what_a_connection_does_with_what_cannot_be_inspected(folder: Path, rule: OnUnknown) -> None:
     assert load(folder / "policy.yaml").connections["openai"].on_unknown is OnUnknown.BLOCK

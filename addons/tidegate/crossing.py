@@ -531,10 +531,14 @@ class Crossing:
         assert self.route is not None
         decide = self.policy.decide(Direction.RESPONSE)
         head = self._answer_head = AnswerHead(content_type, status, self.route.connection.on_unknown)
-        caps = HeldCaps(runs=self.policy.encoded_runs)
-        answer = StreamedAnswer(self._endpoint(), self.shape, self.policy.engine, decide, self.exchange, head, caps)
+        endpoint, engine, caps = self._endpoint(), self.policy.engine, self._caps()
+        answer = StreamedAnswer(endpoint, self.shape, engine, decide, self.exchange, head, caps)
         answer.calls = self.calls
         return answer
+
+    def _caps(self) -> HeldCaps:
+        assert self.route is not None
+        return HeldCaps(runs=self.route.connection.encoded_runs)
 
     def _words(self, denial: Denial) -> bytes:
         return render(self.shape, denial, self.exchange)[1]
@@ -551,7 +555,7 @@ class Crossing:
         if not call.method.server_streams:
             self.stage = Stage.WHOLE
             return Buffer(drop)
-        return self._begin(GrpcAnswer(self._answering), drop)
+        return self._begin(GrpcAnswer(self._answering, self._caps()), drop)
 
     def _about(self, call: grpc_calls.Call, encoding: str) -> Answering:
         assert self.route is not None

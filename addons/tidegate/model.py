@@ -284,7 +284,10 @@ class CredentialRef:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A model provider as the policy names it. ``prefix`` is the path prefix served in reverse mode (``/openai``)."""
+    """A model provider as the policy names it. ``prefix`` is the path prefix served in reverse mode (``/openai``).
+
+    ``encoded_runs`` is how many characters of a run in base64 or hexadecimal a stream waits for; 0: it does not.
+    """
 
     name: str
     dialect: str
@@ -295,6 +298,7 @@ class Connection:
     request_bytes: int
     answer: AnswerLimits
     on_unknown: OnUnknown = OnUnknown.BLOCK
+    encoded_runs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -406,7 +406,7 @@ class Socket:
         return [] if isinstance(late, Denial) else written(late)
 
     def _fresh(self) -> EventRedactor:
-        caps = HeldCaps(runs=self._policy.encoded_runs)
+        caps = HeldCaps(runs=self._grant.route.connection.encoded_runs)
         return EventRedactor(self._stream, self._policy.engine, self._policy.decide(Direction.RESPONSE), caps)
 
     def _over(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -55,12 +56,13 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes] | None = None, sec
 
 @dataclass
 class Received:
-    """One request as it came over the wire."""
+    """One request as it came over the wire. ``connection`` counts the connections of an upstream."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
+    connection: int = 0
 
 
 def http_answer(
@@ -98,7 +100,7 @@ class Upstream:
     """A model provider of our own on 127.0.0.1, in a thread. ``answers`` maps a path to what is written back.
 
     ``data`` holds every byte that arrived on any connection, ``requests`` what was understood, ``connections`` how
-    many were opened, ``open`` how many of them are.
+    many were opened, ``open`` how many of them are, ``closed`` the numbers of those that clients have closed.
     """
 
     def __init__(self) -> None:
@@ -106,8 +108,10 @@ class Upstream:
         self.data = b""
         self.requests: list[Received] = []
         self.connections = self.open = 0
+        self.closed: set[int] = set()
         self.answers: dict[str, Answer] = {}
         self.default: Answer = self._json
+        self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -184,6 +188,7 @@ class Upstream:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
+        number = next(self._numbers)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = await self._read(reader.readuntil(b"\r\n\r\n"))
@@ -193,11 +198,12 @@ class Upstream:
                 }
                 method, path, _ = lines[0].split(" ", 2)
                 body = await self._read(reader.readexactly(int(headers.get("content-length", "0"))))
-                received = Received(method, path, headers, body)
+                received = Received(method, path, headers, body, number)
                 self.requests.append(received)
                 await self.answers.get(path, self.default)(received, writer)
                 await writer.drain()
         self.open -= 1
+        self.closed.add(number)
         writer.close()
 
     async def _read(self, what: Awaitable[bytes]) -> bytes:

@@ -24,6 +24,7 @@ from tests.wire import FAMILIES, FORMS, Said, every, pieces
 pytestmark = pytest.mark.e2e
 
 CARD = "4111111111111111"
+KEY = "AKIA" + "Z7QK4WJX2MVT5R3P"
 TEXT = f"see {CARD} now. "
 MEGABYTES = 100 if os.environ.get("TIDEGATE_CAMPAIGN") else 20
 RSS = 420
@@ -53,7 +54,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         ]
         limits = {"response": {"bytes": "512MiB", "idle": "2s", "first_byte": "30s"}}
         recording = {"mode": "strict", "keep": "none", "path": "recording.db"}
-        path = policy(folder, upstream.url, connections=connections, limits=limits, recording=recording)
+        inspection = {
+            "prompt": dict.fromkeys(("secrets", "pii", "injection", "exfil"), "allow"),
+            "response": {"secrets": "block", "pii": "redact", "injection": "allow", "exfil": "redact"},
+        }
+        path = policy(
+            folder, upstream.url, connections=connections, limits=limits, recording=recording, inspection=inspection
+        )
         access = token(folder)
         with tidegate_run(path) as gate:
             yield Stage(gate, upstream, access)
@@ -126,6 +133,22 @@ def test_an_upstream_that_stalls_inside_a_value(stage: Stage, name: str) -> None
         reply = client.ask(asked(stage, name))
     nothing_of_the_card(reply.body)
     assert stage.record(reply.id, 15)["reason"] == "answer_idle"
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_an_upstream_that_falls_silent_behind_what_is_blocked_is_cut_within_a_second(stage: Stage, name: str) -> None:
+    said = pieces(name, FAMILIES[name](Said(f"the key {KEY} and more"), lambda _: ["the key ", KEY, " and", " more"]))
+    stage.upstream.says(head(FORMS[name].label) + b"".join(chunk(part) for part in said[:-1]))
+    with stage.client() as client:
+        client.socket.settimeout(30)
+        reply = client.ask(asked(stage, name))
+        told = time.monotonic()
+        while stage.upstream.requests[0].connection not in stage.upstream.closed and time.monotonic() < told + 10:
+            time.sleep(0.01)
+        spent = time.monotonic() - told
+    assert KEY[:12].encode() not in reply.body
+    assert spent < 1.0
+    assert stage.record(reply.id, 15)["reason"] == "answer_finding"
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -83,6 +83,7 @@ def _connections(reader: Reader, document: Document, parts: Parts) -> dict[str, 
             request_bytes=request_bytes,
             answer=answer,
             on_unknown=each.on_unknown,
+            encoded_runs=document.encoded_runs if each.encoded_runs is None else each.encoded_runs,
         )
     return found
 

@@ -93,7 +93,6 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         ),
         ner=ner.wanted(linked.actions),
         descriptors=described.sets,
-        encoded_runs=document.encoded_runs,
         tokens=document.tokens if Action.TOKENISE in linked.decisions[Direction.PROMPT].values() else None,
     )
 

@@ -125,8 +125,7 @@ class Policy:
 
     ``sha256`` covers the texts of the policy, its packs and its dialects. ``warnings`` are sentences for the start
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
-    ``descriptors`` are those of the gRPC connections, by name. ``encoded_runs`` is how many characters of a run in
-    base64 or hexadecimal a stream waits for; 0: it does not. ``ner`` is the model that reads prompts, ``None`` where
+    ``descriptors`` are those of the gRPC connections, by name. ``ner`` is the model that reads prompts, ``None`` where
     the policy has none or wants nothing of it. ``tokens`` says how tokens are kept and restored, ``None`` where nothing
     is tokenised.
     """
@@ -148,7 +147,6 @@ class Policy:
     warnings: tuple[str, ...]
     ner: Ner | None = None
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
-    encoded_runs: int = 0
     tokens: TokenLimits | None = None
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict

@@ -24,7 +24,14 @@ from tidegate.policy.proprietary import (
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 from tidegate.policy.tokens import TOKEN_SECTIONS, read_tokens
-from tidegate.policy.upstreams import CONNECTION_SECTIONS, ConnectionDoc, LimitsDoc, read_connection, read_limits
+from tidegate.policy.upstreams import (
+    CONNECTION_SECTIONS,
+    ConnectionDoc,
+    LimitsDoc,
+    read_connection,
+    read_limits,
+    read_runs,
+)
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "": (
@@ -67,8 +74,6 @@ ACTIONS: Mapping[Direction, tuple[Action, ...]] = {
 
 PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
-RUNS = 64, 4096
-"""Least and most characters of an encoded run: a stream holds 8 Ki in all of one text, and a match beside the run."""
 RECORDING_PATH = "recordings/tidegate.db"
 STATE_NAME = "control.db"
 STATE_RETAIN = 400 * 86400.0
@@ -186,7 +191,7 @@ def read(reader: Reader, root: Node) -> Document:
         actions=_actions(reader, top.get("inspection")),
         hosts=_hosts(reader, below.get("hosts")),
         thresholds=_thresholds(reader, below.get("thresholds")),
-        encoded_runs=_encoded_runs(reader, below.get("encoded_runs")),
+        encoded_runs=read_runs(reader, below.get("encoded_runs")) or 0,
         detectors=read_detectors(reader, below.get("proprietary")),
         allow_files=read_allow_files(reader, below.get("allow")),
         ner=read_ner(reader, below.get("ner")),
@@ -269,14 +274,6 @@ def _hosts(reader: Reader, node: Node | None) -> tuple[str, ...]:
         if not HOST.fullmatch(str(each.value)):
             reader.fault(each, accepted)
     return tuple(str(each.value) for each in found)
-
-
-def _encoded_runs(reader: Reader, node: Node | None) -> int:
-    """Read how many characters of an encoded run a stream waits for; 0 where runs are not decoded."""
-    size = reader.bytes(node)
-    if node is not None and size is not None and not RUNS[0] <= size <= RUNS[1]:
-        reader.fault(node, f"a size from {RUNS[0]}B to {RUNS[1] // 1024}KiB")
-    return size or 0
 
 
 def _thresholds(reader: Reader, node: Node | None) -> dict[str, tuple[float, Node]]:

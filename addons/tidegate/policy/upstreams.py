@@ -22,6 +22,7 @@ CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
         "credential",
         "limits",
         "on_unknown",
+        "encoded_runs",
         "descriptors",
     ),
     "connections[].serve": ("path",),
@@ -33,6 +34,9 @@ CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "limits.socket": ("idle", "duration"),
 }
 
+RUNS = 64, 4096
+"""Least and most characters of an encoded run: a stream holds 8 Ki in all of one text, and a match beside the run."""
+NO_RUNS = "none"
 REQUEST_BYTES = 8 * 1024 * 1024  # a prompt of a million tokens is 4 to 5 MB of JSON
 _PORTS = {"http": 80, "https": 443}
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
@@ -74,6 +78,7 @@ class ConnectionDoc:
     credential: CredentialRef | None
     limits: LimitsDoc
     on_unknown: OnUnknown = OnUnknown.BLOCK
+    encoded_runs: int | None = None
     descriptors: Node | None = None
 
 
@@ -102,8 +107,20 @@ def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
         credential=credential,
         limits=read_limits(reader, section.get("limits")),
         on_unknown=reader.choice(section.get("on_unknown"), OnUnknown, OnUnknown.BLOCK),
+        encoded_runs=read_runs(reader, section.get("encoded_runs")),
         descriptors=section.get("descriptors"),
     )
+
+
+def read_runs(reader: Reader, node: Node | None) -> int | None:
+    """Read how many characters of an encoded run a stream waits for: 0 for none, ``None`` where nobody says."""
+    if node is None or node.value == NO_RUNS:
+        return None if node is None else 0
+    accepted = f"a size from {RUNS[0]}B to {RUNS[1] // 1024}KiB, or {NO_RUNS}"
+    size = reader.bytes(node)
+    if size is not None and not RUNS[0] <= size <= RUNS[1]:
+        reader.fault(node, accepted)
+    return size
 
 
 def read_limits(reader: Reader, node: Node | None) -> LimitsDoc:
