@@ -11,7 +11,6 @@ more digits becomes a ``Leaf``, named or not. Absence from the paths therefore e
 from __future__ import annotations
 
 import enum
-import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,8 @@ from typing import NamedTuple
 from jsonpath_ng.exceptions import JSONPathError
 from jsonpath_ng.jsonpath import Child, Descendants, Fields, Index, JSONPath, Root, Wildcard
 from jsonpath_ng.parser import parse
+
+from tidegate.memo import Memo
 
 Pointer = tuple[str | int, ...]
 
@@ -109,13 +110,24 @@ class _State[T]:
     other: _State[T] | None = None  # None only while the automaton is built
 
 
-@functools.lru_cache(maxsize=4096)
+STEPS: Memo[tuple[Step, ...]] = Memo(
+    "steps",
+    lambda made: [[step.names, step.indexes, step.deep] for step in made],
+    lambda stored: tuple(Step(tuple(names), tuple(indexes), deep) for names, indexes, deep in stored),
+)
+
+
 def steps(expression: str) -> tuple[Step, ...]:
     """Parse an expression into its steps.
 
     Raises:
         ExpressionError: no JSONPath, or not in the subset.
     """
+    known = STEPS.get(expression)
+    return STEPS.put(expression, _steps(expression)) if known is None else known
+
+
+def _steps(expression: str) -> tuple[Step, ...]:
     try:
         with warnings.catch_warnings():  # what jsonpath-ng deprecates is outside our subset and refused below
             warnings.simplefilter("ignore", DeprecationWarning)

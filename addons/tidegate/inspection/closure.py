@@ -17,8 +17,10 @@ import re._constants as ops  # type: ignore[import-not-found]  # typeshed has no
 import re._parser as parser  # type: ignore[import-not-found]  # the same
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
+
+from tidegate.memo import Memo
 
 # RE2 refuses a repeat above this (re2/parse.cc, kMaxRepeat).
 _MAX_REPEAT = 1000
@@ -104,8 +106,16 @@ class Either:
 type Node = Byte | Edge | Repeat | Sequence | Either
 
 
+PATTERNS: Memo[Pattern] = Memo("pattern", lambda made: list(astuple(made)), lambda stored: Pattern(*stored))
+SKETCHES: Memo[str] = Memo("sketch", str, str)
+
+
 def read(pattern: str) -> Pattern:
     """Read a rule's pattern. Raises ``PatternError`` for what is unbounded, can be empty, or looks around."""
+    return PATTERNS.get(pattern) or PATTERNS.put(pattern, _pattern(pattern))
+
+
+def _pattern(pattern: str) -> Pattern:
     node = _parsed(pattern)
     shortest, longest = _widths(node)
     if shortest == 0:
@@ -136,7 +146,8 @@ def sketch(pattern: str) -> str:
     one of many words it would enter at each of them, so there the pattern begins behind the gap. Raises
     ``PatternError``.
     """
-    return _render(_opened(_tail(_parsed(pattern))), named=False)
+    known = SKETCHES.get(pattern)
+    return SKETCHES.put(pattern, _render(_opened(_tail(_parsed(pattern))), named=False)) if known is None else known
 
 
 def begin(pattern: str, enough: int) -> Node:

@@ -21,6 +21,7 @@ from tidegate.model import Action, Direction, Fault
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
 from tidegate.policy.linking import Parts, link
+from tidegate.policy.memory import remembering
 from tidegate.policy.ner_files import open_ner
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, State, StaticIdentity
 from tidegate.policy.reader import Reader
@@ -51,10 +52,11 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     dialect_texts = _files(path, "dialects", document.dialects, reader, document)
     below: list[Fault] = []
     packs += _detectors(below)
-    dialects = _dialects(dialect_texts, below)
     coded = open_all(str(path), document.detectors, document.allow_files, path.parent)
     thresholds = {cls: value for cls, (value, _) in document.thresholds.items()}
-    rules, engine = _rules(packs, below, engine_cache, coded, thresholds)
+    with remembering(engine_cache, (each.text for each in (*packs, *dialect_texts))):
+        dialects = _dialects(dialect_texts, below)
+        rules, engine = _rules(packs, below, engine_cache, coded, thresholds)
     if not below:
         coded.check_rules(rules, document.allow_files, path.parent)
     coded.checks.update(urls.checks(rules, document.hosts))
@@ -105,7 +107,8 @@ def load_packs(paths: Sequence[Path], *, engine_cache: CompiledCache | None = No
     faults: list[Fault] = []
     texts = [text for text in (_read(each, each.parent, faults) for each in paths) if text is not None]
     texts += _detectors(faults) if detectors else ()
-    _, engine = _rules(texts, faults, engine_cache, Coded())
+    with remembering(engine_cache, (each.text for each in texts)):
+        _, engine = _rules(texts, faults, engine_cache, Coded())
     if faults or engine is None:
         raise PolicyError(tuple(faults))
     return engine

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
+from tidegate.memo import Memo
 from tidegate.model import Fault
 
 DEPTH = 20  # a policy nests six deep
@@ -37,12 +39,38 @@ class Node:
         return "a list" if isinstance(value, tuple) else "a mapping"
 
 
+def _written(node: Node) -> list[Any]:
+    """Turn a tree into a JSON value: the line of each node, and what it holds. Keys follow from where it stands."""
+    value = node.value
+    if isinstance(value, tuple):
+        return [node.line, [_written(each) for each in value]]
+    if isinstance(value, Mapping):
+        return [node.line, {name: _written(each) for name, each in value.items()}]
+    return [node.line, value]
+
+
+def _read(stored: list[Any], key: str = "") -> Node:
+    line, value = stored
+    if isinstance(value, list):
+        value = tuple([_read(each, f"{key}[{at}]") for at, each in enumerate(value)])
+    elif isinstance(value, dict):
+        value = {name: _read(each, f"{key}.{name}" if key else name) for name, each in value.items()}
+    return Node(key, line, value)
+
+
+TREES: Memo[Node] = Memo("tree", _written, _read)
+"""The trees of texts in which nothing is at fault."""
+
+
 def parse(text: str, file: str) -> tuple[Node | None, tuple[Fault, ...]]:
     """Read YAML text into a tree.
 
     Returns ``None`` and a fault when it is not YAML; otherwise the tree and a fault for each repeated key, alias and
     tag. Dates stay text. Keys are text as written (``on`` is the word, not a truth value).
     """
+    known = TREES.get(text)
+    if known is not None:
+        return known, ()
     try:  # not libyaml's CSafeLoader: it is faster, and crashes the process on deep nesting
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -56,7 +84,8 @@ def parse(text: str, file: str) -> tuple[Node | None, tuple[Fault, ...]]:
     if root is None:
         return None, (Fault(file, "the file", "nothing", "a mapping"),)
     tree = _Tree(loader, file)
-    return tree.node(root, "", 0), tuple(tree.faults)
+    made = tree.node(root, "", 0)
+    return (made if tree.faults else TREES.put(text, made)), tuple(tree.faults)
 
 
 class _Tree:
