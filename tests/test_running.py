@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tidegate.running import Settings, StartError, listeners, mitmproxy_options
+from tidegate.identity.static import StaticTokens
+from tidegate.model import Reason
+from tidegate.policy.policy import StaticIdentity
+from tidegate.running import Settings, StartError, invite, listeners, mitmproxy_options
 
 
 def settings(*options: str, modes: tuple[str, ...] = ("reverse",), host: str = "127.0.0.1") -> Settings:
@@ -77,3 +82,15 @@ def test_a_mode_that_cannot_be_is_refused_in_one_sentence() -> None:
 )
 def test_each_mode_says_where_it_listens(modes: tuple[str, ...], host: str, told: list[str]) -> None:
     assert listeners(settings(modes=modes, host=host)) == told
+
+
+def test_the_invitation_can_be_given_at_every_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = StaticIdentity("local", str(tmp_path / "tokens.yaml"))
+    shown = []
+    for _ in range(2):
+        invite(SimpleNamespace(identities=(identity,)), settings())  # a policy with no more than it looks at
+        shown.append(re.search(r"x-api-key: (\S+)'", capsys.readouterr().err)[1])
+    known = StaticTokens(identity)
+    first, second = (known.identify(token, 0.0) for token in shown)
+    assert (second.subject, second.groups) == ("demo", {"local:dev"})
+    assert first.reason is Reason.TOKEN_UNKNOWN

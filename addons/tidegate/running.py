@@ -181,7 +181,7 @@ def invite(policy: Policy, settings: Settings) -> None:
     static = next((each for each in policy.identities or () if isinstance(each, StaticIdentity)), None)
     if static is None:
         return
-    token = create(Path(static.tokens), "demo", ("dev",))
+    token = create(Path(static.tokens), "demo", ("dev",), anew=True)
     base = f"http://{settings.host}:{settings.port}"
     console = Console(stderr=True)
     console.print(

@@ -131,13 +131,15 @@ def read(path: Path) -> tuple[StaticToken, ...]:
     return tokens
 
 
-def create(path: Path, name: str, groups: Iterable[str], expires: dt.datetime | None = None) -> str:
+def create(
+    path: Path, name: str, groups: Iterable[str], expires: dt.datetime | None = None, *, anew: bool = False
+) -> str:
     """Make a token, write its hash into the file, and return the token: the only time that it is ever seen.
 
     ``groups`` are not qualified (``dev``, not ``local:dev``). Raises ``PolicyError`` when the file is at fault or has
-    a token of this name; the file is replaced as a whole, mode 0600.
+    a token of this name, which with ``anew`` is no longer valid; the file is replaced as a whole, mode 0600.
     """
-    tokens = read(path)
+    tokens = tuple(each for each in read(path) if not (anew and each.name == name))
     groups = tuple(groups)
     problems = [group for group in groups if not group or ":" in group or not group.isprintable()]
     if problems:
