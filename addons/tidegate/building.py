@@ -61,6 +61,7 @@ class Gate:
         """
         policy = load(path, engine_cache=DiskCache())
         old, verifier = self.addon.verifier, Verifier(policy.identities, revoked=self.addon.verifier.revoked)
+        verifier.proofs = old.proofs  # a proof counts once, whatever the policy
         self.addon.credentials, self.problems = resolve_all(policy.connections.values())
         self.addon.verifier, self.addon.policy = verifier, policy
         for work in (verifier.start(), old.close(), *self._change_model(policy)):

@@ -108,15 +108,15 @@ class Gateway(Fence):
         step = exchange.crossing.receive(steps.HeadArrived(head, known))
         edits.hide_credentials(flow.request)
         if isinstance(step, steps.Identify):
-            caller = self.verifier.cached(step.token, time.time())
+            caller = self.verifier.cached(step.token, time.time(), step.shown)
             if caller is None:
-                return self._identify(exchange, step.token)
+                return self._identify(exchange, step)
             step = exchange.crossing.receive(steps.CallerKnown(caller))
         self._admitted(exchange, step)
         return None
 
-    async def _identify(self, exchange: Exchange, token: str) -> None:
-        caller = await self.verifier.identify(token, time.time())
+    async def _identify(self, exchange: Exchange, step: steps.Identify) -> None:
+        caller = await self.verifier.identify(step.token, time.time(), step.shown)
         self._admitted(exchange, exchange.crossing.receive(steps.CallerKnown(caller)))
 
     def _admitted(self, exchange: Exchange, step: steps.Step) -> None:
