@@ -26,6 +26,7 @@ TOKEN_BYTES = 16 * 1024  # an RS256 token with 200 Entra group ids is 11.2 KB
 VALUE_CHARACTERS = 512  # of a claim that is carried along
 VALUES = 200  # of all of them
 REFUSED_TYPES = frozenset({"logout+jwt", "secevent+jwt", "dpop+jwt"})  # RFC 8725 section 3.11: other purposes
+REFUSED_HEADERS = frozenset({"crit", "b64", "jku", "x5u", "jwk"})  # a token brings no rules and no key of its own
 
 _PLACES = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _MISSING = "Give an access token as the API key (Authorization: Bearer, x-api-key, api-key or x-goog-api-key)."
@@ -137,7 +138,7 @@ def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> 
     if not isinstance(algorithm, str) or algorithm not in identity.algorithms or algorithm not in ALGORITHMS:
         return refused(Reason.TOKEN_ALG)
     kid = header.get("kid")
-    if {"crit", "b64", "jku", "x5u", "jwk"} & set(header) or not isinstance(kid, str | None):
+    if REFUSED_HEADERS & set(header) or not isinstance(kid, str | None):
         return refused(Reason.TOKEN_HEADER)
     kind = header.get("typ", "")
     if not isinstance(kind, str) or kind.lower() in REFUSED_TYPES or kind.lower() not in identity.types:

@@ -71,7 +71,7 @@ class VerificationKey:
 
     def serves(self, algorithm: str) -> bool:
         """Say whether a signature of this algorithm can be this key's."""
-        kty, curves = ALGORITHMS[algorithm]
+        kty, curves = ALGORITHMS.get(algorithm, ("", frozenset()))
         return self.kty == kty and self.curve in curves and self.alg in (None, algorithm)
 
 
