@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests import tokens
 from tests.tokens import NOW, claims, identity, keyset, public, rsa, segment, sign
-from tidegate.identity.claims import TOKEN_BYTES, credentials, groups_problem, peek, verify
+from tidegate.identity.claims import TOKEN_BYTES, Overage, credentials, peek, verify
+from tidegate.identity.groups import path_problem
 from tidegate.identity.jwks import KEYS, import_keys
 from tidegate.model import Caller, Denial, Reason
 
@@ -22,7 +23,9 @@ def check(token: str, now: float = NOW, keys: Any = None, **changes: Any) -> Cal
     peeked = peek(token)
     if isinstance(peeked, Denial):
         return peeked
-    return verify(peeked, identity(**changes), keys or keyset(), now)
+    found = verify(peeked, identity(**changes), keys or keyset(), now)
+    assert not isinstance(found, Overage)
+    return found if isinstance(found, Denial) else found.caller
 
 
 def reason(result: Caller | Denial) -> Reason | None:
@@ -53,7 +56,7 @@ def reason(result: Caller | Denial) -> Reason | None:
 )
 def test_credentials(headers: list[tuple[str, str]], expected: str | Reason) -> None:
     found = credentials(headers)
-    assert (found.reason if isinstance(found, Denial) else found) == expected
+    assert (found.reason if isinstance(found, Denial) else found.text) == expected
     if isinstance(found, Denial):
         assert found.status == 401
 
@@ -62,7 +65,7 @@ def test_credentials(headers: list[tuple[str, str]], expected: str | Reason) -> 
 
 
 def test_good_token() -> None:
-    assert check(sign()) == Caller("corp", "alice", frozenset({"corp:ml-eng"}), NOW + 600)
+    assert check(sign()) == Caller("corp", "alice", frozenset({"corp:ml-eng"}), NOW + 600, authenticated=NOW - 10)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_other_algorithms(key: Any, algorithm: str) -> None:
         pytest.param({"sub": "tidegate:root"}, Reason.TOKEN_CLAIM, id="sub is reserved"),
         pytest.param({"sub": "a\nb"}, Reason.TOKEN_CLAIM, id="sub with a line break"),
         pytest.param({"sub": "a" * 513}, Reason.TOKEN_CLAIM, id="sub is long"),
-        pytest.param({"cnf": {"jkt": "x"}}, Reason.TOKEN_CLAIM, id="bound to a key"),
+        pytest.param({"cnf": {"jkt": "x"}}, Reason.TOKEN_BOUND, id="bound to no key"),
         pytest.param({"token_use": "id"}, Reason.TOKEN_TYPE, id="ID token (Cognito, nanoidp)"),
         pytest.param({"typ": "ID"}, Reason.TOKEN_TYPE, id="ID token (Keycloak)"),
         pytest.param({"typ": "Bearer"}, None, id="access token (Keycloak)"),
@@ -280,8 +283,8 @@ def test_groups(path: str | None, payload: dict[str, Any], expected: set[str] | 
 
 
 @pytest.mark.parametrize(("path", "problem"), [("$.groups", False), ("groups", True), ("$.", True), ("", True)])
-def test_groups_problem(path: str, problem: bool) -> None:
-    assert groups_problem(path) is problem
+def test_path_problem(path: str, problem: bool) -> None:
+    assert path_problem(path) is problem
 
 
 # ── key sets ─────────────────────────────────────────────────────────────────
@@ -320,9 +323,15 @@ def test_unusable_keys_are_left_out() -> None:
     assert keys.only is None, "a token without kid could mean a key that was left out"
 
 
-def test_private_parts_are_not_kept() -> None:
-    keys = import_keys(json.dumps({"keys": [rsa().as_dict(private=True)]}).encode())
+def test_a_key_whose_private_part_is_published_is_nobodys() -> None:
+    assert import_keys(json.dumps({"keys": [rsa().as_dict(private=True)]}).encode()) is None
+    both = {"keys": [rsa().as_dict(private=True), rsa(name="k2").as_dict(private=False)]}
+    keys = import_keys(json.dumps(both).encode())
     assert keys is not None
-    assert keys.only is not None
-    assert not keys.only.jose.is_private
-    assert rsa().as_dict(private=True)["d"] not in keys.print
+    assert set(keys.by_kid) == {"k2"}
+
+
+def test_a_small_exponent_is_not_taken() -> None:
+    for exponent in ("Aw", "AQAC", "AQAAAAAB"):  # 3, 65538, 2**40 + 1
+        entry = {**rsa().as_dict(private=False), "e": exponent}
+        assert import_keys(json.dumps({"keys": [entry]}).encode()) is None

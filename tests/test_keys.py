@@ -11,7 +11,7 @@ import pytest
 
 from tests import tokens
 from tests.tokens import NOW, claims, identity, public, rsa, sign
-from tidegate.identity import keys as keys_module
+from tidegate.identity import fetching
 from tidegate.identity.keys import BACKOFF, FLOOR, REFRESH, STALE, FetchError, KeySource, fetch_keys
 from tidegate.identity.static import create
 from tidegate.identity.verifier import CACHE_CALLERS, CACHE_SECONDS, REFUSED_SECONDS, REFUSED_TOKENS, Verifier
@@ -417,7 +417,7 @@ def test_a_status_and_a_size(site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_provider_that_is_slow_or_gone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys_module, "TIMEOUT", 0.1)
+    monkeypatch.setattr(fetching, "TIMEOUT", 0.1)
 
     def slow() -> Answer:
         time.sleep(0.5)
@@ -430,7 +430,7 @@ def test_a_provider_that_is_slow_or_gone(site: Site, monkeypatch: pytest.MonkeyP
 
 
 def test_an_answer_that_drips(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys_module, "DEADLINE", -1.0)
+    monkeypatch.setattr(fetching, "DEADLINE", -1.0)
     assert problem(site.identity()) == "its answer took longer than -1 seconds"
 
 

@@ -20,6 +20,7 @@ from tidegate.policy.policy import Policy, PolicyError
 from tidegate.replay.flows import encode
 from tidegate.state.control import StateError
 from tidegate.state.ownership import Ownership
+from tidegate.state.revocations import Revocations
 
 
 @dataclass(slots=True)
@@ -59,7 +60,8 @@ class Gate:
         A new local model loads meanwhile: until it has, requests are late. Raises ``PolicyError``.
         """
         policy = load(path, engine_cache=DiskCache())
-        old, verifier = self.addon.verifier, Verifier(policy.identities)
+        old, verifier = self.addon.verifier, Verifier(policy.identities, revoked=self.addon.verifier.revoked)
+        verifier.proofs = old.proofs  # a proof counts once, whatever the policy
         self.addon.credentials, self.problems = resolve_all(policy.connections.values())
         self.addon.verifier, self.addon.policy = verifier, policy
         for work in (verifier.start(), old.close(), *self._change_model(policy)):
@@ -104,7 +106,11 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     gateway.ownership = Ownership(Path(policy.state.path), policy.state.retain)
     try:
         gateway.ownership.control.start()
+        gateway.revocations = Revocations(gateway.ownership.control)
+        gateway.revocations.start()
+        gateway.verifier.revoked = gateway.revocations.covers
     except StateError as why:
+        gateway.close_state()
         recorder.close()
         raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
     return Gate(gateway, problems)

@@ -31,6 +31,7 @@ from tidegate.dialects.errors import GENERIC, GRPC, NO_CALLS, Calls, render, ren
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.duplex import Duplex
 from tidegate.identity import claims, permission
+from tidegate.identity.proof import Shown
 from tidegate.inspection import media
 from tidegate.inspection.bodies import MALFORMED, Inspected, inspect_answer
 from tidegate.inspection.composed import Judge, inspect_whole
@@ -242,7 +243,7 @@ class Crossing:
         if isinstance(token, Denial):
             return self._refuse("caller", token)
         self.stage = Stage.CALLER
-        return Identify(token)
+        return Identify(token.text, Shown(token.dpop, event.head))
 
     def _caller(self, event: CallerKnown) -> Step:
         if isinstance(event.caller, Denial):

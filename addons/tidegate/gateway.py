@@ -46,6 +46,7 @@ from tidegate.socket_relay import Said
 from tidegate.sockets import POLICY
 from tidegate.state.control import StateError
 from tidegate.state.ownership import Ownership
+from tidegate.state.revocations import Revocations
 from tidegate.steps import Stage
 
 log = logging.getLogger("tidegate")
@@ -82,6 +83,7 @@ class Gateway(Fence):
         self.extractor = Extractor()
         self.ner: Pool | None = None
         self.ownership: Ownership | None = None
+        self.revocations: Revocations | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
@@ -106,15 +108,15 @@ class Gateway(Fence):
         step = exchange.crossing.receive(steps.HeadArrived(head, known))
         edits.hide_credentials(flow.request)
         if isinstance(step, steps.Identify):
-            caller = self.verifier.cached(step.token, time.time())
+            caller = self.verifier.cached(step.token, time.time(), step.shown)
             if caller is None:
-                return self._identify(exchange, step.token)
+                return self._identify(exchange, step)
             step = exchange.crossing.receive(steps.CallerKnown(caller))
         self._admitted(exchange, step)
         return None
 
-    async def _identify(self, exchange: Exchange, token: str) -> None:
-        caller = await self.verifier.identify(token, time.time())
+    async def _identify(self, exchange: Exchange, step: steps.Identify) -> None:
+        caller = await self.verifier.identify(step.token, time.time(), step.shown)
         self._admitted(exchange, exchange.crossing.receive(steps.CallerKnown(caller)))
 
     def _admitted(self, exchange: Exchange, step: steps.Step) -> None:
@@ -647,6 +649,8 @@ class Gateway(Fence):
 
     def close_state(self) -> None:
         """Close the control store. May be called again."""
+        if self.revocations is not None:
+            self.revocations.close()
         if self.ownership is not None:
             self.ownership.control.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 CREDENTIALS = frozenset(
     {"authorization", "x-api-key", "api-key", "x-goog-api-key", "proxy-authorization", "cookie", "x-amz-security-token"}
+    | {"dpop"}  # the proof that a token is its sender's
     | {"sec-websocket-protocol"}  # where browsers put a key; no subprotocol crosses
 )
 """Where a client puts what proves who it is. None of it goes upstream or into a recording."""

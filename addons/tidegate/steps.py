@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidegate.identity.proof import ALONE, Shown
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome, Owners, Stored
@@ -215,9 +216,10 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Identify:
-    """Ask the verifier who holds this token; come back with ``CallerKnown``."""
+    """Ask the verifier who holds this token, shown like this; come back with ``CallerKnown``."""
 
     token: str = field(repr=False)
+    shown: Shown = field(default=ALONE, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

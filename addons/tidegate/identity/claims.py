@@ -9,34 +9,25 @@ Every fault of a token has one public sentence, so that a client cannot probe; t
 
 from __future__ import annotations
 
-import base64
-import binascii
-import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 from joserfc import jws
 from joserfc.errors import JoseError
-from joserfc.jws import JWSRegistry
 
-from tidegate.dialects.body import strict_json
-from tidegate.dialects.fields import ExpressionError, Trie
-from tidegate.identity.jwks import ALGORITHMS, KeySet
+from tidegate.identity.groups import Unread, is_name, qualified, read_groups, select, texts
+from tidegate.identity.jwks import ALGORITHMS, REGISTRY, KeySet
+from tidegate.identity.proof import Binding, binding
+from tidegate.identity.segments import SHAPE, json_object, json_segment, number
 from tidegate.model import Caller, Denial, Reason
-from tidegate.policy.policy import OidcIdentity
-
-if TYPE_CHECKING:
-    from joserfc._rfc7515.model import JWSAlgModel
+from tidegate.policy.policy import Bound, OidcIdentity, OnOverage
 
 TOKEN_BYTES = 16 * 1024  # an RS256 token with 200 Entra group ids is 11.2 KB
-GROUPS = 1000  # more than any provider lists before it says "too many"
-NAME_CHARACTERS = 512  # of a subject or a group; Kubernetes' and GitHub's subjects stay under 300
-RESERVED = "tidegate:"
+VALUE_CHARACTERS = 512  # of a claim that is carried along
+VALUES = 200  # of all of them
 REFUSED_TYPES = frozenset({"logout+jwt", "secevent+jwt", "dpop+jwt"})  # RFC 8725 section 3.11: other purposes
+REFUSED_HEADERS = frozenset({"crit", "b64", "jku", "x5u", "jwk"})  # a token brings no rules and no key of its own
 
-_SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # fullmatch: ``$`` would let a newline through
 _PLACES = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _MISSING = "Give an access token as the API key (Authorization: Bearer, x-api-key, api-key or x-goog-api-key)."
 _REFUSED = "The access token was not accepted; get a new one and try again."
@@ -44,21 +35,26 @@ _REFUSED = "The access token was not accepted; get a new one and try again."
 Claims = Mapping[str, object]
 
 
-class _Registry(JWSRegistry):
-    """joserfc's registry without its limits (ours come first) and its warnings about names that RFC 9864 renames."""
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Who holds a token, and what is asked again each time it is shown: is it revoked, is it shown by its holder?
 
-    max_header_length = TOKEN_BYTES
-    max_payload_length = TOKEN_BYTES
-    max_signature_length = TOKEN_BYTES
+    ``issued`` is ``iat``. ``until`` is when it ends, leeway included. ``bound`` is what its holder has to show with it.
+    """
 
-    def get_alg(self, name: str) -> JWSAlgModel:
-        """Return an algorithm of ours; the token's was compared with the issuer's list before."""
-        if name not in ALGORITHMS:
-            raise KeyError(name)
-        return self.algorithms[name]
+    caller: Caller
+    issuer: str
+    jti: str | None
+    issued: float | None
+    until: float
+    bound: Binding | None
 
 
-_REGISTRY = _Registry(strict_check_header=False)
+@dataclass(frozen=True, slots=True)
+class Overage:
+    """A good token whose groups have to be asked for elsewhere: the caller in it has none yet."""
+
+    verified: Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +66,21 @@ class Peeked:
     issuer: str
 
 
-def credentials(headers: Iterable[tuple[str, str]]) -> str | Denial:
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The token of a request; ``dpop`` where the client says that a proof comes with it (RFC 9449, 7.1)."""
+
+    text: str = field(repr=False)
+    dpop: bool = False
+
+
+def credentials(headers: Iterable[tuple[str, str]]) -> Token | Denial:
     """Find the one token among the header fields (lower-case names) in which SDKs send their API key.
 
     The same field twice, or two fields that differ, are ambiguous; the query and Basic credentials are never looked at.
     """
     found: dict[str, str] = {}
+    dpop = False
     for name, field_value in headers:
         if name not in _PLACES:
             continue
@@ -83,7 +88,8 @@ def credentials(headers: Iterable[tuple[str, str]]) -> str | Denial:
             return Denial(Reason.CALLER_AMBIGUOUS, 401, f"The header {name} was sent twice; send one access token.")
         if name == "authorization":
             scheme, _, rest = field_value.strip().partition(" ")
-            found[name] = rest.strip() if scheme.lower() == "bearer" else ""
+            dpop = scheme.lower() == "dpop"
+            found[name] = rest.strip() if dpop or scheme.lower() == "bearer" else ""
         else:
             found[name] = field_value.strip()
     tokens = set(found.values())
@@ -93,7 +99,7 @@ def credentials(headers: Iterable[tuple[str, str]]) -> str | Denial:
             Reason.CALLER_AMBIGUOUS, 401, f"The headers {names} carry different values; send one access token."
         )
     token = next(iter(tokens), "")
-    return token or Denial(Reason.CALLER_MISSING, 401, _MISSING)
+    return Token(token, dpop) if token else Denial(Reason.CALLER_MISSING, 401, _MISSING)
 
 
 def refused(reason: Reason) -> Denial:
@@ -101,21 +107,27 @@ def refused(reason: Reason) -> Denial:
     return Denial(reason, 401, _REFUSED)
 
 
+def overage() -> Denial:
+    """Return the denial of a caller whose groups nobody lists."""
+    message = "Your access token has too many groups to list them; ask for one with fewer groups."
+    return Denial(Reason.GROUPS_OVERAGE, 403, message)
+
+
 def peek(token: str) -> Peeked | Denial:
     """Take a token apart: size, shape, strict JSON in header and payload, and the issuer it claims."""
     if len(token) > TOKEN_BYTES:
         return refused(Reason.TOKEN_TOO_LARGE)
-    if not _SHAPE.fullmatch(token):
+    if not SHAPE.fullmatch(token):
         return refused(Reason.TOKEN_MALFORMED)
     header_part, payload_part, _ = token.split(".")
-    header, payload = _object(_decoded(header_part)), _object(_decoded(payload_part))
+    header, payload = json_segment(header_part), json_segment(payload_part)
     if header is None or payload is None:
         return refused(Reason.TOKEN_MALFORMED)
     issuer = payload.get("iss")
     return Peeked(token, header, issuer) if isinstance(issuer, str) else refused(Reason.TOKEN_ISSUER)
 
 
-def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> Caller | Denial:
+def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> Verified | Overage | Denial:
     """Check a token against the issuer it claims; ``now`` is Unix time in seconds.
 
     Denies with the first reason that applies, in the order of docs/identity.md. ``KEY_UNKNOWN`` may be worth a look at
@@ -126,7 +138,7 @@ def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> 
     if not isinstance(algorithm, str) or algorithm not in identity.algorithms or algorithm not in ALGORITHMS:
         return refused(Reason.TOKEN_ALG)
     kid = header.get("kid")
-    if {"crit", "b64", "jku", "x5u", "jwk"} & set(header) or not isinstance(kid, str | None):
+    if REFUSED_HEADERS & set(header) or not isinstance(kid, str | None):
         return refused(Reason.TOKEN_HEADER)
     kind = header.get("typ", "")
     if not isinstance(kind, str) or kind.lower() in REFUSED_TYPES or kind.lower() not in identity.types:
@@ -137,35 +149,84 @@ def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> 
     if not key.serves(algorithm):
         return refused(Reason.TOKEN_ALG)
     try:
-        signed = jws.deserialize_compact(peeked.token.encode(), key.jose, registry=_REGISTRY)
+        signed = jws.deserialize_compact(peeked.token.encode(), key.jose, registry=REGISTRY)
     except (JoseError, ValueError, TypeError):
         return refused(Reason.TOKEN_SIGNATURE)
-    claims = _object(signed.payload)
+    claims = json_object(signed.payload)
     if claims is None:
         return refused(Reason.TOKEN_MALFORMED)
-    return _claims(claims, identity, now)
+    return check_claims(claims, identity, now)
 
 
-def _claims(claims: Claims, identity: OidcIdentity, now: float) -> Caller | Denial:
-    """Check what a signed token says, and name its caller."""
+def introspected(data: bytes, identity: OidcIdentity, now: float) -> Verified | Overage | Denial:
+    """Check what a provider answered about an opaque token (RFC 7662, 2.2), as if a token said it.
+
+    ``iss`` may be absent: the provider that was asked is the issuer. Audience and end are asked for all the same.
+    """
+    claims = json_object(data)
+    if claims is None or claims.get("active") is not True:
+        return refused(Reason.TOKEN_INACTIVE)
+    kind = claims.get("token_type", "bearer")
+    if not isinstance(kind, str) or kind.lower() not in ("bearer", "dpop"):
+        return refused(Reason.TOKEN_TYPE)
+    return check_claims({"iss": identity.issuer, **claims}, identity, now)
+
+
+def check_claims(claims: Claims, identity: OidcIdentity, now: float) -> Verified | Overage | Denial:
+    """Check what a provider says of a token, and name its caller."""
     if claims.get("iss") != identity.issuer:
         return refused(Reason.TOKEN_ISSUER)
     if claims.get("token_use", "access") != "access" or claims.get("typ", "Bearer") != "Bearer" or "at_hash" in claims:
         return refused(Reason.TOKEN_TYPE)  # an ID or refresh token: Cognito and nanoidp, Keycloak, OpenID Connect Core
-    audiences = _texts(claims.get("aud"))
+    audiences = texts(claims.get("aud"))
     if audiences is None or not audiences & identity.audiences:
         return refused(Reason.TOKEN_AUDIENCE)
     reason = _client(claims, identity, len(audiences)) or _times(claims, identity, now)
     if reason is not None:
         return refused(reason)
-    subject = claims.get("sub")
-    if not isinstance(subject, str) or not _name(subject) or "cnf" in claims:
-        return refused(Reason.TOKEN_CLAIM)  # cnf: a token bound to its sender's key is not a bearer token
-    groups = _groups(claims, identity)
-    if isinstance(groups, Denial):
-        return groups
-    expires = claims.get("exp")
-    return Caller(identity.name, subject, groups, float(expires) if isinstance(expires, int | float) else 0.0)
+    subject, jti = claims.get("sub"), claims.get("jti")
+    if not isinstance(subject, str) or not is_name(subject) or not isinstance(jti, str | None):
+        return refused(Reason.TOKEN_CLAIM)  # a jti that is no text could never be revoked
+    reason = _tenant(claims, identity) or _age(claims, identity, now)
+    if reason is not None:
+        return refused(reason)
+    bound = binding(claims["cnf"]) if "cnf" in claims else None
+    if bound is None and ("cnf" in claims or identity.bound is Bound.REQUIRED):
+        return refused(Reason.TOKEN_BOUND)  # bound to something unknown, or not bound where it must be
+    ends, at = number(claims.get("exp")) or 0.0, _authenticated(claims)
+    caller = Caller(
+        identity.name, subject, expires=ends, strength=_strength(claims), authenticated=at,
+        claims=_carried(claims, identity),
+    )  # fmt: skip
+    until = ends if identity.max_age is None or at is None else min(ends, at + identity.max_age)
+    issued = number(claims.get("iat"))
+    found = Verified(caller, identity.issuer, jti, issued, until + identity.leeway, bound)
+    return _grouped(found, read_groups(claims, identity), identity)
+
+
+def from_userinfo(data: bytes, found: Overage, identity: OidcIdentity) -> Verified | Denial:
+    """Take the groups that a token left out from the provider's userinfo (OpenID Connect Core, 5.3.2)."""
+    claims = json_object(data)
+    if claims is None or claims.get("sub") != found.verified.caller.subject:
+        return overage()
+    groups = read_groups(claims, identity)
+    if isinstance(groups, Unread) or not groups:
+        return overage()  # none of them is not what "too many" means
+    return replace(found.verified, caller=replace(found.verified.caller, groups=groups))
+
+
+def _grouped(found: Verified, groups: frozenset[str] | Unread, identity: OidcIdentity) -> Verified | Overage | Denial:
+    """Give the caller the groups; a provider that left them out is not "no groups"."""
+    if groups is Unread.TOO_MANY:
+        if identity.on_overage is OnOverage.USERINFO:
+            return Overage(found)
+        listed = identity.overage_groups.get(found.caller.subject)
+        if identity.on_overage is OnOverage.DENY or listed is None:
+            return overage()
+        groups = qualified(listed, replace(identity, strip="", group_map=None))
+    if isinstance(groups, Unread):
+        return refused(Reason.TOKEN_CLAIM)
+    return replace(found, caller=replace(found.caller, groups=groups))
 
 
 def _client(claims: Claims, identity: OidcIdentity, audiences: int) -> Reason | None:
@@ -179,94 +240,67 @@ def _client(claims: Claims, identity: OidcIdentity, audiences: int) -> Reason | 
 
 
 def _times(claims: Claims, identity: OidcIdentity, now: float) -> Reason | None:
-    """Check ``exp`` (required), ``nbf``, ``iat`` and the lifetime that is left."""
-    expires = _number(claims.get("exp"))
+    """Check ``exp`` (required), ``nbf``, ``iat``, ``auth_time`` and the lifetime that is left."""
+    expires = number(claims.get("exp"))
     if expires is None or expires + identity.leeway <= now:
         return Reason.TOKEN_EXPIRED
-    for name in ("nbf", "iat"):
+    for name in ("nbf", "iat", "auth_time"):
         if name in claims:
-            start = _number(claims[name])
+            start = number(claims[name])
             if start is None or start > now + identity.leeway:
                 return Reason.TOKEN_NOT_YET
     return Reason.TOKEN_LIFETIME if expires - now > identity.max_lifetime else None
 
 
-def _groups(claims: Claims, identity: OidcIdentity) -> frozenset[str] | Denial:
-    """Read the groups and put the identity's name before each; a provider that left them out is not "no groups"."""
-    if identity.groups is None:
+def _tenant(claims: Claims, identity: OidcIdentity) -> Reason | None:
+    """Check the claims that the policy lists values for: tenant, domain, organisation, repository."""
+    for where, accepted in identity.claims:
+        said: set[str] = set()
+        for value in select(claims, where):
+            said |= _values(value)
+        if not said & accepted:
+            return Reason.TOKEN_TENANT
+    return None
+
+
+def _age(claims: Claims, identity: OidcIdentity, now: float) -> Reason | None:
+    """Check how long ago the caller proved who he is."""
+    if identity.max_age is None:
+        return None
+    at = _authenticated(claims)
+    return Reason.TOKEN_AGE if at is None or at + identity.max_age + identity.leeway <= now else None
+
+
+def _authenticated(claims: Claims) -> float | None:
+    return number(claims.get("auth_time", claims.get("iat")))
+
+
+def _strength(claims: Claims) -> frozenset[str]:
+    """Read how the caller proved who he is: ``acr`` and ``amr`` (RFC 8176)."""
+    said = (texts(claims.get("acr")) or frozenset()) | (texts(claims.get("amr")) or frozenset())
+    return frozenset(each for each in said if 0 < len(each) <= VALUE_CHARACTERS and each.isprintable())
+
+
+def _carried(claims: Claims, identity: OidcIdentity) -> frozenset[tuple[str, str]]:
+    """Read the claims that the policy wants to decide by. An e-mail address counts only where it was verified."""
+    if not identity.carry:
         return frozenset()
-    elsewhere = claims.get("_claim_names")
-    if "hasgroups" in claims or (elsewhere is not None and (not isinstance(elsewhere, dict) or "groups" in elsewhere)):
-        return Denial(
-            Reason.GROUPS_OVERAGE,
-            403,
-            "Your access token has too many groups to list them; ask for one with fewer groups.",
-        )
+    doubtful = _values(claims.get("email")) if claims.get("email_verified") is not True else set()
+    found: list[tuple[str, str]] = []
+    for where in identity.carry:
+        left_out = doubtful if where == "email" or where.startswith("$") else set()
+        for value in select(claims, where):
+            found += [(where, each) for each in sorted(_values(value) - left_out)]
+    fit = [pair for pair in found if 0 < len(pair[1]) <= VALUE_CHARACTERS and pair[1].isprintable()]
+    return frozenset(fit[:VALUES])
+
+
+def _values(value: object) -> set[str]:
+    """Read a claim as texts: a text, a whole number, true or false, or a list of those; nothing else says anything."""
     found: set[str] = set()
-    for selected in _path(identity.groups).select(claims):
-        if selected.value is None:
-            continue
-        values = _texts(selected.value)
-        if values is None:
-            return refused(Reason.TOKEN_CLAIM)
-        found |= values
-    if len(found) > GROUPS or not all(_name(group) for group in found):
-        return refused(Reason.TOKEN_CLAIM)
-    return frozenset(f"{identity.name}:{group}" for group in found)
-
-
-def groups_problem(path: str) -> bool:
-    """Say whether a text is not a JSONPath that can select groups."""
-    try:
-        _path(path)
-    except ExpressionError:
-        return True
-    return False
-
-
-_paths: dict[str, Trie[None]] = {}
-
-
-def _path(path: str) -> Trie[None]:
-    """Compile a path once per process; policies hold a handful."""
-    if path not in _paths:
-        _paths[path] = Trie([(path, None)])
-    return _paths[path]
-
-
-def _texts(value: object) -> frozenset[str] | None:
-    """Read a text or a list of texts; ``None`` for anything else."""
-    if isinstance(value, str):
-        return frozenset({value})
-    if not isinstance(value, list):
-        return None
-    texts = [each for each in value if isinstance(each, str)]
-    return frozenset(texts) if len(texts) == len(value) else None
-
-
-def _number(value: object) -> float | None:
-    """Read a finite number; ``true`` is none, nor is a number in a text."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _name(text: str) -> bool:
-    """Say whether a subject or group can be shown and stored as it is, and is not one of ours."""
-    return 0 < len(text) <= NAME_CHARACTERS and text.isprintable() and not text.lower().startswith(RESERVED)
-
-
-def _decoded(part: str) -> bytes:
-    try:
-        return base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        return b""
-
-
-def _object(data: bytes) -> dict[str, object] | None:
-    value = strict_json(data)
-    return value if isinstance(value, dict) else None
+    for each in value if isinstance(value, list) else (value,):
+        if isinstance(each, bool):
+            found.add(str(each).lower())
+        elif isinstance(each, str | int):
+            found.add(str(each))
+    return found

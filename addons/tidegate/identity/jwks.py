@@ -1,6 +1,7 @@
 """A provider's public keys: which of them are fit to check a signature. Pure.
 
-joserfc takes RSA keys of 1024 bits, two keys with one ``kid``, and any ``use`` until it is tried; none of that enters.
+joserfc takes RSA keys of 1024 bits, an exponent of 3, two keys with one ``kid``, keys with their private part, and any
+``use`` until it is tried; none of that enters.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
+from joserfc.jws import JWSRegistry
 
 from tidegate.dialects.body import strict_json
 
+if TYPE_CHECKING:
+    from joserfc._rfc7515.model import JWSAlgModel
+
 KEYS = 100  # the largest public sets (multi-tenant providers in rotation) hold about 20
 RSA_BITS = range(2048, 8193)  # below is breakable (NIST SP 800-131A); above is a way to burn our time
+RSA_EXPONENTS = range(65537, 2**32, 2)  # NIST SP 800-56B asks for more than 2**16; above 32 bits burns our time
+_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"})
 _PUBLIC = frozenset({"kty", "kid", "use", "alg", "key_ops", "n", "e", "crv", "x", "y"})
 
 ALGORITHMS: Mapping[str, tuple[str, frozenset[str]]] = {  # algorithm: key type, curves
@@ -28,6 +36,26 @@ ALGORITHMS: Mapping[str, tuple[str, frozenset[str]]] = {  # algorithm: key type,
     "Ed25519": ("OKP", frozenset({"Ed25519"})),
 }
 """Every algorithm a policy may accept: signatures by a private key. Never HS* (shared key), never none."""
+
+SIGNED_BYTES = 16 * 1024
+"""The most that any part of a signed text may have; every caller has a limit of its own below it."""
+
+
+class _Registry(JWSRegistry):
+    """joserfc's registry without its limits (ours come first) and its warnings about names that RFC 9864 renames."""
+
+    max_header_length = SIGNED_BYTES
+    max_payload_length = SIGNED_BYTES
+    max_signature_length = SIGNED_BYTES
+
+    def get_alg(self, name: str) -> JWSAlgModel:
+        """Return an algorithm of ours; the header's was compared with what is accepted before."""
+        if name not in ALGORITHMS:
+            raise KeyError(name)
+        return self.algorithms[name]
+
+
+REGISTRY = _Registry(strict_check_header=False)
 
 JoseKey = RSAKey | ECKey | OKPKey
 
@@ -43,7 +71,7 @@ class VerificationKey:
 
     def serves(self, algorithm: str) -> bool:
         """Say whether a signature of this algorithm can be this key's."""
-        kty, curves = ALGORITHMS[algorithm]
+        kty, curves = ALGORITHMS.get(algorithm, ("", frozenset()))
         return self.kty == kty and self.curve in curves and self.alg in (None, algorithm)
 
 
@@ -66,13 +94,13 @@ class KeySet:
 def import_keys(data: bytes) -> KeySet | None:
     """Read a JWKS document; ``None`` when it is not one or holds no key that is fit for use.
 
-    A key is skipped when it is for encryption, weak, private-only, of an unknown type, or shares its ``kid``.
+    A key is skipped when it is for encryption, weak, not public alone, of an unknown type, or shares its ``kid``.
     """
     document = strict_json(data)
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list) or len(entries) > KEYS:
         return None
-    usable = [(entry, key) for entry in entries if isinstance(entry, dict) and (key := _key(entry)) is not None]
+    usable = [(entry, key) for entry in entries if isinstance(entry, dict) and (key := import_key(entry)) is not None]
     kids = [kid for entry in entries if isinstance(entry, dict) and isinstance(kid := entry.get("kid"), str)]
     by_kid = {entry["kid"]: key for entry, key in usable if kids.count(entry.get("kid", "")) == 1}
     lone = len(entries) == 1 and len(usable) == 1
@@ -83,9 +111,11 @@ def import_keys(data: bytes) -> KeySet | None:
     return KeySet(by_kid, usable[0][1] if lone else None, "\n".join(content))
 
 
-def _key(entry: Mapping[str, object]) -> VerificationKey | None:
-    """Import one key, or ``None``."""
+def import_key(entry: Mapping[str, object]) -> VerificationKey | None:
+    """Import one key, or ``None`` for one that is not fit to check signatures, or whose private part is public."""
     operations = entry.get("key_ops")
+    if _PRIVATE & set(entry):
+        return None
     if entry.get("use", "sig") != "sig" or (operations is not None and not _lists(operations, "verify")):
         return None
     alg, kid = entry.get("alg"), entry.get("kid")
@@ -100,7 +130,7 @@ def _key(entry: Mapping[str, object]) -> VerificationKey | None:
                     return None
                 rsa = RSAKey.import_key(public)
                 exponent = rsa.public_key.public_numbers().e
-                return VerificationKey("RSA", "", alg, rsa) if exponent >= 3 and exponent % 2 == 1 else None
+                return VerificationKey("RSA", "", alg, rsa) if exponent in RSA_EXPONENTS else None
             case "EC":
                 return VerificationKey("EC", str(public.get("crv")), alg, ECKey.import_key(public))
             case "OKP":

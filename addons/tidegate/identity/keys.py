@@ -8,17 +8,11 @@ never replaces good keys; the environment's proxies, redirects to other hosts an
 from __future__ import annotations
 
 import asyncio
-import http.client
 import logging
-import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from typing import IO
-from urllib.parse import urlsplit
 
-from tidegate.dialects.body import strict_json
+from tidegate.identity.fetching import FetchError, discover, fetch
 from tidegate.identity.jwks import KeySet, import_keys
 from tidegate.policy.policy import OidcIdentity
 
@@ -26,16 +20,8 @@ REFRESH = 300.0  # seconds between two looks at the provider (Envoy: 600, PyJWT:
 FLOOR = 30.0  # seconds after a good fetch before an unknown kid may cause another (PyJWT's cool-down)
 BACKOFF = 1.0, 60.0  # seconds after a failed fetch: first, most; doubled in between
 STALE = 24 * 3600.0  # seconds that keys outlive their provider
-DOCUMENT_BYTES = 512 * 1024  # 100 RSA-8192 keys with certificates stay below
-TIMEOUT = 10.0  # seconds without a byte
-DEADLINE = 20.0  # seconds for a whole document
-REDIRECTS = 3
 
 logger = logging.getLogger(__name__)
-
-
-class FetchError(Exception):
-    """A provider's document could not be had. Says what is wrong, never what was received."""
 
 
 class KeySource:
@@ -104,88 +90,7 @@ def fetch_keys(identity: OidcIdentity) -> bytes:
 
     Raises ``FetchError``.
     """
-    document = strict_json(_get(identity.discovery_url, identity.insecure_http))
-    if not isinstance(document, dict):
-        raise FetchError("its discovery document is not a JSON object")
-    if document.get("issuer") != identity.issuer:
-        raise FetchError("its discovery document names another issuer")
-    address = document.get("jwks_uri")
+    address = discover(identity).get("jwks_uri")
     if not isinstance(address, str):
         raise FetchError("its discovery document names no jwks_uri")
-    return _get(address, identity.insecure_http)
-
-
-def _allowed(address: str, insecure: bool) -> bool:
-    """Whether an address may be asked: https, or http to loopback where the policy says so."""
-    try:
-        parts = urlsplit(address)
-        host = parts.hostname
-    except ValueError:
-        return False
-    if parts.username is not None or not host or not address.isprintable() or " " in address:
-        return False
-    return parts.scheme == "https" or (
-        insecure and parts.scheme == "http" and host in {"127.0.0.1", "::1", "localhost"}
-    )
-
-
-class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only on the same scheme, host and port."""
-
-    max_redirections = REDIRECTS
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        """Build the next request, or refuse it."""
-        before, after = urlsplit(req.full_url), urlsplit(newurl)
-        if (before.scheme, before.netloc) != (after.scheme, after.netloc):
-            fp.close()
-            raise FetchError("it redirects to another host")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Build an opener that knows http and https and nothing else: no proxies, no cookies, no file: or ftp:."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=ssl.create_default_context()),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        _SameHost(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _get(address: str, insecure: bool) -> bytes:
-    """Fetch one document within its limits."""
-    if not _allowed(address, insecure):
-        raise FetchError("an address of it is not https")
-    until = time.monotonic() + DEADLINE
-    request = urllib.request.Request(address, headers={"accept": "application/json"})  # noqa: S310 - _allowed
-    try:
-        with _opener().open(request, timeout=TIMEOUT) as answer:
-            if answer.status != 200:
-                raise FetchError(f"it answered with status {answer.status}")
-            data = bytearray()
-            while chunk := answer.read1(65536):
-                data += chunk
-                if len(data) > DOCUMENT_BYTES:
-                    raise FetchError(f"its answer is longer than {DOCUMENT_BYTES} bytes")
-                if time.monotonic() > until:
-                    raise FetchError(f"its answer took longer than {DEADLINE:.0f} seconds")
-            return bytes(data)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise FetchError(f"it answered with status {error.code}") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise FetchError(f"it could not be reached: {type(reason).__name__}") from None
+    return fetch(identity, address)

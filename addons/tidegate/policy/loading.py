@@ -66,6 +66,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     rules = (*rules, *coded.coded_rules, *ner.rules)
     state = _state(reader, document, path.parent)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
+    identities = _identities(reader, document, path.parent)
     faults += [*reader.faults, *below]
     if faults or engine is None:
         raise PolicyError(tuple(faults))
@@ -76,7 +77,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files, *described.files]),
         mode=document.mode,
         unlisted=document.unlisted,
-        identities=_identities(document, path.parent),
+        identities=identities,
         connections=linked.connections,
         routes=routes(linked.connections.values()),
         permissions=linked.permissions,
@@ -121,6 +122,16 @@ def recording_of(path: Path) -> Path:
     if faults or reader.faults:
         raise PolicyError((*reader.faults, *faults))
     return Path(_absolute(path.parent, document.recording_path))
+
+
+def state_of(path: Path) -> tuple[Path, tuple[Identity, ...] | None]:
+    """Return where a policy's control store is, and its identities; packs are not loaded. Raises ``PolicyError``."""
+    reader = Reader(str(path))
+    _, document, faults = _document(path, reader)
+    state = _state(reader, document, path.parent)
+    if faults or reader.faults:
+        raise PolicyError((*reader.faults, *faults))
+    return Path(state.path), document.identities.all
 
 
 def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:
@@ -250,14 +261,24 @@ def _detectors(faults: list[Fault]) -> tuple[_Text, ...]:
     return tuple(_Text(each.file, f"detectors/{each.name}/{each.version}", each.pack) for each in found)
 
 
-def _identities(document: Document, folder: Path) -> tuple[Identity, ...] | None:
-    """Make the paths of tokens files absolute."""
+def _identities(reader: Reader, document: Document, folder: Path) -> tuple[Identity, ...] | None:
+    """Make the paths of tokens files and certificates absolute; certificates have to be there."""
     if document.identities.all is None:
         return None
-    return tuple(
-        replace(each, tokens=_absolute(folder, each.tokens)) if isinstance(each, StaticIdentity) else each
-        for each in document.identities.all
-    )
+    found: list[Identity] = []
+    for each in document.identities.all:
+        if isinstance(each, StaticIdentity):
+            found.append(replace(each, tokens=_absolute(folder, each.tokens)))
+        elif each.ca is not None:
+            found.append(replace(each, ca=_absolute(folder, each.ca)))
+            if not Path(_absolute(folder, each.ca)).is_file():
+                node = document.identities.nodes[each.name]
+                reader.fault(
+                    node, "the path of a PEM file, relative to this file", repr(each.ca), f"{node.key}.oidc.ca"
+                )
+        else:
+            found.append(each)
+    return tuple(found)
 
 
 def _state(reader: Reader, document: Document, folder: Path) -> State:

@@ -56,12 +56,53 @@ class State:
     retain: float
 
 
+class OnOverage(enum.StrEnum):
+    """What is done where a provider left the groups out of a token, because there are too many."""
+
+    DENY = "deny"
+    USERINFO = "userinfo"
+    STATIC = "static"
+
+
+class Split(enum.StrEnum):
+    """Where a text with several groups is cut."""
+
+    SPACES = "spaces"
+    COMMAS = "commas"
+
+
+class Bound(enum.StrEnum):
+    """Whether tokens must be bound to their sender. Those that are bound are always held to it."""
+
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class Introspection:
+    """How a provider is asked about tokens that say nothing by themselves (RFC 7662).
+
+    ``secret`` is a reference. ``endpoint`` is ``None`` where the discovery document names it; ``prefix`` is what these
+    tokens begin with; ``cache`` is in seconds.
+    """
+
+    client: str
+    secret: str = field(repr=False)
+    endpoint: str | None = None
+    prefix: str = ""
+    cache: float = 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class OidcIdentity:
     """An OpenID Connect issuer whose access tokens are accepted. Times are in seconds.
 
     ``groups`` is a JSONPath into the claims, or ``None`` when callers of this issuer have no groups. ``types`` is the
-    accepted set of ``typ`` headers, in lower case; the empty text in it accepts a token without one.
+    accepted set of ``typ`` headers, in lower case; the empty text in it accepts a token without one. ``claims`` are the
+    accepted values of claims that must be there; ``carry`` names those that go into ``Caller.claims``. ``strip`` is
+    what group names lose at their beginning, ``group_map`` renames those that are listed and drops the rest.
+    ``addresses`` are the gate's own, as clients write them, for the proofs of bound tokens. ``ca`` is the path of the
+    certificates that the provider's is checked against, ``None`` for those of the system.
     """
 
     name: str
@@ -75,6 +116,18 @@ class OidcIdentity:
     leeway: float
     types: frozenset[str]
     insecure_http: bool
+    claims: tuple[tuple[str, frozenset[str]], ...] = ()
+    carry: tuple[str, ...] = ()
+    max_age: float | None = None
+    split: Split | None = None
+    strip: str = ""
+    group_map: Mapping[str, str] | None = None
+    on_overage: OnOverage = OnOverage.DENY
+    overage_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    introspection: Introspection | None = None
+    bound: Bound = Bound.OPTIONAL
+    addresses: tuple[str, ...] = ()
+    ca: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from tidegate.identity import reference
 from tidegate.model import AnswerLimits, CredentialRef, OnUnknown, Origin
-from tidegate.policy.identities import LOOPBACK
+from tidegate.policy.oidc import LOOPBACK
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
