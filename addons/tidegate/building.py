@@ -59,7 +59,7 @@ class Gate:
         A new local model loads meanwhile: until it has, requests are late. Raises ``PolicyError``.
         """
         policy = load(path, engine_cache=DiskCache())
-        old, verifier = self.addon.verifier, Verifier(policy.identities)
+        old, verifier = self.addon.verifier, self.verifier_for(policy)
         self.addon.credentials, self.problems = resolve_all(policy.connections.values())
         self.addon.verifier, self.addon.policy = verifier, policy
         for work in (verifier.start(), old.close(), *self._change_model(policy)):
@@ -76,6 +76,10 @@ class Gate:
         if self.addon.ner is not None:
             self.addon.ner.begin()
         return (old.close(),) if old is not None else ()
+
+    def verifier_for(self, policy: Policy) -> Verifier:
+        """Make a verifier for a policy; each event loop that verifies tokens needs one of its own."""
+        return Verifier(policy.identities)
 
     def body_limit(self) -> int:
         """Return the bytes above which mitmproxy itself may end a message: more than any connection accepts."""

@@ -51,6 +51,12 @@ main.add_command(rules)
 @click.option("--sample-model", is_flag=True, help="Start the built-in sample model too (no key, no network).")
 @click.option("--confdir", default="~/.mitmproxy", show_default=True, help="Where mitmproxy's CA is kept.")
 @click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="A mitmproxy option, as in mitmdump.")
+@click.option(
+    "--admin",
+    default=None,
+    metavar="[HOST]:PORT",
+    help="Serve health, metrics, reload and the token service here; without HOST only to this machine.",
+)
 def run(
     policy_path: Path | None,
     listen: str,
@@ -58,6 +64,7 @@ def run(
     sample_model: bool,
     confdir: str,
     options: Sequence[str],
+    admin: str | None,
 ) -> None:
     """Run the gate."""
     from tidegate import running
@@ -71,6 +78,7 @@ def run(
         confdir=confdir,
         options=tuple(options),
         sample_model=sample_model,
+        admin=None if admin is None else _listen(f"127.0.0.1{admin}" if admin[:1] == ":" else admin, "--admin"),
     )
     try:
         asyncio.run(running.run(settings))
@@ -289,8 +297,8 @@ def sample_model_command(port: int, delay: float) -> None:
         asyncio.run(serve(port, delay))
 
 
-def _listen(text: str) -> tuple[str, int]:
+def _listen(text: str, option: str = "--listen") -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal():
-        raise click.BadParameter(f"found {text!r}; accepted: HOST:PORT, as in 127.0.0.1:8080", param_hint="--listen")
+        raise click.BadParameter(f"found {text!r}; accepted: HOST:PORT, as in 127.0.0.1:8080", param_hint=option)
     return host.strip("[]"), int(port)

@@ -22,7 +22,7 @@ from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.ner_files import open_ner
-from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, State, StaticIdentity
+from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, SamlIdentity, State, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.routing import routes
 from tidegate.policy.schema import STATE_NAME, Document, read
@@ -84,6 +84,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         decisions=linked.decisions,
         recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
         state=state,
+        admin=document.admin,
         warnings=(
             *linked.warnings,
             *coded.warnings,
@@ -249,13 +250,15 @@ def _detectors(faults: list[Fault]) -> tuple[_Text, ...]:
 
 
 def _identities(document: Document, folder: Path) -> tuple[Identity, ...] | None:
-    """Make the paths of tokens files absolute."""
+    """Make the paths of tokens and metadata files absolute."""
     if document.identities.all is None:
         return None
     return tuple(
-        replace(each, tokens=_absolute(folder, each.tokens)) if isinstance(each, StaticIdentity) else each
+        replace(each, tokens=_absolute(folder, each.tokens)) if isinstance(each, StaticIdentity)
+        else replace(each, metadata=_absolute(folder, each.metadata)) if isinstance(each, SamlIdentity)
+        else each
         for each in document.identities.all
-    )
+    )  # fmt: skip
 
 
 def _state(reader: Reader, document: Document, folder: Path) -> State:
