@@ -22,7 +22,8 @@ def check(token: str, now: float = NOW, keys: Any = None, **changes: Any) -> Cal
     peeked = peek(token)
     if isinstance(peeked, Denial):
         return peeked
-    return verify(peeked, identity(**changes), keys or keyset(), now)
+    found = verify(peeked, identity(**changes), keys or keyset(), now)
+    return found if isinstance(found, Denial) else found.caller
 
 
 def reason(result: Caller | Denial) -> Reason | None:

@@ -20,6 +20,7 @@ from tidegate.policy.policy import Policy, PolicyError
 from tidegate.replay.flows import encode
 from tidegate.state.control import StateError
 from tidegate.state.ownership import Ownership
+from tidegate.state.revocations import Revocations
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Gate:
 
     def verifier_for(self, policy: Policy) -> Verifier:
         """Make a verifier for a policy; each event loop that verifies tokens needs one of its own."""
-        return Verifier(policy.identities)
+        return Verifier(policy.identities, revoked=self.addon.verifier.revoked)
 
     def body_limit(self) -> int:
         """Return the bytes above which mitmproxy itself may end a message: more than any connection accepts."""
@@ -108,7 +109,11 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     gateway.ownership = Ownership(Path(policy.state.path), policy.state.retain)
     try:
         gateway.ownership.control.start()
+        gateway.revocations = Revocations(gateway.ownership.control)
+        gateway.revocations.start()
+        gateway.verifier.revoked = gateway.revocations.covers
     except StateError as why:
+        gateway.close_state()
         recorder.close()
         raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
     return Gate(gateway, problems)

@@ -1,4 +1,4 @@
-"""The command line: ``tidegate run | check | login | scan | rules | flows | replay | sample-model``."""
+"""The command line: ``tidegate run | check | login | revoke | scan | rules | flows | replay | sample-model``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tidegate import __version__, cli_proprietary
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
+from tidegate.cli_revoke import revoke
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
 from tidegate.policy.policy import PolicyError
@@ -37,6 +38,7 @@ def main() -> None:
 
 main.add_command(scan)
 main.add_command(rules)
+main.add_command(revoke)
 
 
 @main.command()

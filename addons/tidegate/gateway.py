@@ -46,6 +46,7 @@ from tidegate.socket_relay import Said
 from tidegate.sockets import POLICY
 from tidegate.state.control import StateError
 from tidegate.state.ownership import Ownership
+from tidegate.state.revocations import Revocations
 from tidegate.steps import Stage
 
 log = logging.getLogger("tidegate")
@@ -83,6 +84,7 @@ class Gateway(Fence):
         self.ner: Pool | None = None
         self.ownership: Ownership | None = None
         self.counting: Callable[[ExchangeRecord], None] | None = None
+        self.revocations: Revocations | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
@@ -648,6 +650,8 @@ class Gateway(Fence):
 
     def close_state(self) -> None:
         """Close the control store. May be called again."""
+        if self.revocations is not None:
+            self.revocations.close()
         if self.ownership is not None:
             self.ownership.control.close()
 

@@ -62,6 +62,16 @@ _REGISTRY = _Registry(strict_check_header=False)
 
 
 @dataclass(frozen=True, slots=True)
+class Verified:
+    """Who holds a token, and what has to be asked again each time it is shown: is it revoked? ``issued`` is ``iat``."""
+
+    caller: Caller
+    issuer: str
+    jti: str | None
+    issued: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Peeked:
     """A token taken apart but not believed. ``issuer`` chooses who checks it, and nothing else."""
 
@@ -115,7 +125,7 @@ def peek(token: str) -> Peeked | Denial:
     return Peeked(token, header, issuer) if isinstance(issuer, str) else refused(Reason.TOKEN_ISSUER)
 
 
-def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> Caller | Denial:
+def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> Verified | Denial:
     """Check a token against the issuer it claims; ``now`` is Unix time in seconds.
 
     Denies with the first reason that applies, in the order of docs/identity.md. ``KEY_UNKNOWN`` may be worth a look at
@@ -146,7 +156,7 @@ def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> 
     return _claims(claims, identity, now)
 
 
-def _claims(claims: Claims, identity: OidcIdentity, now: float) -> Caller | Denial:
+def _claims(claims: Claims, identity: OidcIdentity, now: float) -> Verified | Denial:
     """Check what a signed token says, and name its caller."""
     if claims.get("iss") != identity.issuer:
         return refused(Reason.TOKEN_ISSUER)
@@ -164,8 +174,11 @@ def _claims(claims: Claims, identity: OidcIdentity, now: float) -> Caller | Deni
     groups = _groups(claims, identity)
     if isinstance(groups, Denial):
         return groups
-    expires = claims.get("exp")
-    return Caller(identity.name, subject, groups, float(expires) if isinstance(expires, int | float) else 0.0)
+    jti = claims.get("jti")
+    if not isinstance(jti, str | None):
+        return refused(Reason.TOKEN_CLAIM)  # it could never be revoked
+    caller = Caller(identity.name, subject, groups, _number(claims.get("exp")))
+    return Verified(caller, identity.issuer, jti, _number(claims.get("iat")))
 
 
 def _client(claims: Claims, identity: OidcIdentity, audiences: int) -> Reason | None:

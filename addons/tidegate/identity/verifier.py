@@ -10,10 +10,11 @@ import asyncio
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tidegate.identity import claims
+from tidegate.identity.claims import Verified
 from tidegate.identity.jwks import KeySet
 from tidegate.identity.keys import KeySource
 from tidegate.identity.static import PREFIX, StaticTokens
@@ -30,10 +31,18 @@ _UNAVAILABLE = Denial(
 )
 
 
+_UNKNOWABLE = Denial(
+    Reason.STATE_UNAVAILABLE, 503, "The gateway cannot find out whether the access token was revoked; try again."
+)
+
+Revoked = Callable[[str, str | None, str, float | None], bool | None]
+"""Says of an issuer, ``jti``, subject and ``iat`` whether that token is revoked; ``None``: nobody can tell."""
+
+
 class _Known(NamedTuple):
     """What was found out about a token, until when it holds, and the keys it depends on."""
 
-    answer: Caller | Denial
+    answer: Verified | Denial
     until: float
     source: KeySource | None
     keys: KeySet | None
@@ -43,15 +52,21 @@ class Verifier:
     """Verifies tokens against the identities of one policy. ``start`` it before use, ``close`` it after.
 
     Times are Unix seconds, given by the caller. With ``identities`` ``None`` (identity: none) every token is refused:
-    whoever asks is expected not to.
+    whoever asks is expected not to. ``revoked`` is asked about every token each time, and costs nothing.
     """
 
-    def __init__(self, identities: Sequence[Identity] | None, sources: Sequence[KeySource] | None = None) -> None:
+    def __init__(
+        self,
+        identities: Sequence[Identity] | None,
+        sources: Sequence[KeySource] | None = None,
+        revoked: Revoked | None = None,
+    ) -> None:
         known = tuple(identities or ())
         if sources is None:
             sources = [KeySource(each) for each in known if isinstance(each, OidcIdentity)]
         self._sources = {source.identity.issuer: source for source in sources}
         self._static = tuple(StaticTokens(each) for each in known if isinstance(each, StaticIdentity))
+        self.revoked = revoked
         self._secret = secrets.token_bytes(32)
         self._callers: OrderedDict[bytes, _Known] = OrderedDict()
         self._refused: OrderedDict[bytes, _Known] = OrderedDict()
@@ -85,7 +100,7 @@ class Verifier:
                 continue
             if now < known.until and (known.source is None or known.source.keys is known.keys):
                 memory.move_to_end(digest)
-                return known.answer
+                return self._asked(known.answer)
             del memory[digest]
         return None
 
@@ -113,18 +128,28 @@ class Verifier:
             if isinstance(answer, Denial) and answer.reason is Reason.KEY_UNKNOWN and source.failing:
                 return _UNAVAILABLE  # the key may be new, and nobody can tell
         until = now + REFUSED_SECONDS
-        if isinstance(answer, Caller) and answer.expires is not None:
-            until = min(now + CACHE_SECONDS, answer.expires + source.identity.leeway)
+        if isinstance(answer, Verified) and answer.caller.expires is not None:
+            until = min(now + CACHE_SECONDS, answer.caller.expires + source.identity.leeway)
         return self._remember(token, _Known(answer, until, source, keys))
 
     def _remember(self, token: str, known: _Known) -> Caller | Denial:
         """Keep an answer, and forget the one that was asked for longest ago."""
-        accepted = isinstance(known.answer, Caller)
+        accepted = isinstance(known.answer, Verified)
         memory, most = (self._callers, CACHE_CALLERS) if accepted else (self._refused, REFUSED_TOKENS)
         memory[self._digest(token)] = known
         if len(memory) > most:
             memory.popitem(last=False)
-        return known.answer
+        return self._asked(known.answer)
+
+    def _asked(self, answer: Verified | Denial) -> Caller | Denial:
+        """Ask what may have changed since a token was verified."""
+        if isinstance(answer, Denial):
+            return answer
+        if self.revoked is not None:
+            revoked = self.revoked(answer.issuer, answer.jti, answer.caller.subject, answer.issued)
+            if revoked is not False:
+                return _UNKNOWABLE if revoked is None else claims.refused(Reason.TOKEN_REVOKED)
+        return answer.caller
 
     def _digest(self, token: str) -> bytes:
         """Hash a token under this process's key: memory holds no token, and no hash that others could compare."""

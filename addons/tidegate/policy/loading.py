@@ -122,6 +122,16 @@ def recording_of(path: Path) -> Path:
     return Path(_absolute(path.parent, document.recording_path))
 
 
+def state_of(path: Path) -> tuple[Path, tuple[Identity, ...] | None]:
+    """Return where a policy's control store is, and its identities; packs are not loaded. Raises ``PolicyError``."""
+    reader = Reader(str(path))
+    _, document, faults = _document(path, reader)
+    state = _state(reader, document, path.parent)
+    if faults or reader.faults:
+        raise PolicyError((*reader.faults, *faults))
+    return Path(state.path), document.identities.all
+
+
 def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:
     """Read the policy file itself; raises ``PolicyError`` where there is nothing to go on with."""
     faults: list[Fault] = []

@@ -23,3 +23,25 @@ def state_1(db: Database) -> None:
         "connection TEXT NOT NULL, kind TEXT NOT NULL, model TEXT, made INTEGER NOT NULL) STRICT, WITHOUT ROWID"
     )
     db.execute("CREATE INDEX owned_made ON owned (made)")
+
+
+@migrations()
+def revocations_1(db: Database) -> None:
+    """Create the list of tokens that are no longer believed.
+
+    A row names one token (``jti``) or every token of a subject up to a moment (``subject``, ``before``). Times are Unix
+    seconds. ``expires``: when the token ends by itself, so that the row may go; none: it stays until it is undone.
+    ``revoked_change`` counts every change, whoever makes it, so that a mirror sees with one row that it is out of date.
+    """
+    db.execute(
+        "CREATE TABLE revoked (id INTEGER PRIMARY KEY AUTOINCREMENT, issuer TEXT NOT NULL, jti TEXT, subject TEXT, "
+        "before REAL, expires REAL, made REAL NOT NULL, made_by TEXT NOT NULL, why TEXT NOT NULL, "
+        "CHECK ((jti IS NULL) = (subject IS NOT NULL) AND (subject IS NULL) = (before IS NULL))) STRICT"
+    )
+    db.execute("CREATE UNIQUE INDEX revoked_token ON revoked (issuer, jti) WHERE jti IS NOT NULL")
+    db.execute("CREATE TABLE revoked_change (number INTEGER NOT NULL) STRICT")
+    db.execute("INSERT INTO revoked_change VALUES (0)")
+    counted = "ON revoked BEGIN UPDATE revoked_change SET number = number + 1; END"
+    db.execute("CREATE TRIGGER revoked_insert AFTER INSERT " + counted)
+    db.execute("CREATE TRIGGER revoked_update AFTER UPDATE " + counted)
+    db.execute("CREATE TRIGGER revoked_delete AFTER DELETE " + counted)
