@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.model import Caller, Denial
 from tidegate.policy.policy import Policy
@@ -27,3 +28,4 @@ class Services:
     reload: Callable[[], Awaitable[tuple[str, ...]]]
     now: Callable[[], float]
     metrics: Metrics
+    tokens: Tokens

@@ -11,17 +11,18 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from tidegate.admin import names, operating
+from tidegate.admin import names, operating, tokens
 from tidegate.admin.app import build
 from tidegate.admin.callers import Callers
 from tidegate.admin.doors import Door
+from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.services import Services
 from tidegate.admin.serving import AdminServer
 from tidegate.building import Gate
 from tidegate.policy.policy import Policy
 
-DOORS: tuple[Door, ...] = operating.DOORS
+DOORS: tuple[Door, ...] = (*operating.DOORS, *tokens.DOORS)
 """Every route of the listener."""
 
 TICK_SECONDS = 1.0
@@ -50,6 +51,7 @@ class Admin:
             reload=self._reload,
             now=time.time,
             metrics=self._metrics,
+            tokens=Tokens(self._policy, self._callers.verifier, gate.addon.revocations, self._metrics, time.time),
         )
 
     @property
