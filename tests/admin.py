@@ -12,6 +12,7 @@ import httpx
 from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.services import Services
+from tidegate.admin.signing_in import SigningIn
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.policy import Admin, AdminRight, Permissions, StaticIdentity
 
@@ -70,6 +71,7 @@ def services(the_policy: Any = None, **changes: Any) -> Services:
         "tokens": Tokens(
             lambda: chosen, verifier, changes.pop("revocations", None), metrics, changes.get("now", time.time)
         ),
+        "signing_in": SigningIn(lambda: chosen, changes.pop("logins", None), metrics, changes.get("now", time.time)),
         **{name: value for name, value in changes.items() if name != "verifier"},
     }
     return Services(**values)

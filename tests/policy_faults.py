@@ -27,6 +27,7 @@ FAULTS: dict[str, list[str]] = {
         "FILE:11: admin.tokens.rotate: found '1h'; accepted: at least 2h",
         "FILE:10: admin.hosts[0]: found '*.example.com'; accepted: a list of host names such as gate.example.com",
         "FILE:24: roles.operator.admin[1]: found 'shutdown'; accepted: metrics or reload or revoke",
+        "FILE:7: identity[1].saml.metadata: found 'adfs.xml': No such file or directory; accepted: a SAML 2.0 metadata file with one identity provider, its HTTP-Redirect address and its signing certificates",
     ],
     "alias": [
         "FILE:5: connections[0].dialect: found an alias; accepted: the value, written out",
@@ -124,6 +125,7 @@ FAULTS: dict[str, list[str]] = {
     ],
     "saml-without-url": [
         "FILE:9: admin.url: found nothing, although the identity adfs signs in through it; accepted: an https address without path (http only to loopback), such as https://gate.example.com:9443",
+        "FILE:7: identity[1].saml.metadata: found 'adfs.xml': No such file or directory; accepted: a SAML 2.0 metadata file with one identity provider, its HTTP-Redirect address and its signing certificates",
     ],
     "same-name": [
         "FILE:12: connections[1]: found a second connection named openai; accepted: each name once",

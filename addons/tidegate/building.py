@@ -19,7 +19,7 @@ from tidegate.model import Caller, Fault
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy, PolicyError
 from tidegate.replay.flows import encode
-from tidegate.state.control import StateError
+from tidegate.state.control import Control, StateError
 from tidegate.state.ownership import Ownership
 from tidegate.state.revocations import Revocations
 from tidegate.state.signing import SigningKeys
@@ -80,6 +80,12 @@ class Gate:
         if self.addon.ner is not None:
             self.addon.ner.begin()
         return (old.close(),) if old is not None else ()
+
+    @property
+    def control(self) -> Control:
+        """The control store; ``build_gate`` has opened it."""
+        assert self.addon.ownership is not None
+        return self.addon.ownership.control
 
     def verifier_for(self, policy: Policy) -> Verifier:
         """Make a verifier for a policy; each event loop that verifies tokens needs one of its own."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
+from tidegate.admin.signing_in import SigningIn
 from tidegate.model import Caller, Denial
 from tidegate.policy.policy import Policy
 
@@ -29,3 +30,4 @@ class Services:
     now: Callable[[], float]
     metrics: Metrics
     tokens: Tokens
+    signing_in: SigningIn

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from tidegate.admin import names, operating, tokens
+from tidegate.admin import names, operating, saml, tokens
 from tidegate.admin.app import build
 from tidegate.admin.callers import Callers
 from tidegate.admin.doors import Door
@@ -19,10 +19,12 @@ from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.services import Services
 from tidegate.admin.serving import AdminServer
+from tidegate.admin.signing_in import SigningIn
 from tidegate.building import Gate
 from tidegate.policy.policy import Policy
+from tidegate.state.logins import Logins
 
-DOORS: tuple[Door, ...] = (*operating.DOORS, *tokens.DOORS)
+DOORS: tuple[Door, ...] = (*operating.DOORS, *tokens.DOORS, *saml.DOORS)
 """Every route of the listener."""
 
 TICK_SECONDS = 1.0
@@ -52,6 +54,7 @@ class Admin:
             now=time.time,
             metrics=self._metrics,
             tokens=Tokens(self._policy, self._callers.verifier, gate.addon.revocations, self._metrics, time.time),
+            signing_in=SigningIn(self._policy, Logins(gate.control, time.time), self._metrics, time.time),
         )
 
     @property
@@ -127,9 +130,7 @@ class Admin:
 
     async def _commits(self) -> bool:
         """Have the control store commit nothing at all, which takes its lock and its thread."""
-        if self._gate.addon.ownership is None:
-            return False
-        done = self._gate.addon.ownership.control.write(lambda _: None)
+        done = self._gate.control.write(lambda _: None)
         try:
             await asyncio.wait_for(asyncio.wrap_future(done), COMMIT_SECONDS)
         except Exception:  # noqa: BLE001 - whatever it was, it does not write

@@ -25,6 +25,7 @@ from tidegate.policy.ner_files import open_ner
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, SamlIdentity, State, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.routing import routes
+from tidegate.policy.saml_files import check_metadata
 from tidegate.policy.schema import STATE_NAME, Document, read
 from tidegate.policy.source import parse
 
@@ -63,6 +64,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     described = open_descriptors(reader, document.connections, dialects, path.parent)
     rules = (*rules, *coded.coded_rules, *ner.rules)
     state = _state(reader, document, path.parent)
+    check_metadata(reader, document.identities, path.parent)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
