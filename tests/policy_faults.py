@@ -18,6 +18,17 @@ FAULTS: dict[str, list[str]] = {
         "FILE:21: inspection.prompt.pii: found 'approve'; accepted: allow or flag or tokenise or redact or block (approve is not in this version)",
         "FILE:22: inspection.response.pii: found 'approve'; accepted: allow or flag or redact or block (approve is not in this version)",
     ],
+    "admin": [
+        "FILE:7: identity[1].saml.certificate: found an unknown key; accepted: the keys metadata, issuer, entity_id, groups, subject, leeway",
+        "FILE:7: identity[1].saml.leeway: found '1h'; accepted: at most 300s",
+        "FILE:12: admin.port: found an unknown key; accepted: the keys url, hosts, tokens",
+        "FILE:9: admin.url: found 'http://gate.example.com/admin'; accepted: an https address without path (http only to loopback), such as https://gate.example.com:9443",
+        "FILE:11: admin.tokens.lifetime: found '2h'; accepted: at most 60m",
+        "FILE:11: admin.tokens.rotate: found '1h'; accepted: at least 2h",
+        "FILE:10: admin.hosts[0]: found '*.example.com'; accepted: a list of host names such as gate.example.com",
+        "FILE:24: roles.operator.admin[1]: found 'shutdown'; accepted: metrics or reload or revoke",
+        "FILE:7: identity[1].saml.metadata: found 'adfs.xml': No such file or directory; accepted: a SAML 2.0 metadata file with one identity provider, its HTTP-Redirect address and its signing certificates",
+    ],
     "alias": [
         "FILE:5: connections[0].dialect: found an alias; accepted: the value, written out",
         "FILE:5: connections[0].dialect: found nothing; accepted: the name of a dialect",
@@ -70,7 +81,7 @@ FAULTS: dict[str, list[str]] = {
         "FILE:10: identity[0].oidc.leeway: found '1h'; accepted: at most 300s",
         "FILE:11: identity[0].oidc.typ[0]: found 'logout+jwt'; accepted: the types of access tokens; this type is for another purpose",
         "FILE:12: identity[1].name: found a second identity named corp; accepted: each name once",
-        "FILE:12: identity[1]: found oidc and static; accepted: exactly one of oidc and static",
+        "FILE:12: identity[1]: found oidc and static; accepted: exactly one of oidc, static and saml",
         "FILE:15: identity[2].name: found 'tidegate'; accepted: a name other than none and tidegate",
         "FILE:16: identity[2].static.tokens: found nothing; accepted: the path of a tokens file, relative to this file",
     ],
@@ -138,6 +149,10 @@ FAULTS: dict[str, list[str]] = {
         "FILE:23: recording.keep: found 'full'; accepted: redacted or none",
         "FILE:23: recording.path: found 7; accepted: the path of an SQLite file",
     ],
+    "saml-without-url": [
+        "FILE:9: admin.url: found nothing, although the identity adfs signs in through it; accepted: an https address without path (http only to loopback), such as https://gate.example.com:9443",
+        "FILE:7: identity[1].saml.metadata: found 'adfs.xml': No such file or directory; accepted: a SAML 2.0 metadata file with one identity provider, its HTTP-Redirect address and its signing certificates",
+    ],
     "same-name": [
         "FILE:12: connections[1]: found a second connection named openai; accepted: each name once",
     ],
@@ -165,7 +180,7 @@ FAULTS: dict[str, list[str]] = {
         f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {ENDPOINTS}",
     ],
     "unknown-key": [
-        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, tokens, limits, recording, state",
+        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, tokens, limits, recording, state, admin",
         "FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path",
     ],
     "unknown-role": [

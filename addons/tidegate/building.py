@@ -11,6 +11,7 @@ from typing import Any
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
 from tidegate.identity.credential import resolve_all
+from tidegate.identity.own import OwnKeys
 from tidegate.identity.verifier import Verifier
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.ner.pool import NerError, Pool
@@ -18,9 +19,10 @@ from tidegate.model import Caller, Fault
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy, PolicyError
 from tidegate.replay.flows import encode
-from tidegate.state.control import StateError
+from tidegate.state.control import Control, StateError
 from tidegate.state.ownership import Ownership
 from tidegate.state.revocations import Revocations
+from tidegate.state.signing import SigningKeys
 
 
 @dataclass(slots=True)
@@ -29,6 +31,7 @@ class Gate:
 
     addon: Gateway
     problems: tuple[str, ...]
+    signing: SigningKeys | None = None
 
     async def start(self) -> None:
         """Fetch the keys of the issuers, and start the local model. Raises ``PolicyError`` if it cannot be loaded."""
@@ -60,7 +63,7 @@ class Gate:
         A new local model loads meanwhile: until it has, requests are late. Raises ``PolicyError``.
         """
         policy = load(path, engine_cache=DiskCache())
-        old, verifier = self.addon.verifier, Verifier(policy.identities, revoked=self.addon.verifier.revoked)
+        old, verifier = self.addon.verifier, self.verifier_for(policy)
         verifier.proofs = old.proofs  # a proof counts once, whatever the policy
         self.addon.credentials, self.problems = resolve_all(policy.connections.values())
         self.addon.verifier, self.addon.policy = verifier, policy
@@ -78,6 +81,17 @@ class Gate:
         if self.addon.ner is not None:
             self.addon.ner.begin()
         return (old.close(),) if old is not None else ()
+
+    @property
+    def control(self) -> Control:
+        """The control store; ``build_gate`` has opened it."""
+        assert self.addon.ownership is not None
+        return self.addon.ownership.control
+
+    def verifier_for(self, policy: Policy) -> Verifier:
+        """Make a verifier for a policy; each event loop that verifies tokens needs one of its own."""
+        own = OwnKeys(policy, self.signing) if policy.admin.url and self.signing is not None else None
+        return Verifier(policy.identities, revoked=self.addon.verifier.revoked, own=own)
 
     def body_limit(self) -> int:
         """Return the bytes above which mitmproxy itself may end a message: more than any connection accepts."""
@@ -113,4 +127,6 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
         gateway.close_state()
         recorder.close()
         raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
-    return Gate(gateway, problems)
+    gate = Gate(gateway, problems, SigningKeys(gateway.ownership.control))
+    gateway.verifier = gate.verifier_for(policy)
+    return gate

@@ -53,6 +53,12 @@ main.add_command(revoke)
 @click.option("--sample-model", is_flag=True, help="Start the built-in sample model too (no key, no network).")
 @click.option("--confdir", default="~/.mitmproxy", show_default=True, help="Where mitmproxy's CA is kept.")
 @click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="A mitmproxy option, as in mitmdump.")
+@click.option(
+    "--admin",
+    default=None,
+    metavar="[HOST]:PORT",
+    help="Serve health, metrics, reload and the token service here; without HOST only to this machine.",
+)
 def run(
     policy_path: Path | None,
     listen: str,
@@ -60,6 +66,7 @@ def run(
     sample_model: bool,
     confdir: str,
     options: Sequence[str],
+    admin: str | None,
 ) -> None:
     """Run the gate."""
     from tidegate import running
@@ -73,6 +80,7 @@ def run(
         confdir=confdir,
         options=tuple(options),
         sample_model=sample_model,
+        admin=None if admin is None else _listen(f"127.0.0.1{admin}" if admin[:1] == ":" else admin, "--admin"),
     )
     try:
         asyncio.run(running.run(settings))
@@ -291,8 +299,8 @@ def sample_model_command(port: int, delay: float) -> None:
         asyncio.run(serve(port, delay))
 
 
-def _listen(text: str) -> tuple[str, int]:
+def _listen(text: str, option: str = "--listen") -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal():
-        raise click.BadParameter(f"found {text!r}; accepted: HOST:PORT, as in 127.0.0.1:8080", param_hint="--listen")
+        raise click.BadParameter(f"found {text!r}; accepted: HOST:PORT, as in 127.0.0.1:8080", param_hint=option)
     return host.strip("[]"), int(port)

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ from tidegate.call_relay import Spoken
 from tidegate.claiming import LOST
 from tidegate.crossing import Lookable
 from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
-from tidegate.evidence.records import RecordingError
+from tidegate.evidence.records import ExchangeRecord, RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.exchange import Exchange
 from tidegate.extracting import Extractor
@@ -83,6 +83,7 @@ class Gateway(Fence):
         self.extractor = Extractor()
         self.ner: Pool | None = None
         self.ownership: Ownership | None = None
+        self.counting: Callable[[ExchangeRecord], None] | None = None
         self.revocations: Revocations | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -766,6 +767,8 @@ class Gateway(Fence):
         exchange.stop_watching()
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
+        if self.counting is not None:
+            self.counting(record)
         flagged = any(each.stage == "media" and each.result == OnUnknown.FLAG for each in record.decisions)
         self._lines.append((logging.WARNING if flagged else logging.INFO, exchange.line(record, exchange.tokens)))
         if len(self._lines) == 1:  # said once the answer is on its way: nobody waits for the log

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tidegate.inspection.ner.spec import Ner
 from tidegate.model import Action, Direction, Mode
-from tidegate.policy.policy import OidcIdentity, Policy, Unlisted
+from tidegate.policy.policy import OidcIdentity, Policy, SamlIdentity, Unlisted
 
 
 def announce(policy: Policy, *, modes: Sequence[str], problems: Sequence[str] = (), web: bool = False) -> None:
@@ -48,9 +48,11 @@ def _callers(policy: Policy) -> str:
     if policy.identities is None:
         return "[red]identity: none - everybody who reaches this port is let in[/]"
     return "\n".join(
-        f"{each.name}: OIDC {each.issuer}" if isinstance(each, OidcIdentity) else f"{each.name}: static tokens"
+        f"{each.name}: OIDC {each.issuer}" if isinstance(each, OidcIdentity)
+        else f"{each.name}: SAML, by {each.metadata}" if isinstance(each, SamlIdentity)
+        else f"{each.name}: static tokens"
         for each in policy.identities
-    )
+    )  # fmt: skip
 
 
 def _connection_lines(policy: Policy) -> list[str]:

@@ -12,18 +12,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mitmproxy import exceptions
 from mitmproxy.addons import upstream_auth
 from rich.console import Console
 
 from tidegate import master
-from tidegate.building import build_gate
+from tidegate.building import Gate, build_gate
 from tidegate.identity.static import create
 from tidegate.panel import announce
+from tidegate.policy.oidc import LOOPBACK
 from tidegate.policy.policy import Policy, StaticIdentity
 from tidegate.standalone import FORBIDDEN, REQUIRED
+
+if TYPE_CHECKING:
+    from tidegate.admin.wiring import Admin
 
 SAMPLE_PORT = 8091
 SWITCH_SECONDS = 0.0005
@@ -50,6 +54,7 @@ class Settings:
     confdir: str
     options: tuple[str, ...]
     sample_model: bool
+    admin: tuple[str, int] | None = None
 
 
 async def run(settings: Settings) -> None:
@@ -69,7 +74,10 @@ async def run(settings: Settings) -> None:
         except (exceptions.OptionsError, KeyError) as error:
             raise StartError(f"--set {_text(error)}") from None
         await gate.start()
-        announce(gate.addon.policy, modes=listeners(settings), problems=gate.problems)
+        admin = _admin(settings, gate)
+        if admin is not None:
+            stack.callback(admin.stop)
+        announce(gate.addon.policy, modes=listeners(settings), problems=(*gate.problems, *_exposed(settings)))
         if settings.sample_model:
             invite(gate.addon.policy, settings)
         gc.collect()
@@ -79,7 +87,39 @@ async def run(settings: Settings) -> None:
         try:
             await master.serve(slim)
         finally:
+            if admin is not None:
+                admin.leave()
             await gate.close()
+
+
+def _admin(settings: Settings, gate: Gate) -> Admin | None:
+    """Start the admin listener, if there is to be one. Raises ``StartError``."""
+    if settings.admin is None:
+        return None
+    from tidegate.admin.serving import AdminServer, ListenError
+    from tidegate.admin.wiring import Admin
+
+    server = AdminServer(*settings.admin)
+    try:
+        server.listen()
+        admin = Admin(gate, settings.policy, server)
+        admin.start()
+    except ListenError as error:
+        server.stop()
+        raise StartError(f"--admin {error}; choose another port.") from None
+    return admin
+
+
+def _exposed(settings: Settings) -> tuple[str, ...]:
+    """Say loudly that others than this machine may reach the admin listener."""
+    if settings.admin is None or settings.admin[0] in LOOPBACK:
+        return ()
+    host, port = settings.admin
+    told = (
+        f"--admin {host}:{port}: the admin listener can be reached from other machines, without TLS of its own; "
+        "let only those in who need it, through a server with TLS (docs/admin.md)"
+    )
+    return (told,)
 
 
 def listeners(settings: Settings) -> list[str]:
@@ -91,6 +131,9 @@ def listeners(settings: Settings) -> list[str]:
             name, port = each, str(settings.port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         found.append(f"{host}:{port} ({name})")
+    if settings.admin is not None:
+        host, port = settings.admin[0], str(settings.admin[1])
+        found.append(f"{f'[{host}]' if ':' in host else host}:{port} (admin)")
     return found
 
 

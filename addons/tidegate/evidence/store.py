@@ -132,6 +132,16 @@ class Recorder:
         """How many sealed records lost their flow state. Each loss is also a row of table ``event``."""
         return sum(self._bare)
 
+    @property
+    def queued(self) -> int:
+        """How many bytes of sealed records wait to be written, about."""
+        return self._weighed_in - self._weighed_out
+
+    @property
+    def writing(self) -> bool:
+        """Whether records reach the disk, as far as anybody knows."""
+        return not self.failed and not self._closing and self._thread is not None and self._thread.is_alive()
+
     def intent(self, record: ExchangeRecord) -> asyncio.Future[None]:
         """Record an exchange before it is sent; await the result, which comes when the row is on the disk.
 

@@ -40,6 +40,9 @@ class Verified:
     """Who holds a token, and what is asked again each time it is shown: is it revoked, is it shown by its holder?
 
     ``issued`` is ``iat``. ``until`` is when it ends, leeway included. ``bound`` is what its holder has to show with it.
+
+    ``named`` is the token's ``sub`` where that is not the caller's subject. ``also`` are issuer, ``jti`` and subject of
+    the token that this one was given for (``issuing``).
     """
 
     caller: Caller
@@ -48,6 +51,8 @@ class Verified:
     issued: float | None
     until: float
     bound: Binding | None
+    named: str | None = None
+    also: tuple[str, str | None, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,13 @@ from tidegate.identity import claims
 from tidegate.identity.claims import Overage, Verified
 from tidegate.identity.jwks import KeySet
 from tidegate.identity.keys import KeySource
+from tidegate.identity.own import OwnKeys
 from tidegate.identity.proof import ALONE, WINDOW, Shown, check_proof, fits_certificate
 from tidegate.identity.questions import Questions
 from tidegate.identity.segments import OPAQUE
 from tidegate.identity.static import PREFIX, StaticTokens
 from tidegate.model import Caller, Denial, Reason
-from tidegate.policy.policy import Identity, OidcIdentity
+from tidegate.policy.policy import Identity, OidcIdentity, StaticIdentity
 
 CACHE_SECONDS = 300.0  # what the provider changes about a caller is seen after five minutes at the latest
 CACHE_CALLERS = 10_000  # about 5 MB
@@ -81,17 +82,21 @@ class Verifier:
         identities: Sequence[Identity] | None,
         sources: Sequence[KeySource] | None = None,
         revoked: Revoked | None = None,
+        own: OwnKeys | None = None,
     ) -> None:
         known = tuple(identities or ())
         oidc = [each for each in known if isinstance(each, OidcIdentity)]
         if sources is None:
             sources = [KeySource(each) for each in oidc]
-        self._sources = {source.identity.issuer: source for source in sources}
+        self._sources: dict[str, KeySource] = {source.identity.issuer: source for source in sources}
         self._identities = {each.name: each for each in (*oidc, *(source.identity for source in sources))}
+        self._own = own
+        if own is not None:
+            self._sources[own.identity.issuer] = own
         self._questions = {name: Questions(each) for name, each in self._identities.items()}
         asked = (each for each in oidc if each.introspection is not None)
         self._opaque = sorted(asked, key=_prefix, reverse=True)  # the longest prefix that fits wins
-        self._static = tuple(StaticTokens(each) for each in known if not isinstance(each, OidcIdentity))
+        self._static = tuple(StaticTokens(each) for each in known if isinstance(each, StaticIdentity))
         self.proofs = Proofs()
         self._asking: dict[bytes, asyncio.Task[Verified | Denial]] = {}
         self.revoked = revoked
@@ -116,6 +121,11 @@ class Verifier:
     def sources(self) -> tuple[KeySource, ...]:
         """The providers' keys, for health and messages."""
         return tuple(self._sources.values())
+
+    @property
+    def own(self) -> OwnKeys | None:
+        """The keys of this gateway's own tokens, where it gives any out."""
+        return self._own
 
     def cached(self, token: str, now: float, shown: Shown = ALONE) -> Caller | Denial | None:
         """Answer at once, or ``None``: then ``identify`` has to be awaited. Static tokens always have an answer."""
@@ -160,6 +170,8 @@ class Verifier:
                 return _UNAVAILABLE  # the key may be new, and nobody can tell
         if isinstance(answer, Overage):
             return await self._once(token, self._fill(answer, source, keys, token, now))
+        if self._own is not None and source is self._own and isinstance(answer, Verified):
+            answer = self._own.named(answer, token)
         return self._remember(token, _known(answer, now, source=source, keys=keys))
 
     def _asked_about(self, token: str) -> OidcIdentity | None:
@@ -228,7 +240,9 @@ class Verifier:
         if isinstance(answer, Denial):
             return answer
         if self.revoked is not None:
-            revoked = self.revoked(answer.issuer, answer.jti, answer.caller.subject, answer.issued)
+            revoked = self.revoked(answer.issuer, answer.jti, answer.named or answer.caller.subject, answer.issued)
+            if revoked is False and answer.also is not None:
+                revoked = self.revoked(*answer.also, answer.issued)
             if revoked is not False:
                 return _UNKNOWABLE if revoked is None else claims.refused(Reason.TOKEN_REVOKED)
         if answer.bound is not None or shown.dpop:

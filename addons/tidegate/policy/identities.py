@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from tidegate.policy.oidc import OIDC_SECTIONS, check_opaque, read_oidc
 from tidegate.policy.policy import Identity, OidcIdentity, StaticIdentity
 from tidegate.policy.reader import Reader
+from tidegate.policy.saml import SAML_SECTIONS, read_saml
 from tidegate.policy.source import Node
 
 IDENTITY_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "identity[]": ("name", "oidc", "static"),
+    "identity[]": ("name", "oidc", "static", "saml"),
     **OIDC_SECTIONS,
     "identity[].static": ("tokens",),
+    **SAML_SECTIONS,
 }
 
 RESERVED = frozenset({"none", "tidegate"})
@@ -60,13 +62,15 @@ def _identity(reader: Reader, node: Node, nodes: dict[str, Node]) -> Identity | 
         reader.fault(section["name"], "each name once", found=f"a second identity named {name}")
     if name:
         nodes.setdefault(name, node)
-    kinds = [kind for kind in ("oidc", "static") if kind in section]
+    kinds = [kind for kind in ("oidc", "static", "saml") if kind in section]
     if len(kinds) != 1:
         if isinstance(node.value, Mapping):
-            reader.fault(node, "exactly one of oidc and static", found=" and ".join(kinds) or "neither")
+            reader.fault(node, "exactly one of oidc, static and saml", found=" and ".join(kinds) or "neither")
         return None
     if kinds == ["oidc"]:
         return read_oidc(reader, section["oidc"], name)
+    if kinds == ["saml"]:
+        return read_saml(reader, section["saml"], name)
     accepted = "the path of a tokens file, relative to this file"
     static = reader.section(section["static"], IDENTITY_SECTIONS["identity[].static"], {"tokens": accepted})
     return StaticIdentity(name, reader.text(static.get("tokens"), accepted))

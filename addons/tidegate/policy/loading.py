@@ -23,9 +23,10 @@ from tidegate.policy.descriptor_files import open_descriptors
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.memory import remembering
 from tidegate.policy.ner_files import open_ner
-from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, State, StaticIdentity
+from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, SamlIdentity, State, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.routing import routes
+from tidegate.policy.saml_files import check_metadata
 from tidegate.policy.schema import STATE_NAME, Document, read
 from tidegate.policy.source import parse
 
@@ -65,6 +66,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     described = open_descriptors(reader, document.connections, dialects, path.parent)
     rules = (*rules, *coded.coded_rules, *ner.rules)
     state = _state(reader, document, path.parent)
+    check_metadata(reader, document.identities, path.parent)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     identities = _identities(reader, document, path.parent)
     faults += [*reader.faults, *below]
@@ -87,6 +89,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         decisions=linked.decisions,
         recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
         state=state,
+        admin=document.admin,
         warnings=(
             *linked.warnings,
             *coded.warnings,
@@ -262,13 +265,15 @@ def _detectors(faults: list[Fault]) -> tuple[_Text, ...]:
 
 
 def _identities(reader: Reader, document: Document, folder: Path) -> tuple[Identity, ...] | None:
-    """Make the paths of tokens files and certificates absolute; certificates have to be there."""
+    """Make the paths of tokens files, metadata and certificates absolute; certificates have to be there."""
     if document.identities.all is None:
         return None
     found: list[Identity] = []
     for each in document.identities.all:
         if isinstance(each, StaticIdentity):
             found.append(replace(each, tokens=_absolute(folder, each.tokens)))
+        elif isinstance(each, SamlIdentity):
+            found.append(replace(each, metadata=_absolute(folder, each.metadata)))
         elif each.ca is not None:
             found.append(replace(each, ca=_absolute(folder, each.ca)))
             if not Path(_absolute(folder, each.ca)).is_file():

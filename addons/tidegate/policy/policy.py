@@ -138,7 +138,50 @@ class StaticIdentity:
     tokens: str
 
 
-Identity = OidcIdentity | StaticIdentity
+@dataclass(frozen=True, slots=True)
+class SamlIdentity:
+    """A SAML 2.0 provider, by its metadata file (an absolute path). Its assertions are exchanged for our own tokens.
+
+    ``issuer`` is its entity id, where the file has several; ``entity_id`` ours, ``None``: the address of our metadata.
+    ``groups`` and ``subject`` are names of attributes; without ``subject`` it is the NameID. ``leeway`` is in seconds.
+    """
+
+    name: str
+    metadata: str
+    issuer: str | None
+    entity_id: str | None
+    groups: str | None
+    subject: str | None
+    leeway: float
+
+
+Identity = OidcIdentity | StaticIdentity | SamlIdentity
+
+
+LIFETIME, ROTATE = 3600.0, 7 * 86400.0
+
+
+class AdminRight(enum.StrEnum):
+    """What a role may do on the admin listener."""
+
+    METRICS = "metrics"
+    RELOAD = "reload"
+    REVOKE = "revoke"
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """The admin listener. ``url`` is where browsers and clients reach it, and the issuer of our tokens; empty: none.
+
+    ``hosts`` are further names it answers to. ``lifetime`` of a token and ``rotate``, the time a key signs, are in
+    seconds. ``rights`` are by role.
+    """
+
+    url: str = ""
+    hosts: frozenset[str] = frozenset()
+    lifetime: float = LIFETIME
+    rotate: float = ROTATE
+    rights: Mapping[str, frozenset[AdminRight]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +244,7 @@ class Policy:
     ner: Ner | None = None
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
     tokens: TokenLimits | None = None
+    admin: Admin = field(default_factory=Admin)
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

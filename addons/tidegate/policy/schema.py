@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
+from tidegate.policy.admin import ADMIN_SECTIONS, read_admin
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
-from tidegate.policy.policy import Keep, RecordingMode, Unlisted
+from tidegate.policy.policy import Admin, Keep, RecordingMode, Unlisted
 from tidegate.policy.proprietary import (
     PROPRIETARY_SECTIONS,
     AllowFileDoc,
@@ -49,10 +50,12 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "limits",
         "recording",
         "state",
+        "admin",
     ),
+    **ADMIN_SECTIONS,
     **IDENTITY_SECTIONS,
     **CONNECTION_SECTIONS,
-    "roles.NAME": ("allow", "deny"),
+    "roles.NAME": ("allow", "deny", "admin"),
     "roles.NAME.allow[]": ("connections", "endpoints", "models", "limits"),
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
@@ -153,6 +156,7 @@ class Document:
     recording_path: str
     state_path: Node | None
     state_retain: float
+    admin: Admin
 
 
 def read(reader: Reader, root: Node) -> Document:
@@ -177,11 +181,12 @@ def read(reader: Reader, root: Node) -> Document:
     below = inspection.value if "inspection" in top and isinstance(inspection.value, Mapping) else {}
     recording = reader.section(top["recording"], SECTIONS["recording"]) if "recording" in top else {}
     state = reader.section(top["state"], SECTIONS["state"]) if "state" in top else {}
+    identities = read_identities(reader, top.get("identity"))
     return Document(
         root=root,
         mode=reader.choice(top.get("mode"), Mode, Mode.ENFORCE),
         unlisted=reader.choice(top.get("unlisted"), Unlisted, Unlisted.DENY),
-        identities=read_identities(reader, top.get("identity")),
+        identities=identities,
         connections=tuple(read_connection(reader, each) for each in reader.items(connections)),
         roles={name: _role(reader, node) for name, node in reader.entries(top.get("roles")).items()},
         bindings=tuple(_binding(reader, each) for each in reader.items(top.get("bindings"))),
@@ -202,6 +207,7 @@ def read(reader: Reader, root: Node) -> Document:
         recording_path=reader.text(recording.get("path"), "the path of an SQLite file", RECORDING_PATH),
         state_path=state.get("path") if reader.text(state.get("path"), "the path of an SQLite file") else None,
         state_retain=reader.seconds(state.get("retain")) or STATE_RETAIN,
+        admin=read_admin(reader, top, identities),
     )
 
 
@@ -221,7 +227,7 @@ def _role(reader: Reader, node: Node) -> RoleDoc:
     section = reader.section(node, SECTIONS["roles.NAME"])
     allow = tuple(_allow(reader, each) for each in reader.items(section.get("allow"), "a list of rules"))
     deny = tuple(_deny(reader, each) for each in reader.items(section.get("deny"), "a list of rules"))
-    if isinstance(node.value, Mapping) and not allow and not deny:
+    if isinstance(node.value, Mapping) and not allow and not deny and "admin" not in section:
         reader.fault(node, "at least one rule under allow or deny", found="no rule")
     return RoleDoc(allow, deny)
 

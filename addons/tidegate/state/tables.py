@@ -45,3 +45,25 @@ def revocations_1(db: Database) -> None:
     db.execute("CREATE TRIGGER revoked_insert AFTER INSERT " + counted)
     db.execute("CREATE TRIGGER revoked_update AFTER UPDATE " + counted)
     db.execute("CREATE TRIGGER revoked_delete AFTER DELETE " + counted)
+
+
+@migrations()
+def signing_1(db: Database) -> None:
+    """Create the keys of this gateway's own tokens: ``private`` is an Ed25519 key, ``made`` Unix seconds."""
+    db.execute("CREATE TABLE signing_key (kid TEXT PRIMARY KEY, private BLOB NOT NULL, made REAL NOT NULL) STRICT")
+
+
+@migrations()
+def saml_1(db: Database) -> None:
+    """Create what signing in by SAML has to remember (``logins``). Times are Unix seconds; secrets are hashed."""
+    db.execute(
+        "CREATE TABLE saml_login (id TEXT PRIMARY KEY, identity TEXT NOT NULL, browser BLOB NOT NULL UNIQUE, "
+        "user_code TEXT, made REAL NOT NULL, caller TEXT, until REAL) STRICT"
+    )
+    db.execute("CREATE INDEX saml_login_made ON saml_login (made)")
+    db.execute("CREATE TABLE saml_seen (name BLOB PRIMARY KEY, ends REAL NOT NULL) STRICT, WITHOUT ROWID")
+    db.execute("CREATE INDEX saml_seen_ends ON saml_seen (ends)")
+    db.execute(
+        "CREATE TABLE saml_device (code BLOB PRIMARY KEY, user_code TEXT NOT NULL UNIQUE, made REAL NOT NULL, "
+        "asked REAL NOT NULL, denied INTEGER NOT NULL, caller TEXT, until REAL) STRICT"
+    )

@@ -1,0 +1,93 @@
+"""A door is one route with the rule that says who may go through it. There is no route without one.
+
+Law: what no rule admits is denied. A rule that is missing or of an unknown kind cannot be built into the app, and
+``admit`` denies it all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tidegate.crossing import ANONYMOUS
+from tidegate.identity.claims import credentials
+from tidegate.identity.permission import roles_of
+from tidegate.model import Caller, Denial, Reason
+from tidegate.policy.policy import AdminRight, Policy
+
+if TYPE_CHECKING:
+    from tidegate.admin.services import Services
+
+
+@dataclass(frozen=True, slots=True)
+class Public:
+    """Whoever reaches the listener. ``why`` says what makes that harmless."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A verified caller, one of whose roles has the right."""
+
+    right: AdminRight
+
+
+Rule = Public | Needs
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A request that was admitted. ``caller`` is ``None`` where nobody had to be known; ``body`` is read whole."""
+
+    request: Request
+    services: Services
+    caller: Caller | None
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One method on one path. ``body`` is the most bytes it takes; ``foreign``: other sites' pages may post to it."""
+
+    method: str
+    path: str
+    rule: Rule
+    serve: Callable[[Visit], Awaitable[Response]]
+    body: int = 0
+    foreign: bool = False
+
+
+async def admit(rule: Rule, request: Request, services: Services) -> Caller | Denial | None:
+    """Decide on a request: ``None`` lets anybody in, a caller is admitted by name."""
+    if isinstance(rule, Public):
+        return None
+    if not isinstance(rule, Needs):
+        return _denied()  # type: ignore[unreachable]  # law: the unknown is denied
+    policy = services.policy()
+    caller = await _caller(policy, request, services)
+    if isinstance(caller, Denial):
+        return caller
+    return caller if rule.right in rights_of(policy, caller) else _denied()
+
+
+def rights_of(policy: Policy, caller: Caller) -> frozenset[AdminRight]:
+    """Return what a caller's roles allow on the admin listener."""
+    rights: Mapping[str, frozenset[AdminRight]] = policy.admin.rights
+    return frozenset().union(*(rights.get(role, frozenset()) for role in roles_of(policy, caller)))
+
+
+async def _caller(policy: Policy, request: Request, services: Services) -> Caller | Denial:
+    """Find out who asks, by the same tokens and the same checks as on the data path."""
+    if policy.identities is None:
+        return ANONYMOUS
+    token = credentials((name.lower(), value) for name, value in request.headers.items())
+    return token if isinstance(token, Denial) else await services.identify(token.text)
+
+
+def _denied() -> Denial:
+    return Denial(Reason.NOT_GRANTED, 403, "Your roles do not allow this on the admin listener.")
