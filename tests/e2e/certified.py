@@ -143,14 +143,17 @@ class Browser:
                     return target
                 answer = client.get(target)
                 continue
-            form = re.search(r'(?s)<form[^>]*action="([^"]*)"[^>]*>(.*?)</form>', answer.text)
+            form = re.search(r"(?s)<form([^>]*)>(.*?)</form>", answer.text)
             if form is None:
                 return answer.text
+            action = re.search(r'action="([^"]*)"', form[1])
             inputs = dict(re.findall(r'<input[^>]*type="hidden"[^>]*name="([^"]+)"[^>]*value="([^"]*)"', form[2]))
             names = re.findall(r'name="([^"]+)"', form[2])
             inputs |= {name: value for name, value in fields.items() if name in names}
             inputs = {name: html.unescape(value) for name, value in inputs.items()}
-            answer = client.post(urllib.parse.urljoin(str(answer.url), html.unescape(form[1])), data=inputs)
+            answer = client.post(
+                urllib.parse.urljoin(str(answer.url), html.unescape(action[1]) if action else ""), data=inputs
+            )
         raise AssertionError(f"the forms have no end: {answer.text}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.certified import CALLBACK, Browser, Certified, certified, code_with_pkce
-from tests.e2e.harness import Process, Upstream, policy, tidegate_run
+from tests.e2e.certified import CALLBACK, Browser, Certified, certified, code_with_pkce, said
+from tests.e2e.harness import BIN, Process, Upstream, policy, tidegate_run
 from tests.tokens import ec, identity, okp
 from tidegate.identity import keys
 from tidegate.identity.keys import KeySource
@@ -126,6 +127,20 @@ def test_dpop(setting: Setting) -> None:
     for secret in (token, first, "dpop+jwt"):
         assert secret.encode() not in setting.upstream.data
     assert b"dpop" not in setting.upstream.data.lower(), "the proof stops here"
+
+
+def test_a_token_that_is_taken_back_while_the_gate_runs(setting: Setting) -> None:
+    token, other = setting.idp.token(), setting.idp.token()
+    assert setting.ask(token)[0] == setting.ask(other)[0] == 200
+    words = ("--policy", str(setting.gate.cwd / "policy.yaml"), "--issuer", "corp", "--jti", said(token)["jti"])
+    done = subprocess.run([str(BIN / "tidegate"), "revoke", *words], capture_output=True, timeout=60, check=True)
+    began = time.monotonic()
+    while (found := setting.ask(token)) == (200, ""):
+        assert time.monotonic() - began < 10, "another process is seen in a second or two"
+        time.sleep(0.1)
+    assert found == (401, "token_revoked")
+    assert b"Revoked: entry 1." in done.stdout
+    assert setting.ask(other)[0] == 200
 
 
 def test_a_key_that_is_not_the_tokens(setting: Setting) -> None:
