@@ -497,6 +497,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is run (default 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     parser.add_argument("--detection", action="store_true", help="measure what the rules find instead (--detection -h)")
+    parser.add_argument("--identity", action="store_true", help="measure what knowing a caller costs (--identity -h)")
     parser.add_argument("--ner", action="store_true", help="measure a local model instead (--ner -h)")
     parser.add_argument("--streams", action="store_true", help="measure live masking instead (--streams -h)")
     parser.add_argument("--without-gate", action="store_true", help="measure stock and slim mitmproxy only")
@@ -509,6 +510,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run, or play one of the parts."""
+    if "--identity" in sys.argv[1:]:
+        import _bench_identity
+
+        _bench_identity.main([word for word in sys.argv[1:] if word != "--identity"])
+        return
     if "--ner" in sys.argv[1:]:
         import _bench_ner
 

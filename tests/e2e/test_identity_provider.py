@@ -7,15 +7,18 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.certified import Browser, code_with_pkce
 from tests.e2e.provider import Provider, nanoidp
 from tidegate.identity import keys
 from tidegate.identity.keys import KeySource
 from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller, Denial, Reason
+from tidegate.policy.policy import Introspection
 
 pytestmark = pytest.mark.e2e
 
@@ -75,3 +78,41 @@ async def test_a_provider_that_is_down_at_start(provider: Provider) -> None:
     await verifier.close()
     assert isinstance(answer, Denial)
     assert (answer.reason, answer.status) == (Reason.IDP_UNAVAILABLE, 503)
+
+
+async def test_every_way_to_a_token(provider: Provider, tmp_path: Path) -> None:
+    """Client credentials, code with PKCE, device flow; then the provider is asked about a token instead of its keys."""
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret")
+    secret.chmod(0o600)
+    asked = replace(provider.identity(), introspection=Introspection("tg-cli", f"${{file:{secret}}}", prefix="ey"))
+    signed, opaque = Verifier([provider.identity()]), Verifier([asked])
+
+    def own(**form: str) -> str:
+        return str(json.loads(provider.post("/token", **form))["access_token"])
+
+    def code() -> str:
+        fields = {"username": "alice", "password": "pw"}
+        back = f"{provider.url}/cb"
+        return own(**code_with_pkce(f"{provider.url}/authorize", "tg-cli", back, fields, scope="openid"))
+
+    def device() -> str:
+        found = json.loads(provider.post("/device_authorization", client_id="tg-cli", scope="openid"))
+        fields = {"username": "alice", "password": "pw", "user_code": found["user_code"], "action": "approve"}
+        Browser().go(found.get("verification_uri_complete", found["verification_uri"]), fields)
+        kind = "urn:ietf:params:oauth:grant-type:device_code"
+        return own(grant_type=kind, device_code=found["device_code"], client_id="tg-cli")
+
+    ways = {"client": lambda: own(grant_type="client_credentials"), "code": code, "device": device}
+    for name, way in ways.items():
+        token = await asyncio.to_thread(way)
+        caller = await signed.identify(token, time.time())
+        assert isinstance(caller, Caller), (name, caller)
+        assert caller.groups == (frozenset() if name == "client" else {"corp:ml-eng"})
+        same = await opaque.identify(token, time.time())
+        assert isinstance(same, Caller), (name, same)
+        assert same.subject == caller.subject
+    assert opaque._questions["corp"].asked == len(ways)
+    never = await opaque.identify("eyopaque", time.time())
+    assert isinstance(never, Denial)
+    assert never.reason is Reason.TOKEN_INACTIVE

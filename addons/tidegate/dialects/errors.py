@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from tidegate.dialects.body import dump
 from tidegate.dialects.spec import ErrorShape
-from tidegate.model import Denial
+from tidegate.model import Denial, Reason
 
 PLACES = ("message", "reason", "type", "id", "status", "call")
 """What a template may name as ``${...}``."""
@@ -89,11 +89,22 @@ def render(
         ("x-request-id", request_id),
         ("request-id", request_id),
         ("x-should-retry", "false"),
+        *_challenge(denial),
     )
     if calls.batch and calls.ids:
         bodies = [_fill(shape.body, _values(shape, denial, request_id, call)) for call in calls.ids]
         return headers, dump(bodies)
     return headers, dump(_fill(shape.body, _values(shape, denial, request_id, *calls.ids[:1])))
+
+
+def _challenge(denial: Denial) -> tuple[tuple[str, str], ...]:
+    """Say how a client identifies itself (RFC 6750, 3; RFC 9449, 7.1), without the reason for which it is not known."""
+    if denial.status != 401:
+        return ()
+    if denial.reason in (Reason.TOKEN_BOUND, Reason.TOKEN_PROOF):
+        return (("www-authenticate", 'DPoP error="invalid_token", algs="ES256 ES384 ES512 EdDSA PS256 RS256"'),)
+    error = "" if denial.reason is Reason.CALLER_MISSING else ' error="invalid_token"'
+    return (("www-authenticate", f"Bearer{error}"),)
 
 
 def render_event(shape: ErrorShape, denial: Denial, request_id: str, call: str | int | None = None) -> bytes:

@@ -166,7 +166,8 @@ def verify(peeked: Peeked, identity: OidcIdentity, keys: KeySet, now: float) -> 
 def introspected(data: bytes, identity: OidcIdentity, now: float) -> Verified | Overage | Denial:
     """Check what a provider answered about an opaque token (RFC 7662, 2.2), as if a token said it.
 
-    ``iss`` may be absent: the provider that was asked is the issuer. Audience and end are asked for all the same.
+    ``iss`` may be absent: the provider that was asked is the issuer. So may ``sub`` where a client got the token for
+    itself: it is then the subject, as in RFC 9068, 2.2. Audience and end are asked for all the same.
     """
     claims = json_object(data)
     if claims is None or claims.get("active") is not True:
@@ -174,7 +175,8 @@ def introspected(data: bytes, identity: OidcIdentity, now: float) -> Verified | 
     kind = claims.get("token_type", "bearer")
     if not isinstance(kind, str) or kind.lower() not in ("bearer", "dpop"):
         return refused(Reason.TOKEN_TYPE)
-    return check_claims({"iss": identity.issuer, **claims}, identity, now)
+    itself = {"sub": claims["client_id"]} if "client_id" in claims else {}
+    return check_claims({"iss": identity.issuer, **itself, **claims}, identity, now)
 
 
 def check_claims(claims: Claims, identity: OidcIdentity, now: float) -> Verified | Overage | Denial:
