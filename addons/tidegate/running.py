@@ -22,7 +22,7 @@ from tidegate import master
 from tidegate.building import Gate, build_gate
 from tidegate.identity.static import create
 from tidegate.panel import announce
-from tidegate.policy.identities import LOOPBACK
+from tidegate.policy.admin import LOOPBACK
 from tidegate.policy.policy import Policy, StaticIdentity
 from tidegate.standalone import FORBIDDEN, REQUIRED
 

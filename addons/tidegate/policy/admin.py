@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from tidegate.inspection.urls import HOST
-from tidegate.policy.identities import LOOPBACK, Identities
+from tidegate.policy.identities import Identities
 from tidegate.policy.policy import LIFETIME, ROTATE, Admin, AdminRight, OidcIdentity, SamlIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
@@ -16,6 +16,7 @@ ADMIN_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "admin.tokens": ("lifetime", "rotate"),
 }
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 MOST_LIFETIME = 3600.0
 """A token of this gateway cannot be asked about at its source again: after an hour at most it has to be."""
 LEAST_ROTATE = 2 * 3600.0
