@@ -83,5 +83,11 @@ def client(app: Any, **more: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url=more.pop("base_url", URL), **more)
 
 
+def who(caller: Caller | Denial) -> tuple[object, ...]:
+    """What a caller is known by, whatever else its token says."""
+    assert isinstance(caller, Caller), caller
+    return caller.identity, caller.subject, caller.groups, caller.expires
+
+
 def bearer(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer tg_{name}"}

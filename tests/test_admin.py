@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import admin as a
+from tidegate.admin import app as app_module
 from tidegate.admin import metrics as counted
-from tidegate.admin import names, wiring
+from tidegate.admin import names, serving, wiring
 from tidegate.admin.answers import SECURE, told
 from tidegate.admin.app import build, known_host
 from tidegate.admin.doors import Door, Needs, Public, Visit, admit
@@ -215,6 +219,50 @@ async def test_a_body_has_a_limit_announced_or_not() -> None:
         assert (await client.post("/post", content=b"x" * 11)).status_code == 413
         assert (await client.post("/post", content=pieces())).status_code == 413
         assert (await client.request("GET", "/open", content=b"x")).status_code == 413
+
+
+async def test_a_slow_body_and_a_path_that_is_nearly_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "BODY_SECONDS", 0.05)
+
+    async def never() -> Any:
+        yield b"x"
+        await asyncio.sleep(30)
+
+    async with a.client(build(DOORS, a.services())) as client:
+        assert (await client.post("/post", content=never())).status_code == 408
+        for path in ("/open/", "//open", "/OPEN", "/open;x", "/%2e/open"):
+            assert (await client.get(path)).status_code == 404, path
+
+
+async def test_who_does_not_end_a_request_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.2)
+    server = serving.AdminServer("127.0.0.1", 0)
+    server.listen()
+    whole = b"GET /open HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+    def talk(*said: bytes) -> tuple[bytes, float]:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as peer:
+            heard = b""
+            for each in said:
+                peer.sendall(each)
+                if each == whole:
+                    heard += peer.recv(65536)
+            begun = time.monotonic()
+            while piece := peer.recv(65536):
+                heard += piece
+            return heard, time.monotonic() - begun
+
+    async def idle() -> None:
+        await asyncio.Event().wait()
+
+    try:
+        server.start(build(DOORS, a.services()), idle)
+        for said, answers in (((), 0), ((whole[:20],), 0), ((whole, whole[:20]), 1)):
+            heard, seconds = await asyncio.to_thread(talk, *said)
+            assert heard.count(b"200 OK") == answers
+            assert seconds < 4, "earlier than uvicorn's keep-alive"
+    finally:
+        server.stop()
 
 
 # ── health, metrics, reload ──────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ is answered, errors too, carries the secure header fields.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -30,6 +31,8 @@ from tidegate.policy.policy import Policy
 log = logging.getLogger("tidegate")
 
 LOCAL = frozenset({"localhost"})
+BODY_SECONDS = 15.0
+"""For half a megabyte at most; whoever is slower holds one of the listener's connections."""
 
 
 class Shield:
@@ -88,7 +91,9 @@ def build(doors: Sequence[Door], services: Services) -> ASGIApp:
             raise TypeError(f"{door.method} {door.path} is there twice")
         seen.add((door.method, door.path))
     routes = [Route(door.path, _Endpoint(door, services).serve, methods=[door.method]) for door in doors]
-    return Shield(Starlette(routes=routes, exception_handlers=_HANDLERS), services.policy)
+    app = Starlette(routes=routes, exception_handlers=_HANDLERS)
+    app.router.redirect_slashes = False  # an answer to a path that no door has
+    return Shield(app, services.policy)
 
 
 class _Endpoint:
@@ -122,7 +127,11 @@ class _Endpoint:
             return refused(403, "foreign_page", "A page of another site may not post here.")
         if isinstance(caller, Denial):
             return refused(caller.status, caller.reason, caller.message)
-        body = await _body(request, self.door.body)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await _body(request, self.door.body)
+        except TimeoutError:
+            return refused(408, "body_too_slow", f"The body has to be here within {BODY_SECONDS:g} seconds.")
         if body is None:
             return refused(413, "body_too_large", f"The body may have {self.door.body} bytes here.")
         return await self.door.serve(Visit(request, self.services, caller, body))

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger("tidegate")
 
@@ -24,12 +25,39 @@ CONNECTIONS = 256
 """Open at a time: a balancer, Prometheus and a few hundred browsers; beyond it 503."""
 HEAD_BYTES = 32 * 1024
 """A token may have 16 KiB (``claims.TOKEN_BYTES``); servers in front add their own fields."""
+HEAD_SECONDS = 10.0
+"""For the head of a request."""
 STOP_SECONDS = 2
 START_SECONDS = 30.0
 
 
 class ListenError(Exception):
     """The admin listener cannot listen; the text says why."""
+
+
+class _Prompt(H11Protocol):
+    """uvicorn's protocol, which waits for ever for the first or next request of a connection that has begun it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Look at the connection from now on."""
+        super().connection_made(transport)
+        self._waits = False
+        self._looking = self.loop.call_later(HEAD_SECONDS, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Look no more."""
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        """End a connection that has no request under way, and had none a while ago."""
+        never = self.cycle is None  # uvicorn begins with None, whatever the type says
+        waits = never or self.cycle.response_complete
+        if never or (waits and self._waits):
+            self.transport.close()
+            return
+        self._waits = waits
+        self._looking = self.loop.call_later(HEAD_SECONDS, self._look)
 
 
 class AdminServer:
@@ -63,7 +91,7 @@ class AdminServer:
         config = uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=_Prompt,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -97,8 +97,8 @@ def mint(key: OwnKey, issuer: str, caller: Caller, *, now: float, until: float, 
         claims["said"] = sorted(map(list, caller.claims))
     if source is not None:
         claims["source"] = {"iss": source.issuer, "jti": source.jti}
-    head = _segment(json.dumps({"alg": "EdDSA", "typ": "at+jwt", "kid": key.kid}).encode())
-    signed = f"{head}.{_segment(json.dumps(claims).encode())}"
+    head = _segment(_json({"alg": "EdDSA", "typ": "at+jwt", "kid": key.kid}))
+    signed = f"{head}.{_segment(_json(claims))}"
     token = f"{signed}.{_segment(_private(key).sign(signed.encode()))}"
     if len(token) > TOKEN_BYTES:
         raise ValueError("the token would be too large")
@@ -158,6 +158,10 @@ def _is_pair(value: object) -> bool:
 
 def _private(key: OwnKey) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(key.private)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _segment(data: bytes) -> str:
