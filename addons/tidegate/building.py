@@ -77,6 +77,11 @@ class Gate:
             self.addon.ner.begin()
         return (old.close(),) if old is not None else ()
 
+    def options(self) -> dict[str, Any]:
+        """Return the options of mitmproxy that follow from the policy."""
+        certificates = self.addon.entrance.peers(self.addon.policy).certificates
+        return {"body_size_limit": str(self.body_limit()), "request_client_cert": certificates}
+
     def body_limit(self) -> int:
         """Return the bytes above which mitmproxy itself may end a message: more than any connection accepts."""
         connections = self.addon.policy.connections.values()

@@ -24,7 +24,7 @@ from joserfc.jws import JWSRegistry
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.fields import ExpressionError, Trie
 from tidegate.identity.jwks import ALGORITHMS, KeySet
-from tidegate.model import Caller, Denial, Reason
+from tidegate.model import Caller, Denial, Reason, Standing
 from tidegate.policy.policy import OidcIdentity
 
 if TYPE_CHECKING:
@@ -37,9 +37,18 @@ RESERVED = "tidegate:"
 REFUSED_TYPES = frozenset({"logout+jwt", "secevent+jwt", "dpop+jwt"})  # RFC 8725 section 3.11: other purposes
 
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # fullmatch: ``$`` would let a newline through
+PLACEHOLDER = "tidegate"
+"""What to give an SDK that demands an API key where the connection says who calls: it stands for no token at all."""
+
 _PLACES = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _MISSING = "Give an access token as the API key (Authorization: Bearer, x-api-key, api-key or x-goog-api-key)."
 _REFUSED = "The access token was not accepted; get a new one and try again."
+
+TWO_CALLERS = Denial(
+    Reason.CALLER_AMBIGUOUS,
+    401,
+    f"The request and its proxy connection show tokens of different callers; use one, or the API key {PLACEHOLDER}.",
+)
 
 Claims = Mapping[str, object]
 
@@ -94,6 +103,17 @@ def credentials(headers: Iterable[tuple[str, str]]) -> str | Denial:
         )
     token = next(iter(tokens), "")
     return token or Denial(Reason.CALLER_MISSING, 401, _MISSING)
+
+
+def is_absent(found: str | Denial) -> bool:
+    """Say whether a request has no token of its own, so that its connection may speak for it."""
+    return found == PLACEHOLDER or (isinstance(found, Denial) and found.reason is Reason.CALLER_MISSING)
+
+
+def contradicts(caller: Caller, standing: Standing) -> bool:
+    """Say whether a request's own token is another caller's than the one its tunnel was opened with."""
+    tunnel = standing.caller
+    return standing.by_token and (caller.identity, caller.subject) != (tunnel.identity, tunnel.subject)
 
 
 def refused(reason: Reason) -> Denial:

@@ -18,7 +18,7 @@ from tidegate.identity.jwks import KeySet
 from tidegate.identity.keys import KeySource
 from tidegate.identity.static import PREFIX, StaticTokens
 from tidegate.model import Caller, Denial, Reason
-from tidegate.policy.policy import Identity, OidcIdentity
+from tidegate.policy.policy import Identity, OidcIdentity, StaticIdentity
 
 CACHE_SECONDS = 300.0  # what the provider changes about a caller is seen after five minutes at the latest
 CACHE_CALLERS = 10_000  # about 5 MB
@@ -51,7 +51,7 @@ class Verifier:
         if sources is None:
             sources = [KeySource(each) for each in known if isinstance(each, OidcIdentity)]
         self._sources = {source.identity.issuer: source for source in sources}
-        self._static = tuple(StaticTokens(each) for each in known if not isinstance(each, OidcIdentity))
+        self._static = tuple(StaticTokens(each) for each in known if isinstance(each, StaticIdentity))
         self._secret = secrets.token_bytes(32)
         self._callers: OrderedDict[bytes, _Known] = OrderedDict()
         self._refused: OrderedDict[bytes, _Known] = OrderedDict()

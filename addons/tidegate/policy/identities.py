@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 
 from tidegate.identity.claims import REFUSED_TYPES, groups_problem
 from tidegate.identity.jwks import ALGORITHMS
-from tidegate.policy.policy import Identity, OidcIdentity, StaticIdentity
+from tidegate.policy.entrances import one_network_each, read_certificate, read_source
+from tidegate.policy.policy import Identity, OidcIdentity, SourceIdentity, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 IDENTITY_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "identity[]": ("name", "oidc", "static"),
+    "identity[]": ("name", "oidc", "static", "source", "certificate"),
     "identity[].oidc": (
         "issuer",
         "audience",
@@ -58,12 +59,15 @@ def read_identities(reader: Reader, node: Node | None) -> Identities:
     found: list[Identity] = []
     nodes: dict[str, Node] = {}
     issuers: set[str] = set()
+    networks: dict[str, str] = {}
     for each in reader.items(node, _LIST):
         identity = _identity(reader, each, nodes)
         if isinstance(identity, OidcIdentity) and identity.issuer:
             if identity.issuer in issuers:
                 reader.fault(each, "each issuer once", found=f"a second identity of the issuer {identity.issuer}")
             issuers.add(identity.issuer)
+        if isinstance(identity, SourceIdentity):
+            one_network_each(reader, each, identity, networks)
         if identity is not None:
             found.append(identity)
     return Identities(tuple(found), nodes)
@@ -78,13 +82,19 @@ def _identity(reader: Reader, node: Node, nodes: dict[str, Node]) -> Identity | 
         reader.fault(section["name"], "each name once", found=f"a second identity named {name}")
     if name:
         nodes.setdefault(name, node)
-    kinds = [kind for kind in ("oidc", "static") if kind in section]
+    kinds = [kind for kind in IDENTITY_SECTIONS["identity[]"][1:] if kind in section]
     if len(kinds) != 1:
         if isinstance(node.value, Mapping):
-            reader.fault(node, "exactly one of oidc and static", found=" and ".join(kinds) or "neither")
+            reader.fault(
+                node, "exactly one of oidc, static, source and certificate", found=" and ".join(kinds) or "none"
+            )
         return None
     if kinds == ["oidc"]:
         return _oidc(reader, section["oidc"], name)
+    if kinds == ["source"]:
+        return read_source(reader, section["source"], name)
+    if kinds == ["certificate"]:
+        return read_certificate(reader, section["certificate"], name)
     accepted = "the path of a tokens file, relative to this file"
     static = reader.section(section["static"], IDENTITY_SECTIONS["identity[].static"], {"tokens": accepted})
     return StaticIdentity(name, reader.text(static.get("tokens"), accepted))

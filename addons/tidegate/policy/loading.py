@@ -18,11 +18,20 @@ from tidegate.inspection.detectors import DetectorError, plugged
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
+from tidegate.policy.certificate_files import open_authorities
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.ner_files import open_ner
-from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, State, StaticIdentity
+from tidegate.policy.policy import (
+    CertificateIdentity,
+    Identity,
+    Policy,
+    PolicyError,
+    Recording,
+    State,
+    StaticIdentity,
+)
 from tidegate.policy.reader import Reader
 from tidegate.policy.routing import routes
 from tidegate.policy.schema import STATE_NAME, Document, read
@@ -63,6 +72,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     described = open_descriptors(reader, document.connections, dialects, path.parent)
     rules = (*rules, *coded.coded_rules, *ner.rules)
     state = _state(reader, document, path.parent)
+    identities, authorities = open_authorities(reader, document.identities, _identities(document, path.parent))
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
@@ -71,10 +81,13 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     firsts = engine.scorer.firsts if engine.scorer is not None else ()
     return Policy(
         file=str(path),
-        sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files, *described.files]),
+        sha256=_digest(
+            (policy_text, *packs, *dialect_texts), [*coded.files, *ner.files, *described.files, *authorities]
+        ),
         mode=document.mode,
         unlisted=document.unlisted,
-        identities=_identities(document, path.parent),
+        identities=identities,
+        proxy=document.proxy,
         connections=linked.connections,
         routes=routes(linked.connections.values()),
         permissions=linked.permissions,
@@ -249,13 +262,18 @@ def _detectors(faults: list[Fault]) -> tuple[_Text, ...]:
 
 
 def _identities(document: Document, folder: Path) -> tuple[Identity, ...] | None:
-    """Make the paths of tokens files absolute."""
+    """Make the paths of the files that identities name absolute."""
     if document.identities.all is None:
         return None
-    return tuple(
-        replace(each, tokens=_absolute(folder, each.tokens)) if isinstance(each, StaticIdentity) else each
-        for each in document.identities.all
-    )
+    found: list[Identity] = []
+    for each in document.identities.all:
+        if isinstance(each, StaticIdentity):
+            found.append(replace(each, tokens=_absolute(folder, each.tokens)))
+        elif isinstance(each, CertificateIdentity):
+            found.append(replace(each, ca=_absolute(folder, each.ca)))
+        else:
+            found.append(each)
+    return tuple(found)
 
 
 def _state(reader: Reader, document: Document, folder: Path) -> State:

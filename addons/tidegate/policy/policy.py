@@ -85,7 +85,53 @@ class StaticIdentity:
     tokens: str
 
 
-Identity = OidcIdentity | StaticIdentity
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """Callers known by nothing but the address of their connection. ``networks`` are in the form of ``ipaddress``.
+
+    ``subject`` is ``None`` where each address is a caller of its own. ``groups`` are not qualified.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    subject: str | None
+    groups: tuple[str, ...]
+
+
+class CertificateName(enum.StrEnum):
+    """Which name in a client's certificate is the caller's subject."""
+
+    CN = "cn"
+    DNS = "dns"
+    URI = "uri"
+    EMAIL = "email"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateIdentity:
+    """Callers known by the certificate of their TLS connection. ``ca`` is the absolute path of the file of ``roots``.
+
+    ``roots`` (DER) are the authorities whose certificates count, and no others. ``groups`` are fixed and not
+    qualified; with ``units`` the organisational units of the certificate are groups too.
+    """
+
+    name: str
+    ca: str
+    subject: CertificateName
+    groups: tuple[str, ...]
+    units: bool
+    roots: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+Identity = OidcIdentity | StaticIdentity | SourceIdentity | CertificateIdentity
+
+
+class ProxyAuthentication(enum.StrEnum):
+    """Whether a client has to say who calls before the proxy does anything for it (explicit mode)."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +196,7 @@ class Policy:
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
     encoded_runs: int = 0
     tokens: TokenLimits | None = None
+    proxy: ProxyAuthentication = ProxyAuthentication.OPTIONAL
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

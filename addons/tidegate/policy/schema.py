@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
+from tidegate.policy.entrances import ENTRANCE_SECTIONS, read_proxy
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
-from tidegate.policy.policy import Keep, RecordingMode, Unlisted
+from tidegate.policy.policy import Keep, ProxyAuthentication, RecordingMode, Unlisted
 from tidegate.policy.proprietary import (
     PROPRIETARY_SECTIONS,
     AllowFileDoc,
@@ -32,6 +33,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "mode",
         "unlisted",
         "identity",
+        "proxy",
         "connections",
         "roles",
         "bindings",
@@ -44,6 +46,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "state",
     ),
     **IDENTITY_SECTIONS,
+    **ENTRANCE_SECTIONS,
     **CONNECTION_SECTIONS,
     "roles.NAME": ("allow", "deny"),
     "roles.NAME.allow[]": ("connections", "endpoints", "models", "limits"),
@@ -128,6 +131,7 @@ class Document:
     mode: Mode
     unlisted: Unlisted
     identities: Identities
+    proxy: ProxyAuthentication
     connections: tuple[ConnectionDoc, ...]
     roles: Mapping[str, RoleDoc]
     bindings: tuple[BindingDoc, ...]
@@ -177,6 +181,7 @@ def read(reader: Reader, root: Node) -> Document:
         mode=reader.choice(top.get("mode"), Mode, Mode.ENFORCE),
         unlisted=reader.choice(top.get("unlisted"), Unlisted, Unlisted.DENY),
         identities=read_identities(reader, top.get("identity")),
+        proxy=read_proxy(reader, top.get("proxy"), top.get("identity")),
         connections=tuple(read_connection(reader, each) for each in reader.items(connections)),
         roles={name: _role(reader, node) for name, node in reader.entries(top.get("roles")).items()},
         bindings=tuple(_binding(reader, each) for each in reader.items(top.get("bindings"))),
