@@ -98,9 +98,10 @@ class Kept:
         for path, before in restored:
             if before is None:
                 path.unlink(missing_ok=True)
-                _remove_made(path, entries[str(path)]["made"])
             else:
                 _write(path, before, _mode(path))
+        for entry in entries.values():
+            _remove(entry["made"])
         self._forget(entries)
         return [path for path, _ in restored]
 
@@ -142,15 +143,11 @@ def _missing(path: Path) -> list[str]:
     return [str(each) for each in path.parents if not each.exists()]
 
 
-def _remove_made(path: Path, made: object) -> None:
-    """Remove the folders that were made for a file, if nothing else is in them."""
-    for each in path.parents:
-        if not isinstance(made, list) or str(each) not in made:
-            return
-        try:
-            each.rmdir()
-        except OSError:
-            return
+def _remove(made: object) -> None:
+    """Remove the folders that were made for a file, innermost first, if nothing else is in them."""
+    for each in made if isinstance(made, list) else ():
+        with contextlib.suppress(OSError):
+            Path(each).rmdir()
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
