@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tidegate.policy.policy import OidcIdentity
 
 SCOPE = "openid offline_access"
+CLIENT_ID = "tidegate-cli"
+"""What this program calls itself where nobody says otherwise."""
 VALID_FOR = 60.0
 """Seconds that a printed token is good for, at least: a request takes that long to be asked."""
 
@@ -33,7 +35,7 @@ VALID_FOR = 60.0
               help="With --print: for how long the token has to be good.")  # fmt: skip
 @click.option("--identity", default=None, help="The policy's identity to log in at; also the login's name here.")
 @click.option("--issuer", default=None, metavar="URL", help="The provider, where no policy is at hand.")
-@click.option("--client-id", default=None, help="As which client; by default the only one of allowed_clients.")
+@click.option("--client-id", default=None, help="As which client: the only one of allowed_clients, else tidegate-cli.")
 @click.option("--client-secret-file", type=click.Path(path_type=Path), default=None,
               help="The secret of a client that must have one: a file of mode 0600.")  # fmt: skip
 @click.option("--scope", default=SCOPE, show_default=True)
@@ -53,7 +55,7 @@ def login(policy_path: Path | None, static_name: str | None, **given: Any) -> No
     """Get a token from the identity provider, keep it, and print or renew it for programs.
 
     \b
-    tidegate login --issuer https://login.example.com --client-id tidegate-cli
+    tidegate login --issuer https://login.example.com --client-id my-client
     tidegate login --print            # for apiKeyHelper and the like: a token, or one line on stderr and not 0
 
     With --static it makes a token for a person or a program on this machine, shown once and kept only as a hash.
@@ -156,10 +158,8 @@ def _client(policy_path: Path | None, given: dict[str, Any]) -> tuple[str, Clien
     secret = given["client_secret_file"]
     secret = None if secret is None else str(secret.resolve())
     if given["issuer"] is not None:
-        if given["client_id"] is None:
-            raise LoginError("--issuer: found no --client-id; accepted: both.")
-        name = given["identity"] or "default"
-        return name, Client(given["issuer"], given["client_id"], given["scope"], secret, extra)
+        client_id = given["client_id"] or CLIENT_ID
+        return given["identity"] or "default", Client(given["issuer"], client_id, given["scope"], secret, extra)
     before = Store(folder()).load(given["identity"])
     if before is not None and given["client_id"] is None and policy_path is None:
         return before.name, before.client
