@@ -81,9 +81,21 @@ FAULTS: dict[str, list[str]] = {
         "FILE:10: identity[0].oidc.leeway: found '1h'; accepted: at most 300s",
         "FILE:11: identity[0].oidc.typ[0]: found 'logout+jwt'; accepted: the types of access tokens; this type is for another purpose",
         "FILE:12: identity[1].name: found a second identity named corp; accepted: each name once",
-        "FILE:12: identity[1]: found oidc and static; accepted: exactly one of oidc, static and saml",
+        "FILE:12: identity[1]: found oidc and static; accepted: exactly one of oidc, static, saml, source and certificate",
         "FILE:15: identity[2].name: found 'tidegate'; accepted: a name other than none and tidegate",
         "FILE:16: identity[2].static.tokens: found nothing; accepted: the path of a tokens file, relative to this file",
+    ],
+    "entrances": [
+        "FILE:9: identity[1].certificate.subject: found 'serial'; accepted: cn or dns or uri or email",
+        "FILE:10: identity[1].certificate.groups: found 'dept'; accepted: the word ou, or a list of groups without the identity's name",
+        "FILE:16: identity[4].source.addresses[0]: found '10.2.0.1/16'; accepted: a list of addresses or networks such as 10.2.0.0/16 or fd00:1::/64, at most as wide as a /8 (IPv6: a /32)",
+        "FILE:16: identity[4].source.addresses[1]: found '0.0.0.0/0'; accepted: a list of addresses or networks such as 10.2.0.0/16 or fd00:1::/64, at most as wide as a /8 (IPv6: a /32)",
+        "FILE:16: identity[4].source.addresses[2]: found '2001:db8::/31'; accepted: a list of addresses or networks such as 10.2.0.0/16 or fd00:1::/64, at most as wide as a /8 (IPv6: a /32)",
+        "FILE:17: identity[4].source.subject: found 'tidegate:x'; accepted: a name for the caller; without it each address is a caller of its own",
+        "FILE:18: identity[5]: found the network 10.2.0.0/16 a second time (identity net); accepted: each network once",
+        "FILE:21: proxy.authentication: found 'always'; accepted: required or optional or off",
+        "FILE:8: identity[1].certificate.ca: found 'nowhere.pem': No such file or directory; accepted: a file that can be read",
+        "FILE:12: identity[2].certificate.ca: found 'policy-entrances.yaml', something else; accepted: a file of certificates (PEM), each that of an authority",
     ],
     "held-longer-than-duration": [
         "FILE:23: limits.response.held: found held 1200s with a duration of 600s; accepted: a time of at most the duration",
@@ -108,6 +120,9 @@ FAULTS: dict[str, list[str]] = {
     "no-files": [
         "FILE:2: packs: found 'nothing/*.yaml'; accepted: a path relative to this file that names at least one file",
         "FILE:2: dialects: found '/etc/*.yaml'; accepted: a path relative to this file that names at least one file",
+    ],
+    "none-with-proxy": [
+        "FILE:4: proxy.authentication: found 'required'; accepted: optional or off with identity: none, under which nobody can be told from anybody",
     ],
     "none-with-groups": [
         "FILE:15: bindings[0].groups[0]: found 'corp:ml-eng'; accepted: the subject none:anyone, the only caller there is with identity: none",
@@ -180,7 +195,7 @@ FAULTS: dict[str, list[str]] = {
         f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {ENDPOINTS}",
     ],
     "unknown-key": [
-        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, connections, roles, bindings, packs, dialects, inspection, tokens, limits, recording, state, admin",
+        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, proxy, connections, roles, bindings, packs, dialects, inspection, tokens, limits, recording, state, admin",
         "FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path",
     ],
     "unknown-role": [

@@ -93,6 +93,11 @@ class Gate:
         own = OwnKeys(policy, self.signing) if policy.admin.url and self.signing is not None else None
         return Verifier(policy.identities, revoked=self.addon.verifier.revoked, own=own)
 
+    def options(self) -> dict[str, Any]:
+        """Return the options of mitmproxy that follow from the policy."""
+        certificates = self.addon.entrance.peers(self.addon.policy).certificates
+        return {"body_size_limit": str(self.body_limit()), "request_client_cert": certificates}
+
     def body_limit(self) -> int:
         """Return the bytes above which mitmproxy itself may end a message: more than any connection accepts."""
         connections = self.addon.policy.connections.values()

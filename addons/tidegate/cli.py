@@ -1,4 +1,4 @@
-"""The command line: ``tidegate run | check | login | revoke | scan | rules | flows | replay | sample-model``."""
+"""The command line: ``tidegate run``, ``check``, ``login``, ``setup``, ``flows`` and what else there is."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from rich.console import Console
 
 from tidegate import __version__, cli_proprietary
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
+from tidegate.cli_login import login, logout
 from tidegate.cli_revoke import revoke
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
+from tidegate.cli_setup import setup
 from tidegate.policy.policy import PolicyError
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ def main() -> None:
 
 
 main.add_command(scan)
+main.add_command(login)
+main.add_command(logout)
+main.add_command(setup)
 main.add_command(rules)
 main.add_command(revoke)
 
@@ -104,39 +109,6 @@ def check(policy_path: Path | None) -> None:
     )
     for warning in policy.warnings:
         console.print(f"attention: {warning}", style="yellow", highlight=False, soft_wrap=True)
-
-
-@main.command()
-@policy_option
-@click.option("--static", "name", required=True, metavar="NAME", help="Make a static token for this caller.")
-@click.option(
-    "--group", "groups", multiple=True, default=("dev",), show_default=True, help="A group of the caller; repeat."
-)
-@click.option("--identity", default=None, help="Which static identity of the policy, if it has several.")
-@click.option("--days", type=click.IntRange(min=1), default=None, help="Let the token end after so many days.")
-def login(policy_path: Path | None, name: str, groups: Sequence[str], identity: str | None, days: int | None) -> None:
-    """Make a token for a person or a program on this machine; it is shown once and kept only as a hash."""
-    import datetime
-
-    from tidegate.identity.static import create
-    from tidegate.policy.policy import StaticIdentity
-
-    policy = load_policy(policy_path)
-    found = [each for each in policy.identities or () if isinstance(each, StaticIdentity)]
-    if identity is not None:
-        found = [each for each in found if each.name == identity]
-    if len(found) != 1:
-        names = ", ".join(each.name for each in policy.identities or () if isinstance(each, StaticIdentity))
-        raise click.ClickException(
-            f"{policy.file}: found {len(found)} static identities to choose from; it has: {names or 'none'}."
-        )
-    expires = None if days is None else datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    try:
-        token = create(Path(found[0].tokens), name, tuple(groups), expires)
-    except PolicyError as error:
-        raise click.exceptions.Exit(show_faults(error)) from None
-    click.echo(token)
-    click.echo(f"Token of {found[0].name}:{name}, groups {', '.join(groups)}. It is not shown again.", err=True)
 
 
 for each in (cli_proprietary.fingerprint, cli_proprietary.canary, cli_proprietary.allow):

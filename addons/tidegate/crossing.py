@@ -70,6 +70,7 @@ from tidegate.model import (
     Reason,
     Route,
     Scanned,
+    Standing,
     Stored,
     Verdict,
 )
@@ -172,6 +173,7 @@ class Crossing:
         self._answer_head = AnswerHead()
         self._restoring: RestoredStream | None = None
         self._is_data = False
+        self._standing: Standing | None = None
 
     @property
     def shape(self) -> ErrorShape:
@@ -213,6 +215,8 @@ class Crossing:
 
     def _head(self, event: HeadArrived) -> Step:
         self.head = event.head
+        if isinstance(event.standing, Denial):
+            return self._refuse("caller", event.standing)
         upgrade = sockets.wanted(event.head)
         if isinstance(upgrade, Denial):
             return self._refuse("head", upgrade)
@@ -240,14 +244,19 @@ class Crossing:
         if event.caller is not None or self.policy.identities is None:
             return self._admit(event.caller or ANONYMOUS)
         token = claims.credentials(event.head.headers)
+        if event.standing is not None and claims.is_absent(token):
+            return self._admit(event.standing.caller)
         if isinstance(token, Denial):
             return self._refuse("caller", token)
+        self._standing = event.standing
         self.stage = Stage.CALLER
         return Identify(token.text, Shown(token.dpop, event.head))
 
     def _caller(self, event: CallerKnown) -> Step:
         if isinstance(event.caller, Denial):
             return self._refuse("caller", event.caller)
+        if self._standing is not None and claims.contradicts(event.caller, self._standing):
+            return self._refuse("caller", claims.TWO_CALLERS)
         return self._admit(event.caller)
 
     def _admit(self, caller: Caller) -> Step:

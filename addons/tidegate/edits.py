@@ -8,7 +8,7 @@ import socket
 from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy import http
 from mitmproxy.net.http import status_codes
-from mitmproxy.proxy.mode_specs import ReverseMode
+from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, UpstreamMode
 
 from tidegate import headers
 from tidegate.inspection.engine import Engine
@@ -41,6 +41,11 @@ def origin(flow: http.HTTPFlow, policy: Policy) -> Origin | None:
     host = name.rsplit(":", 1)[0] if name.rpartition(":")[2].isdecimal() else name
     claimed = Origin(request.scheme, host.lower(), request.port)
     return claimed if claimed in policy.routes.origins else found
+
+
+def is_proxied(flow: http.HTTPFlow) -> bool:
+    """Say whether the client knows that it speaks to a proxy: only then does it show a token to one."""
+    return isinstance(flow.client_conn.proxy_mode, RegularMode | UpstreamMode)
 
 
 def peer(flow: http.HTTPFlow) -> Peer:

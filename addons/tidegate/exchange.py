@@ -70,6 +70,7 @@ class Exchange:
         self.credentials: Mapping[str, Secret] = {}
         self.sealed = False
         self.sent = self.abandoned = self.refused = False
+        self.last = False  # of its connection, if it is refused
         self._cleared: tuple[object, ...] | None = None
         self._shown: tuple[bytes, bytes] | None = None
 
@@ -131,6 +132,8 @@ class Exchange:
         self.crossing.status = status(shape, denial, calls)
         sent = 200 if shape.grpc else self.crossing.status
         response = edits.refusal(sent, *render(shape, denial, self.id, calls))
+        if self.last and not (self.flow.request.is_http2 or self.flow.request.is_http3):
+            response.headers["connection"] = "close"
         self._let_go(response)
         return response
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -18,8 +19,12 @@ from mitmproxy.proxy.mode_specs import UpstreamMode
 
 from tidegate import edits, steps
 from tidegate.endings import UNLISTED
+from tidegate.entrance import Entrance, Tunnel, by_token
 from tidegate.exchange import Exchange
 from tidegate.guard import guarded
+from tidegate.identity.proxy import SHARED
+from tidegate.identity.verifier import Verifier
+from tidegate.model import Denial
 from tidegate.policy.policy import Policy, Unlisted
 
 BROKEN = "the gateway failed"
@@ -32,10 +37,12 @@ LEFT = "client disconnected"
 class Fence:
     """The part of the enforcement addon that stands at connections."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, verifier: Verifier) -> None:
         self.policy = policy
         self.exchanges: dict[str, Exchange] = {}
         self.tunnels: set[str] = set()
+        self.verifier = verifier
+        self.entrance = Entrance()
 
     def deny_bug(self, hook: str, data: Any, bug: Exception) -> None:
         """Refuse what a hook was asked about, because the hook failed."""
@@ -49,16 +56,42 @@ class Fence:
         return exchange
 
     @guarded
-    def http_connect(self, flow: http.HTTPFlow) -> None:
-        """Open a tunnel only to a host of the policy; who calls is asked inside it, where the SDK puts its token."""
+    def http_connect(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        """Open a tunnel only for a caller, if the policy or the client says who it is for, and to a listed host.
+
+        Who has not said it here is asked inside the tunnel, where the SDK puts its token.
+        """
+        shown = self.entrance.shown(self.policy, edits.fields(flow.request.headers))
         edits.hide_credentials(flow.request)
-        if self._may_reach(flow.request.host.lower(), flow.request.port):
+        if isinstance(shown, str):
+            return self._verify_tunnel(flow, shown)
+        self._tunnel(flow, None, shown)
+        return None
+
+    async def _verify_tunnel(self, flow: http.HTTPFlow, token: str) -> None:
+        answer = await self.verifier.identify(token, time.time())
+        found = by_token(answer, tunnelled=False)
+        if flow.request.is_http2 or flow.request.is_http3:
+            found = SHARED
+        self._tunnel(flow, token, found if isinstance(found, Denial) else None)
+
+    def _tunnel(self, flow: http.HTTPFlow, token: str | None, denial: Denial | None) -> None:
+        if denial is None and not self._may_reach(flow.request.host.lower(), flow.request.port):
+            denial = UNLISTED
+        if denial is None:
             self.tunnels.add(flow.id)
+            if not self.entrance.idle(self.policy, proxied=True):
+                self.entrance.opened(flow.client_conn.id, Tunnel(token, edits.peer(flow).certificate))
             return
         exchange = self._open(flow)
-        exchange.crossing.receive(steps.Stopped(UNLISTED))
+        exchange.crossing.receive(steps.Stopped(denial))
         exchange.refuse()
         self._seal(exchange)
+
+    @guarded
+    def client_disconnected(self, client: connection.Client) -> None:
+        """Forget what a client's connection said of who calls."""
+        self.entrance.left(client.id)
 
     @guarded
     def next_layer(self, data: proxy_layer.NextLayer) -> None:

@@ -27,6 +27,7 @@ from tidegate.call_relay import Spoken
 from tidegate.claiming import LOST
 from tidegate.crossing import Lookable
 from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
+from tidegate.entrance import by_token
 from tidegate.evidence.records import ExchangeRecord, RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.exchange import Exchange
@@ -39,7 +40,7 @@ from tidegate.inspection.ner.pool import Pool
 from tidegate.inspection.ner.spec import Unread
 from tidegate.inspection.tokens import Session, TokenLimits, Vault, Who
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import Caller, Head, OnUnknown, Outcome, Owners, Reason, Stored
+from tidegate.model import Caller, Denial, Head, OnUnknown, Outcome, Owners, Reason, Stored
 from tidegate.policy.policy import Policy, RecordingMode
 from tidegate.socket_gate import LiveSocket
 from tidegate.socket_relay import Said
@@ -75,9 +76,8 @@ class Gateway(Fence):
         credentials: Mapping[str, Secret],
         replay_caller: Caller | None = None,
     ) -> None:
-        super().__init__(policy)
+        super().__init__(policy, verifier)
         self.recorder = recorder
-        self.verifier = verifier
         self.credentials = credentials
         self.replay_caller = replay_caller
         self.extractor = Extractor()
@@ -106,8 +106,42 @@ class Gateway(Fence):
         fields, origin = edits.fields(request.headers), edits.origin(flow, self.policy)
         http1 = not (request.is_http2 or request.is_http3)
         head = Head(request.method, request.path, fields, origin, http1, edits.peer(flow))
-        step = exchange.crossing.receive(steps.HeadArrived(head, known))
         edits.hide_credentials(flow.request)
+        event = steps.HeadArrived(head, known)
+        if flow.is_replay is None and not self.entrance.idle(self.policy, proxied=edits.is_proxied(flow)):
+            return self._enter(exchange, event)
+        return self._arrived(exchange, event)
+
+    def _enter(self, exchange: Exchange, event: steps.HeadArrived) -> Awaitable[None] | None:
+        """Ask whom the client's connection speaks for, before anything else."""
+        flow, entrance, now = exchange.flow, self.entrance, time.time()
+        client, token = flow.client_conn.id, None
+        tunnelled = entrance.has_tunnel(client)
+        if edits.is_proxied(flow):
+            token = (
+                entrance.inside(self.policy, client) if tunnelled else entrance.shown(self.policy, event.head.headers)
+            )
+        if isinstance(token, str):
+            answer = self.verifier.cached(token, now)
+            if answer is None:
+                return self._enter_later(exchange, event, token)
+            return self._arrived(exchange, replace(event, standing=by_token(answer, tunnelled=tunnelled)))
+        found = token or entrance.by_peer(self.policy, entrance.certified(client, event.head.peer), now)
+        return self._arrived(exchange, replace(event, standing=found))
+
+    async def _enter_later(self, exchange: Exchange, event: steps.HeadArrived, token: str) -> None:
+        answer = await self.verifier.identify(token, time.time())
+        tunnelled = self.entrance.has_tunnel(exchange.flow.client_conn.id)
+        waiting = self._arrived(exchange, replace(event, standing=by_token(answer, tunnelled=tunnelled)))
+        if waiting is not None:
+            await waiting
+
+    def _arrived(self, exchange: Exchange, event: steps.HeadArrived) -> Awaitable[None] | None:
+        step = exchange.crossing.receive(event)
+        if isinstance(event.standing, Denial):
+            exchange.last = self.entrance.has_tunnel(exchange.flow.client_conn.id)
+            exchange.refuse()
+            return None
         if isinstance(step, steps.Identify):
             caller = self.verifier.cached(step.token, time.time(), step.shown)
             if caller is None:

@@ -101,6 +101,7 @@ class Reason(enum.StrEnum):
     TOKEN_INACTIVE = "token_inactive"
     TOKEN_UNKNOWN = "token_unknown"
     GROUPS_OVERAGE = "groups_overage"
+    CERTIFICATE_REFUSED = "certificate_refused"
     IDP_UNAVAILABLE = "idp_unavailable"
     # may they
     NOT_GRANTED = "not_granted"
@@ -259,6 +260,17 @@ class Caller:
     strength: frozenset[str] = frozenset()
     authenticated: float | None = None
     claims: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whom the client's connection itself speaks for: its tunnel's token, its certificate or its address.
+
+    ``by_token``: a request with a token of its own must then be of the same caller.
+    """
+
+    caller: Caller
+    by_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)

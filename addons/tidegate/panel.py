@@ -10,7 +10,15 @@ from rich.table import Table
 
 from tidegate.inspection.ner.spec import Ner
 from tidegate.model import Action, Direction, Mode
-from tidegate.policy.policy import OidcIdentity, Policy, SamlIdentity, Unlisted
+from tidegate.policy.policy import (
+    CertificateIdentity,
+    Identity,
+    OidcIdentity,
+    Policy,
+    SamlIdentity,
+    SourceIdentity,
+    Unlisted,
+)
 
 
 def announce(policy: Policy, *, modes: Sequence[str], problems: Sequence[str] = (), web: bool = False) -> None:
@@ -47,12 +55,17 @@ def panel(policy: Policy, *, modes: Sequence[str], problems: Sequence[str] = (),
 def _callers(policy: Policy) -> str:
     if policy.identities is None:
         return "[red]identity: none - everybody who reaches this port is let in[/]"
-    return "\n".join(
-        f"{each.name}: OIDC {each.issuer}" if isinstance(each, OidcIdentity)
-        else f"{each.name}: SAML, by {each.metadata}" if isinstance(each, SamlIdentity)
-        else f"{each.name}: static tokens"
-        for each in policy.identities
-    )  # fmt: skip
+    return "\n".join(f"{each.name}: {_identity(each)}" for each in policy.identities)
+
+
+def _identity(identity: Identity) -> str:
+    if isinstance(identity, OidcIdentity):
+        return f"OIDC {identity.issuer}"
+    if isinstance(identity, SamlIdentity):
+        return f"SAML, by {identity.metadata}"
+    if isinstance(identity, SourceIdentity):
+        return f"[yellow]whoever connects from {', '.join(identity.networks)}[/]"
+    return "client certificates" if isinstance(identity, CertificateIdentity) else "static tokens"
 
 
 def _connection_lines(policy: Policy) -> list[str]:

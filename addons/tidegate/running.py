@@ -70,7 +70,7 @@ async def run(settings: Settings) -> None:
             stack.enter_context(sample_model(SAMPLE_PORT))
         extra = [upstream_auth.UpstreamAuth()] if any(mode.startswith("upstream:") for mode in settings.modes) else []
         try:
-            slim = master.build({**given, "body_size_limit": str(gate.body_limit())}, gate.addon, *extra)
+            slim = master.build({**given, **gate.options()}, gate.addon, *extra)
         except (exceptions.OptionsError, KeyError) as error:
             raise StartError(f"--set {_text(error)}") from None
         await gate.start()

@@ -96,9 +96,9 @@ class Standalone:
                 self.gate.reload(path)
         except PolicyError as error:
             raise exceptions.OptionsError(str(error)) from None
-        limit = str(self.gate.body_limit())
-        if ctx.options.body_size_limit != limit:
-            ctx.options.update(body_size_limit=limit)
+        changed = {name: value for name, value in self.gate.options().items() if getattr(ctx.options, name) != value}
+        if changed:
+            ctx.options.update(**changed)
 
     async def running(self) -> None:
         """Refuse misspelt options, start the verifier, and tell what is in force."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tidegate.identity.proof import ALONE, Shown
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
-from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome, Owners, Stored
+from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome, Owners, Standing, Stored
 
 
 class Stage(enum.Enum):
@@ -38,10 +38,14 @@ class OutOfOrder(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HeadArrived:
-    """The head of a request; ``caller`` where it is known already, as in a replay."""
+    """The head of a request; ``caller`` where it is known already, as in a replay.
+
+    ``standing`` is whom the client's connection speaks for, or why nothing is done for it.
+    """
 
     head: Head
     caller: Caller | None = None
+    standing: Standing | Denial | None = None
 
 
 @dataclass(frozen=True, slots=True)

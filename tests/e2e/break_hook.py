@@ -60,6 +60,7 @@ PLACES = (
     "tidegate.exchange:Exchange.line",
     "tidegate.evidence.store:Recorder.intent",
     "tidegate.evidence.store:Recorder.seal",
+    *(f"tidegate.entrance:Entrance.{name}" for name in ("idle", "shown", "inside", "has_tunnel", "opened", "left")),
     "tidegate.identity.verifier:Verifier.cached",
     "tidegate.identity.verifier:Verifier.identify",
     "tidegate.inspection.engine:Engine.find_many",

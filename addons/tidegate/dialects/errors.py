@@ -90,11 +90,16 @@ def render(
         ("request-id", request_id),
         ("x-should-retry", "false"),
         *_challenge(denial),
+        *(_CHALLENGES if denial.status == 407 else ()),
     )
     if calls.batch and calls.ids:
         bodies = [_fill(shape.body, _values(shape, denial, request_id, call)) for call in calls.ids]
         return headers, dump(bodies)
     return headers, dump(_fill(shape.body, _values(shape, denial, request_id, *calls.ids[:1])))
+
+
+_CHALLENGES = (("proxy-authenticate", 'Basic realm="tidegate"'), ("proxy-authenticate", 'Bearer realm="tidegate"'))
+"""What a proxy asks a client for (RFC 9110, 11.7.1): one field each, since some clients read only the first word."""
 
 
 def _challenge(denial: Denial) -> tuple[tuple[str, str], ...]:

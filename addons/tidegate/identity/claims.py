@@ -19,7 +19,7 @@ from tidegate.identity.groups import Unread, is_name, qualified, read_groups, se
 from tidegate.identity.jwks import ALGORITHMS, REGISTRY, KeySet
 from tidegate.identity.proof import Binding, binding
 from tidegate.identity.segments import SHAPE, json_object, json_segment, number
-from tidegate.model import Caller, Denial, Reason
+from tidegate.model import Caller, Denial, Reason, Standing
 from tidegate.policy.policy import Bound, OidcIdentity, OnOverage
 
 TOKEN_BYTES = 16 * 1024  # an RS256 token with 200 Entra group ids is 11.2 KB
@@ -28,9 +28,18 @@ VALUES = 200  # of all of them
 REFUSED_TYPES = frozenset({"logout+jwt", "secevent+jwt", "dpop+jwt"})  # RFC 8725 section 3.11: other purposes
 REFUSED_HEADERS = frozenset({"crit", "b64", "jku", "x5u", "jwk"})  # a token brings no rules and no key of its own
 
+PLACEHOLDER = "tidegate"
+"""What to give an SDK that demands an API key where the connection says who calls: it stands for no token at all."""
+
 _PLACES = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _MISSING = "Give an access token as the API key (Authorization: Bearer, x-api-key, api-key or x-goog-api-key)."
 _REFUSED = "The access token was not accepted; get a new one and try again."
+
+TWO_CALLERS = Denial(
+    Reason.CALLER_AMBIGUOUS,
+    401,
+    f"The request and its proxy connection show tokens of different callers; use one, or the API key {PLACEHOLDER}.",
+)
 
 Claims = Mapping[str, object]
 
@@ -105,6 +114,17 @@ def credentials(headers: Iterable[tuple[str, str]]) -> Token | Denial:
         )
     token = next(iter(tokens), "")
     return Token(token, dpop) if token else Denial(Reason.CALLER_MISSING, 401, _MISSING)
+
+
+def is_absent(found: Token | Denial) -> bool:
+    """Say whether a request has no token of its own, so that its connection may speak for it."""
+    return found.reason is Reason.CALLER_MISSING if isinstance(found, Denial) else found.text == PLACEHOLDER
+
+
+def contradicts(caller: Caller, standing: Standing) -> bool:
+    """Say whether a request's own token is another caller's than the one its tunnel was opened with."""
+    tunnel = standing.caller
+    return standing.by_token and (caller.identity, caller.subject) != (tunnel.identity, tunnel.subject)
 
 
 def refused(reason: Reason) -> Denial:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tidegate.policy.entrances import one_network_each, read_certificate, read_source
 from tidegate.policy.oidc import OIDC_SECTIONS, check_opaque, read_oidc
-from tidegate.policy.policy import Identity, OidcIdentity, StaticIdentity
+from tidegate.policy.policy import Identity, OidcIdentity, SourceIdentity, StaticIdentity
 from tidegate.policy.reader import Reader
 from tidegate.policy.saml import SAML_SECTIONS, read_saml
 from tidegate.policy.source import Node
 
 IDENTITY_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "identity[]": ("name", "oidc", "static", "saml"),
+    "identity[]": ("name", "oidc", "static", "saml", "source", "certificate"),
     **OIDC_SECTIONS,
     "identity[].static": ("tokens",),
     **SAML_SECTIONS,
@@ -41,12 +42,15 @@ def read_identities(reader: Reader, node: Node | None) -> Identities:
     found: list[Identity] = []
     nodes: dict[str, Node] = {}
     issuers: set[str] = set()
+    networks: dict[str, str] = {}
     for each in reader.items(node, _LIST):
         identity = _identity(reader, each, nodes)
         if isinstance(identity, OidcIdentity) and identity.issuer:
             if identity.issuer in issuers:
                 reader.fault(each, "each issuer once", found=f"a second identity of the issuer {identity.issuer}")
             issuers.add(identity.issuer)
+        if isinstance(identity, SourceIdentity):
+            one_network_each(reader, each, identity, networks)
         if identity is not None:
             found.append(identity)
     check_opaque(reader, node, found)
@@ -62,15 +66,21 @@ def _identity(reader: Reader, node: Node, nodes: dict[str, Node]) -> Identity | 
         reader.fault(section["name"], "each name once", found=f"a second identity named {name}")
     if name:
         nodes.setdefault(name, node)
-    kinds = [kind for kind in ("oidc", "static", "saml") if kind in section]
+    kinds = [kind for kind in IDENTITY_SECTIONS["identity[]"][1:] if kind in section]
     if len(kinds) != 1:
         if isinstance(node.value, Mapping):
-            reader.fault(node, "exactly one of oidc, static and saml", found=" and ".join(kinds) or "neither")
+            reader.fault(
+                node, "exactly one of oidc, static, saml, source and certificate", found=" and ".join(kinds) or "none"
+            )
         return None
     if kinds == ["oidc"]:
         return read_oidc(reader, section["oidc"], name)
     if kinds == ["saml"]:
         return read_saml(reader, section["saml"], name)
+    if kinds == ["source"]:
+        return read_source(reader, section["source"], name)
+    if kinds == ["certificate"]:
+        return read_certificate(reader, section["certificate"], name)
     accepted = "the path of a tokens file, relative to this file"
     static = reader.section(section["static"], IDENTITY_SECTIONS["identity[].static"], {"tokens": accepted})
     return StaticIdentity(name, reader.text(static.get("tokens"), accepted))

@@ -18,12 +18,23 @@ from tidegate.inspection.detectors import DetectorError, plugged
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
+from tidegate.policy.certificate_files import open_authorities
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.memory import remembering
 from tidegate.policy.ner_files import open_ner
-from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, SamlIdentity, State, StaticIdentity
+from tidegate.policy.policy import (
+    CertificateIdentity,
+    Identity,
+    OidcIdentity,
+    Policy,
+    PolicyError,
+    Recording,
+    SamlIdentity,
+    State,
+    StaticIdentity,
+)
 from tidegate.policy.reader import Reader
 from tidegate.policy.routing import routes
 from tidegate.policy.saml_files import check_metadata
@@ -67,6 +78,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     rules = (*rules, *coded.coded_rules, *ner.rules)
     state = _state(reader, document, path.parent)
     check_metadata(reader, document.identities, path.parent)
+    absolute = _identities(reader, document, path.parent)
+    identities, authorities = open_authorities(reader, document.identities, absolute)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     identities = _identities(reader, document, path.parent)
     faults += [*reader.faults, *below]
@@ -76,10 +89,13 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     firsts = engine.scorer.firsts if engine.scorer is not None else ()
     return Policy(
         file=str(path),
-        sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files, *described.files]),
+        sha256=_digest(
+            (policy_text, *packs, *dialect_texts), [*coded.files, *ner.files, *described.files, *authorities]
+        ),
         mode=document.mode,
         unlisted=document.unlisted,
         identities=identities,
+        proxy=document.proxy,
         connections=linked.connections,
         routes=routes(linked.connections.values()),
         permissions=linked.permissions,
@@ -265,7 +281,7 @@ def _detectors(faults: list[Fault]) -> tuple[_Text, ...]:
 
 
 def _identities(reader: Reader, document: Document, folder: Path) -> tuple[Identity, ...] | None:
-    """Make the paths of tokens files, metadata and certificates absolute; certificates have to be there."""
+    """Make the paths of the files that identities name absolute; a provider's certificates have to be there."""
     if document.identities.all is None:
         return None
     found: list[Identity] = []
@@ -274,7 +290,9 @@ def _identities(reader: Reader, document: Document, folder: Path) -> tuple[Ident
             found.append(replace(each, tokens=_absolute(folder, each.tokens)))
         elif isinstance(each, SamlIdentity):
             found.append(replace(each, metadata=_absolute(folder, each.metadata)))
-        elif each.ca is not None:
+        elif isinstance(each, CertificateIdentity):
+            found.append(replace(each, ca=_absolute(folder, each.ca)))
+        elif isinstance(each, OidcIdentity) and each.ca is not None:
             found.append(replace(each, ca=_absolute(folder, each.ca)))
             if not Path(_absolute(folder, each.ca)).is_file():
                 node = document.identities.nodes[each.name]

@@ -155,7 +155,53 @@ class SamlIdentity:
     leeway: float
 
 
-Identity = OidcIdentity | StaticIdentity | SamlIdentity
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """Callers known by nothing but the address of their connection. ``networks`` are in the form of ``ipaddress``.
+
+    ``subject`` is ``None`` where each address is a caller of its own. ``groups`` are not qualified.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    subject: str | None
+    groups: tuple[str, ...]
+
+
+class CertificateName(enum.StrEnum):
+    """Which name in a client's certificate is the caller's subject."""
+
+    CN = "cn"
+    DNS = "dns"
+    URI = "uri"
+    EMAIL = "email"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateIdentity:
+    """Callers known by the certificate of their TLS connection. ``ca`` is the absolute path of the file of ``roots``.
+
+    ``roots`` (DER) are the authorities whose certificates count, and no others. ``groups`` are fixed and not
+    qualified; with ``units`` the organisational units of the certificate are groups too.
+    """
+
+    name: str
+    ca: str
+    subject: CertificateName
+    groups: tuple[str, ...]
+    units: bool
+    roots: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+Identity = OidcIdentity | StaticIdentity | SamlIdentity | SourceIdentity | CertificateIdentity
+
+
+class ProxyAuthentication(enum.StrEnum):
+    """Whether a client has to say who calls before the proxy does anything for it (explicit mode)."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+    OFF = "off"
 
 
 LIFETIME, ROTATE = 3600.0, 7 * 86400.0
@@ -245,6 +291,7 @@ class Policy:
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
     tokens: TokenLimits | None = None
     admin: Admin = field(default_factory=Admin)
+    proxy: ProxyAuthentication = ProxyAuthentication.OPTIONAL
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

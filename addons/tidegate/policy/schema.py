@@ -12,9 +12,10 @@ from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.admin import ADMIN_SECTIONS, read_admin
+from tidegate.policy.entrances import ENTRANCE_SECTIONS, read_proxy
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
-from tidegate.policy.policy import Admin, Keep, RecordingMode, Unlisted
+from tidegate.policy.policy import Admin, Keep, ProxyAuthentication, RecordingMode, Unlisted
 from tidegate.policy.proprietary import (
     PROPRIETARY_SECTIONS,
     AllowFileDoc,
@@ -40,6 +41,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "mode",
         "unlisted",
         "identity",
+        "proxy",
         "connections",
         "roles",
         "bindings",
@@ -54,6 +56,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     **ADMIN_SECTIONS,
     **IDENTITY_SECTIONS,
+    **ENTRANCE_SECTIONS,
     **CONNECTION_SECTIONS,
     "roles.NAME": ("allow", "deny", "admin"),
     "roles.NAME.allow[]": ("connections", "endpoints", "models", "limits"),
@@ -136,6 +139,7 @@ class Document:
     mode: Mode
     unlisted: Unlisted
     identities: Identities
+    proxy: ProxyAuthentication
     connections: tuple[ConnectionDoc, ...]
     roles: Mapping[str, RoleDoc]
     bindings: tuple[BindingDoc, ...]
@@ -187,6 +191,7 @@ def read(reader: Reader, root: Node) -> Document:
         mode=reader.choice(top.get("mode"), Mode, Mode.ENFORCE),
         unlisted=reader.choice(top.get("unlisted"), Unlisted, Unlisted.DENY),
         identities=identities,
+        proxy=read_proxy(reader, top.get("proxy"), top.get("identity")),
         connections=tuple(read_connection(reader, each) for each in reader.items(connections)),
         roles={name: _role(reader, node) for name, node in reader.entries(top.get("roles")).items()},
         bindings=tuple(_binding(reader, each) for each in reader.items(top.get("bindings"))),

@@ -1,0 +1,1 @@
+"""How ``tidegate setup`` points a client at the gate, and takes that back."""
