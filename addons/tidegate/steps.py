@@ -37,10 +37,14 @@ class OutOfOrder(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HeadArrived:
-    """The head of a request; ``caller`` where it is known already, as in a replay."""
+    """The head of a request; ``caller`` where it is known already, as in a replay.
+
+    ``now`` is when it came (Unix time in seconds), ``None`` where nobody knows: no window of hours is then open.
+    """
 
     head: Head
     caller: Caller | None = None
+    now: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

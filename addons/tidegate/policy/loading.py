@@ -91,10 +91,11 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
             *scored_whole_only(firsts, acts),
             *ner.warnings(linked.actions),
         ),
-        ner=ner.wanted(linked.actions),
+        ner=ner.wanted(linked.actions if linked.inspections is None else linked.inspections.widest()),
         descriptors=described.sets,
         encoded_runs=document.encoded_runs,
         tokens=document.tokens if Action.TOKENISE in linked.decisions[Direction.PROMPT].values() else None,
+        inspections=linked.inspections,
     )
 
 

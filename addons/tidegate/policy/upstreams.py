@@ -23,6 +23,7 @@ CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
         "limits",
         "on_unknown",
         "descriptors",
+        "labels",
     ),
     "connections[].serve": ("path",),
     "connections[].credential": ("header", "value"),
@@ -75,6 +76,7 @@ class ConnectionDoc:
     limits: LimitsDoc
     on_unknown: OnUnknown = OnUnknown.BLOCK
     descriptors: Node | None = None
+    labels: tuple[str, ...] = ()
 
 
 def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
@@ -103,6 +105,7 @@ def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
         limits=read_limits(reader, section.get("limits")),
         on_unknown=reader.choice(section.get("on_unknown"), OnUnknown, OnUnknown.BLOCK),
         descriptors=section.get("descriptors"),
+        labels=tuple(filter(None, map(reader.name, reader.items(section.get("labels"), "a list of labels")))),
     )
 
 
