@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from tidegate.building import build_gate
 from tidegate.identity.static import create
 from tidegate.panel import announce
 from tidegate.policy.policy import Policy, StaticIdentity
+from tidegate.reloading import Reloader
 from tidegate.standalone import FORBIDDEN, REQUIRED
 
 SAMPLE_PORT = 8091
@@ -76,9 +79,13 @@ async def run(settings: Settings) -> None:
         gc.freeze()  # what is loaded now stays; the collector need not walk it at every turn
         gc.set_threshold(10_000, 20, 50)
         sys.setswitchinterval(SWITCH_SECONDS)
+        reloader = Reloader(gate, settings.policy, lambda: slim.options.update(body_size_limit=str(gate.body_limit())))
+        reloader.start()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.soon, "SIGHUP")
         try:
             await master.serve(slim)
         finally:
+            reloader.stop()
             await gate.close()
 
 
