@@ -11,7 +11,8 @@ import cedarpy
 import pytest
 
 from tidegate.dialects.load import parse_dialect
-from tidegate.identity.permission import admit, permit
+from tidegate.explaining import _About, _rules
+from tidegate.identity.permission import admit, permit, roles_of
 from tidegate.model import Asked, Caller, Denial, Modality, Route, Situation
 from tidegate.policy.linking import Parts, _connections, _permissions
 from tidegate.policy.reader import Reader
@@ -353,7 +354,8 @@ class Decider:
     def __init__(self, document: Mapping[str, Any]) -> None:
         assert DIALECT is not None
         reader = Reader("policy.yaml")
-        written = read(reader, tree(document))
+        self.written = written = read(reader, tree(document))
+        self.dialects = {"openai": DIALECT}
         parts = Parts({"openai": DIALECT}, (), whole=True)
         self.connections = _connections(reader, written, parts)
         self.permissions = _permissions(reader, written, self.connections, parts.dialects)
@@ -364,6 +366,18 @@ class Decider:
         )  # told, and decided all the same
         odd = [str(each) for each in reader.faults if not any(part in str(each) for part in useless)]
         assert not odd, odd
+
+
+def explained(here: Decider, who: Caller, at: Route, what: Asked, situation: Situation) -> bool:
+    """What the trace of ``tidegate explain`` comes to, which asks every rule by itself."""
+    bound = frozenset(roles_of(here, who))  # type: ignore[arg-type]  # as above
+    endpoint = here.dialects["openai"].endpoints[at.endpoint]
+    about = _About(who, situation, what, BODY, bound)
+    ruled = [each for each in _rules(here, here.written, at.connection.name, endpoint, about) if each.bound]  # type: ignore[arg-type]
+    counts = [each for each in ruled if each.mode == "enforce"]
+    allows = [each for each in counts if each.kind == "allow" and (not each.condition or each.limit)]
+    denied = any(each.kind == "deny" and not each.condition for each in counts)
+    return bool(allows) and not denied and not any(each.limit for each in allows)
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -382,5 +396,6 @@ def test_the_same_decisions_as_cedar(chunk: int) -> None:
         ours = not isinstance(found, Denial) and found.request_bytes >= BODY
         theirs = cedar(document, who, at, what, situation)
         assert ours is theirs, (number, document, who, what, situation, found)
+        assert explained(here, who, at, what, situation) is theirs, (number, document, who, what, situation)
         allowed += ours
     assert allowed > POLICIES // CHUNKS // 20, "too few are allowed to say anything"

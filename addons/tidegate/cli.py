@@ -1,4 +1,4 @@
-"""The command line: ``tidegate run | check | login | scan | rules | flows | replay | sample-model``."""
+"""The command line: ``tidegate run | check | explain | login | scan | rules | flows | replay | sample-model``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tidegate import __version__, cli_proprietary
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
+from tidegate.cli_explain import explain
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
 from tidegate.policy.policy import PolicyError
@@ -36,6 +37,7 @@ def main() -> None:
 
 
 main.add_command(scan)
+main.add_command(explain)
 main.add_command(rules)
 
 

@@ -115,11 +115,16 @@ def load_packs(paths: Sequence[Path], *, engine_cache: CompiledCache | None = No
 
 def recording_of(path: Path) -> Path:
     """Return where a policy records, without loading its packs. Raises ``PolicyError``."""
+    return Path(_absolute(path.parent, read_document(path).recording_path))
+
+
+def read_document(path: Path) -> Document:
+    """Return a policy's file as it is written, without loading its packs. Raises ``PolicyError``."""
     reader = Reader(str(path))
     _, document, faults = _document(path, reader)
     if faults or reader.faults:
         raise PolicyError((*reader.faults, *faults))
-    return Path(_absolute(path.parent, document.recording_path))
+    return document
 
 
 def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:
