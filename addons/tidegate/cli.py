@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from tidegate.cli_common import load_policy, policy_file, policy_option, show_fa
 from tidegate.cli_explain import explain
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
-from tidegate.policy.policy import PolicyError
+from tidegate.policy.policy import Policy, PolicyError
 
 if TYPE_CHECKING:
     from tidegate.replay.send import Sent
@@ -84,9 +85,28 @@ def run(
 
 @main.command()
 @policy_option
-def check(policy_path: Path | None) -> None:
-    """Report every fault of the policy, its packs and its dialects."""
+@click.option("--strict", is_flag=True, help="End with 2 if there is any notice.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def check(policy_path: Path | None, *, strict: bool, as_json: bool) -> None:
+    """Report every fault of the policy, its packs and its dialects, and every rule of a role that does nothing.
+
+    Ends with 1 where there is a fault. Rules that cannot be reached, repeat or contradict others are notices.
+    """
+    from tidegate.policy.lint import lint
+    from tidegate.policy.loading import read_document
+
     policy = load_policy(policy_path)
+    document = read_document(policy_file(policy_path))
+    notices = lint(policy.file, document, policy.connections, policy.dialects, policy.permissions)
+    if as_json:
+        told = {"file": policy.file, "sha256": policy.sha256, "attention": policy.warnings}
+        click.echo(json.dumps({**told, "notices": [asdict(each) for each in notices]}))
+    else:
+        _say_sound(policy, [str(each) for each in notices])
+    raise click.exceptions.Exit(2 if strict and notices else 0)
+
+
+def _say_sound(policy: Policy, notices: Sequence[str]) -> None:
     console = Console()
     console.print(
         f"{policy.file} is sound: {len(policy.connections)} connections, {len(policy.engine.rules)} rules, "
@@ -96,6 +116,8 @@ def check(policy_path: Path | None) -> None:
     )
     for warning in policy.warnings:
         console.print(f"attention: {warning}", style="yellow", highlight=False, soft_wrap=True)
+    for notice in notices:
+        console.print(f"notice: {notice}", style="cyan", markup=False, highlight=False, soft_wrap=True)
 
 
 @main.command()
