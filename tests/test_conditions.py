@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import yaml
 
 from tests.test_oracle import Decider, tree
 from tidegate.dialects.load import parse_dialect
@@ -23,7 +25,7 @@ from tidegate.judging import NOTHING
 from tidegate.model import Asked, Caller, Denial, Grant, Modality, Reason, Route, Situation, Window
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.reader import Reader
-from tidegate.policy.schema import read
+from tidegate.policy.schema import SECTIONS, read
 
 ROOT = Path(__file__).resolve().parents[1]
 ALICE = Caller("corp", "alice", frozenset({"corp:g"}))
@@ -479,3 +481,82 @@ def test_faults(written: dict[str, Any], message: str) -> None:
     reader = Reader("p.yaml")
     link(reader, read(reader, tree(written)), Parts({"openai": OPENAI}, (), whole=True))
     assert [str(each) for each in reader.faults if message in str(each)], [str(each) for each in reader.faults]
+
+
+# ── data classes, and what the documents say ─────────────────────────────────
+
+BASE = {"prompt": {"pii": "redact", "secrets": "block"}, "response": {"pii": "redact", "secrets": "redact"}}
+STRICT = {"allow": [ANY], "inspection": {"prompt": {"pii": "block"}}}
+LOOSE = {"allow": [ANY], "inspection": {"loosen": {"prompt": {"pii": "flag"}, "response": {"pii": "allow"}}}}
+ONLY_STRICT = {"inspection": {"response": {"pii": "block"}}}
+PLAIN = {"allow": [ANY]}
+
+
+def actions(roles: dict[str, Any]) -> dict[str, str]:
+    written = document({}, roles=roles, inspection=BASE, bindings=[{"groups": ["corp:g"], "roles": list(roles)}])
+    reader = Reader("p.yaml")
+    found = link(reader, read(reader, tree(written)), Parts({"openai": OPENAI}, (), whole=False))
+    assert not reader.faults, reader.faults
+    assert found.inspections is not None
+    letting = tuple(name for name, role in roles.items() if "allow" in role)
+    return {f"{way}.{cls}": action for (cls, way), action in found.inspections.actions(tuple(roles), letting).items()}
+
+
+@pytest.mark.parametrize(
+    ("roles", "prompt", "response"),
+    [
+        ({"a": STRICT}, "block", "redact"),
+        ({"a": LOOSE}, "flag", "allow"),
+        ({"a": LOOSE, "b": PLAIN}, "redact", "redact"),
+        ({"a": LOOSE, "b": STRICT}, "block", "redact"),
+        ({"a": LOOSE, "b": ONLY_STRICT}, "flag", "block"),
+        ({"a": PLAIN, "b": ONLY_STRICT}, "redact", "block"),
+    ],
+)
+def test_of_the_actions_of_roles_the_strictest_counts(roles: dict[str, Any], prompt: str, response: str) -> None:
+    found = actions(roles)
+    assert (found["prompt.pii"], found["response.pii"]) == (prompt, response)
+    assert (found["prompt.secrets"], found["response.secrets"]) == ("block", "redact")
+
+
+@pytest.mark.parametrize(
+    ("inspection", "message"),
+    [
+        ({"prompt": {"pii": "flag"}}, "prompt.pii: found 'flag'; accepted: block: stricter than the policy's redact; milder"),
+        ({"loosen": {"prompt": {"pii": "block"}}}, "loosen.prompt.pii: found 'block'; accepted: allow or flag or tokenise: milder"),
+        ({"response": {"secrets": "tokenise"}}, "response.secrets: found 'tokenise'; accepted: block"),
+        ({"prompt": {"names": "block"}}, "prompt.names: found an unknown class; accepted: the classes of the loaded packs"),
+        ({"answer": {}}, "inspection.answer: found an unknown key; accepted: the keys prompt, response, loosen"),
+        ({}, "inspection: found no action; accepted: actions under prompt, response or loosen"),
+    ],
+)  # fmt: skip
+def test_faults_of_the_actions_of_roles(inspection: dict[str, Any], message: str) -> None:
+    reader = Reader("p.yaml")
+    written = document({"allow": [ANY], "inspection": inspection}, inspection=BASE)
+    link(reader, read(reader, tree(written)), Parts({"openai": OPENAI}, (), whole=False))
+    assert [each for each in map(str, reader.faults) if message in each], list(map(str, reader.faults))
+
+
+def shown() -> list[dict[str, Any]]:
+    text = (ROOT / "docs" / "permissions.md").read_text()
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("example", shown(), ids=lambda each: next(iter(each)))
+def test_the_examples_of_the_document_are_sound(example: dict[str, Any]) -> None:
+    roles = dict.fromkeys(("engineer", "agent"), PLAIN)
+    written = document({}, inspection=BASE, **{"roles": roles, **example})
+    written["identity"] = [{"name": each, "static": {"tokens": f"{each}.yaml"}} for each in ("corp", "ci")]
+    written["connections"][1]["labels"] = ["prod"]
+    written["connections"].append({"name": "github-mcp", "dialect": "mcp", "upstream": "https://m.example"})
+    if "bindings" not in example:
+        written["bindings"] = []
+    reader = Reader("p.yaml")
+    link(reader, read(reader, tree(written)), Parts({"openai": OPENAI, "mcp": dialect("mcp")}, (), whole=False))
+    assert not reader.faults, list(map(str, reader.faults))
+
+
+def test_the_document_speaks_of_every_condition() -> None:
+    text = (ROOT / "docs" / "permissions.md").read_text()
+    keys = {key for name, each in SECTIONS.items() if name.startswith(("roles.", "bindings")) for key in each}
+    assert {key for key in keys if not re.search(rf"\b{key}\b", text)} == set()

@@ -153,6 +153,19 @@ def login(policy_path: Path | None, name: str, groups: Sequence[str], identity: 
     click.echo(f"Token of {found[0].name}:{name}, groups {', '.join(groups)}. It is not shown again.", err=True)
 
 
+@main.group()
+def policy() -> None:
+    """Help with writing policies."""
+
+
+@policy.command("schema")
+def policy_schema() -> None:
+    """Print the JSON Schema of policy files, for editors: the shipped one is rules/policy.schema.json."""
+    from tidegate.policy.json_schema import schema
+
+    click.echo(json.dumps(schema(), indent=2))
+
+
 for each in (cli_proprietary.fingerprint, cli_proprietary.canary, cli_proprietary.allow):
     rules.add_command(each)
 
