@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.identity import conditions
 from tidegate.identity.names import NAME_CHARACTERS, matches, named, refused
-from tidegate.identity.rulesets import RuleSet, covers_model, denies_model, widest
+from tidegate.identity.rulesets import Left, RuleSet, covers_model, widest
 from tidegate.model import (
     NOWHERE,
     AllowRule,
@@ -106,38 +106,34 @@ def _grant(
 
 def _admit(found: RuleSet, route: Route, caller: Caller, situation: Situation) -> Grant | Denial:
     """Decide where rules ask for more of the head than connection and endpoint."""
-    decided = _on_head(found, route, caller, situation, found.refused)
+    left = found.left(tuple([applies(rule, caller, situation) for rule in found.asks]))
+    decided = _on_head(found, left, route, caller, situation)
+    if not left.observing:
+        return decided
     observed: list[str] = []
     observing: list[AllowRule | DenyRule] = []
-    for rule in found.observing:
-        if not applies(rule, caller, situation):
-            continue
+    for rule in left.observing:
         if isinstance(rule, AllowRule) and isinstance(decided, Denial):
             observed.append(f"{rule.id}: would let the head pass")
         elif isinstance(rule, DenyRule) and rule.bare and isinstance(decided, Grant):
             observed.append(f"{rule.id}: would deny ({_by_deny(rule, route).reason})")
         elif isinstance(decided, Grant):
             observing.append(rule)
-    if observed or observing:
-        told = tuple(observed)
-        if isinstance(decided, Denial):
-            return replace(decided, observed=told)
-        return replace(decided, observed=told, observing=tuple(observing))
-    return decided
+    if isinstance(decided, Denial):
+        return replace(decided, observed=tuple(observed))
+    return replace(decided, observed=tuple(observed), observing=tuple(observing))
 
 
-def _on_head(found: RuleSet, route: Route, caller: Caller, situation: Situation, refused: bool) -> Grant | Denial:
-    if refused:
+def _on_head(found: RuleSet, left: Left, route: Route, caller: Caller, situation: Situation) -> Grant | Denial:
+    if found.refused:
         return _not_granted(route)
-    denies = tuple(rule for rule in found.denies if applies(rule, caller, situation))
-    first = next((rule for rule in denies if rule.bare), None)
+    first = next((rule for rule in left.denies if rule.bare), None)
     if first is not None:
         return _by_deny(first, route)
-    allows = tuple(rule for rule in found.allows if rule.head is None or applies(rule, caller, situation))
-    if not allows:
+    if not left.allows:
         return _nearest(found.allows, route, caller, situation)
-    same = len(allows) == len(found.allows)
-    return _grant(found, found.allows if same else allows, denies, route, caller, situation)
+    same = len(left.allows) == len(found.allows)
+    return _grant(found, found.allows if same else left.allows, left.denies, route, caller, situation)
 
 
 def applies(rule: AllowRule | DenyRule, caller: Caller, situation: Situation) -> bool:
@@ -220,7 +216,7 @@ def _permit(grant: Grant, asked: Asked) -> Grant | Denial:
 
 def covers(rule: AllowRule, asked: Asked) -> bool:
     """Whether an allow rule covers what a body asks for: its model, whether it streams, what it holds beside text."""
-    if rule.models is not None and not covers_model(rule, asked.model):
+    if rule.models is not None and (asked.model is None or not named(rule.models, asked.model)):
         return False
     if rule.stream is not None and rule.stream is not asked.stream:
         return False
@@ -243,7 +239,7 @@ def _over(covering: Iterable[AllowRule], asked: Asked) -> Denial | None:
 
 def _denied(rule: DenyRule, asked: Asked) -> Denial | None:
     """Ask one deny rule; what is not known meets its conditions."""
-    if rule.models is not None and not denies_model(rule, asked.model):
+    if rule.models is not None and asked.model is not None and not refused(rule.models, asked.model):
         return None
     if rule.stream is not None and rule.stream is not asked.stream:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.identity.names import named, refused
 from tidegate.model import AllowRule, DenyRule
@@ -18,12 +18,21 @@ MODELS = 1024
 """Models remembered of one set of rules; providers list fewer. A client that invents names cannot make it grow."""
 
 
+class Left(NamedTuple):
+    """The rules that are left when the head of a request is known."""
+
+    allows: tuple[AllowRule, ...]
+    denies: tuple[DenyRule, ...]
+    observing: tuple[AllowRule | DenyRule, ...]
+
+
 @dataclass(slots=True, eq=False)
 class RuleSet:
     """What roles say about one endpoint of one connection. ``refused``: a deny rule that asks for nothing more.
 
     ``conditional``: some rule asks for more of the head than connection and endpoint. ``widest`` is the largest body
-    that a rule allows, ``None`` where one has no such limit.
+    that a rule allows, ``None`` where one has no such limit. ``asks`` holds one rule for each different thing that is
+    asked of the head: what holds for it holds for all that ask the same.
     """
 
     roles: tuple[str, ...]
@@ -34,6 +43,9 @@ class RuleSet:
     conditional: bool = field(init=False)
     widest: int | None = field(init=False)
     large: bool = field(init=False)
+    asks: tuple[AllowRule | DenyRule, ...] = field(init=False)
+    _groups: dict[int, int] = field(init=False)
+    _left: dict[tuple[bool, ...], Left] = field(init=False, default_factory=dict)
     _models: dict[str | None, tuple[frozenset[int], frozenset[int]]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -42,7 +54,33 @@ class RuleSet:
             rule.head is not None or rule.unless is not None for rule in self.denies
         )
         self.widest = widest(self.allows)
+        distinct: dict[object, int] = {}
+        asks: list[AllowRule | DenyRule] = []
+        self._groups = {}
+        for rule in (*self.allows, *self.denies, *self.observing):
+            unless = None if isinstance(rule, AllowRule) else rule.unless
+            if rule.head is None and unless is None:
+                continue
+            at = distinct.setdefault((type(rule), rule.head, unless), len(asks))
+            if at == len(asks):
+                asks.append(rule)
+            self._groups[id(rule)] = at
+        self.asks = tuple(asks)
         self.large = len(self.allows) + len(self.denies) > INDEXED
+
+    def left(self, held: tuple[bool, ...]) -> Left:
+        """Return the rules that are left where what ``asks`` ask holds or not, one after the other."""
+        known = self._left.get(held)
+        if known is None:
+            if len(self._left) >= MODELS:
+                self._left.clear()
+            groups = self._groups
+            known = self._left[held] = Left(
+                tuple(rule for rule in self.allows if id(rule) not in groups or held[groups[id(rule)]]),
+                tuple(rule for rule in self.denies if id(rule) not in groups or held[groups[id(rule)]]),
+                tuple(rule for rule in self.observing if id(rule) not in groups or held[groups[id(rule)]]),
+            )
+        return known
 
     def for_model(self, model: str | None) -> tuple[frozenset[int], frozenset[int]]:
         """Return the ``id()`` of each allow rule that covers a model, and of each deny rule that may deny it."""
