@@ -499,6 +499,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--detection", action="store_true", help="measure what the rules find instead (--detection -h)")
     parser.add_argument("--identity", action="store_true", help="measure what knowing a caller costs (--identity -h)")
     parser.add_argument("--ner", action="store_true", help="measure a local model instead (--ner -h)")
+    parser.add_argument("--permissions", action="store_true", help="measure what a decision costs (--permissions -h)")
     parser.add_argument("--streams", action="store_true", help="measure live masking instead (--streams -h)")
     parser.add_argument("--without-gate", action="store_true", help="measure stock and slim mitmproxy only")
     for name, kind in (("port", int), ("target", int), ("folder", str), ("path", str), ("size", int)):
@@ -520,6 +521,10 @@ def main() -> None:
 
         _bench_ner.main([word for word in sys.argv[1:] if word != "--ner"])
         return
+    if "--permissions" in sys.argv[1:]:
+        import _bench_permissions
+
+        sys.exit(_bench_permissions.main([word for word in sys.argv[1:] if word != "--permissions"]))
     if "--streams" in sys.argv[1:]:
         import _bench_streams
 

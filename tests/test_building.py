@@ -47,7 +47,7 @@ async def test_an_exchange_keeps_the_credentials_it_began_with(tmp_path: Path, m
     for each in (before, after):
         if each is after:
             monkeypatch.setenv("TIDEGATE_TEST_CREDENTIAL", "new-credential")
-            gate.reload(second)
+            await gate.reload(second)
         if waiting := gate.addon.requestheaders(each):
             await waiting
     sent = []
@@ -93,12 +93,12 @@ async def test_a_reload_changes_the_local_model_and_ends_the_old_one(tmp_path: P
     first = gate.addon.ner
     assert isinstance(first, Pool)
     (pid,) = first.pids
-    gate.reload(paths["one"])
+    await gate.reload(paths["one"])
     assert gate.addon.ner is first  # the same model goes on
     os.kill(pid, signal.SIGSTOP)  # the question is with the old model when it goes
     waiting = asyncio.ensure_future(sent("a question to the old model, of alice"))
     await asyncio.sleep(0.2)
-    gate.reload(paths["two"])
+    await gate.reload(paths["two"])
     old = await waiting
     assert old.response is not None
     assert json.loads(old.response.content)["error"]["code"] == Reason.NER_UNREAD

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tidegate import reloaded
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
-from tidegate.identity.credential import resolve_all
+from tidegate.identity.credential import Secret, resolve_all
 from tidegate.identity.own import OwnKeys
 from tidegate.identity.verifier import Verifier
 from tidegate.inspection.cache import DiskCache
@@ -18,6 +20,7 @@ from tidegate.inspection.ner.pool import NerError, Pool
 from tidegate.model import Caller, Fault
 from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy, PolicyError
+from tidegate.reloaded import Reloaded
 from tidegate.replay.flows import encode
 from tidegate.state.control import Control, StateError
 from tidegate.state.ownership import Ownership
@@ -32,6 +35,7 @@ class Gate:
     addon: Gateway
     problems: tuple[str, ...]
     signing: SigningKeys | None = None
+    _reloading: asyncio.Lock | None = field(init=False, repr=False, default=None)
 
     async def start(self) -> None:
         """Fetch the keys of the issuers, and start the local model. Raises ``PolicyError`` if it cannot be loaded."""
@@ -57,20 +61,65 @@ class Gate:
         self.addon.recorder.close()
         self.addon.close_state()
 
-    def reload(self, path: Path) -> None:
+    async def reload(self, path: Path, cause: str = "call") -> Reloaded:
         """Put another policy in force for the exchanges to come; the old one stays if the new one has a fault.
 
-        A new local model loads meanwhile: until it has, requests are late. Raises ``PolicyError``.
+        It is read and compiled beside the event loop, and nothing changes before all of it is there. Both are told and
+        recorded, with ``cause``. Raises ``PolicyError``.
         """
-        policy = load(path, engine_cache=DiskCache())
-        old, verifier = self.addon.verifier, self.verifier_for(policy)
-        verifier.proofs = old.proofs  # a proof counts once, whatever the policy
-        self.addon.credentials, self.problems = resolve_all(policy.connections.values())
+        if self._reloading is None:
+            self._reloading = asyncio.Lock()
+        async with self._reloading:
+            try:
+                policy = await asyncio.to_thread(load, path, engine_cache=DiskCache())
+                credentials = await asyncio.to_thread(resolve_all, policy.connections.values())
+            except PolicyError as error:
+                reloaded.refuse(self.addon, error, cause)
+                raise
+            verifier = self._verifier(policy)
+            if verifier is not self.addon.verifier:
+                with contextlib.suppress(TimeoutError):  # whoever comes first would wait for the keys
+                    await asyncio.wait_for(asyncio.shield(_kept(verifier.start())), KEYS)
+            return self._adopt(policy, credentials, verifier, cause)
+
+    def reload_now(self, path: Path, cause: str = "option") -> Reloaded:
+        """Do as ``reload`` for who cannot wait; everybody else does meanwhile."""
+        try:
+            policy = load(path, engine_cache=DiskCache())
+        except PolicyError as error:
+            reloaded.refuse(self.addon, error, cause)
+            raise
+        verifier = self._verifier(policy)
+        if verifier is not self.addon.verifier:
+            _kept(verifier.start())
+        return self._adopt(policy, resolve_all(policy.connections.values()), verifier, cause)
+
+    def _verifier(self, policy: Policy) -> Verifier:
+        """Return the verifier for a policy: the one that runs, with its keys, where the identities are the same."""
+        before, running = self.addon.policy, self.addon.verifier
+        if (policy.identities, policy.admin.url) == (before.identities, before.admin.url):
+            return running
+        verifier = self.verifier_for(policy)
+        verifier.proofs = running.proofs  # a proof counts once, whatever the policy
+        return verifier
+
+    def _adopt(
+        self,
+        policy: Policy,
+        credentials: tuple[Mapping[str, Secret], tuple[str, ...]],
+        verifier: Verifier,
+        cause: str,
+    ) -> Reloaded:
+        """Change everything at once, between two events of the loop."""
+        before, old = self.addon.policy, self.addon.verifier
+        policy, kept = reloaded.fixed(before, policy)
+        self.addon.credentials, self.problems = credentials
         self.addon.verifier, self.addon.policy = verifier, policy
-        for work in (verifier.start(), old.close(), *self._change_model(policy)):
-            task = asyncio.get_running_loop().create_task(work)
-            _tasks.add(task)
-            task.add_done_callback(_tasks.discard)
+        for work in (*((old.close(),) if old is not verifier else ()), *self._change_model(policy)):
+            _kept(work)
+        found = Reloaded(cause, before.sha256, policy.sha256, kept)
+        reloaded.tell(self.addon, found, self.problems)
+        return found
 
     def _change_model(self, policy: Policy) -> tuple[Coroutine[Any, Any, None], ...]:
         """Put the policy's local model in place of another that runs; return what is left to do."""
@@ -108,7 +157,18 @@ def _pool(policy: Policy) -> Pool | None:
     return Pool(policy.ner) if policy.ner is not None else None
 
 
+KEYS = 10.0
+"""Seconds that a reload waits for the keys of an issuer that is new; then it goes on without, and 503 is answered."""
+
 _tasks: set[asyncio.Task[None]] = set()
+
+
+def _kept(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run a coroutine beside; the event loop alone would forget it."""
+    task = asyncio.get_running_loop().create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    return task
 
 
 def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:

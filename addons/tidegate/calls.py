@@ -21,6 +21,7 @@ from tidegate.inspection.media import Opened
 from tidegate.judging import Judged, Unopened
 from tidegate.model import ACTING, Asked, Denial, Grant, Head, Reason
 from tidegate.policy.policy import Policy
+from tidegate.policy.role_actions import seen_by
 from tidegate.streams.tokenising import Tokens
 
 MESSAGES = 64
@@ -122,9 +123,12 @@ def _judge(
     extracted: tuple[Extraction, ...] | None,
     tokens: Tokens | None,
 ) -> Judged | Unopened:
-    admitted = permission.admit(policy, replace(grant.route, endpoint=message.endpoint.name), grant.caller)
+    admitted = permission.admit(
+        policy, replace(grant.route, endpoint=message.endpoint.name), grant.caller, grant.situation
+    )
     if isinstance(admitted, Denial):
         return Judged(grant, "grant", admitted)
+    policy = seen_by(policy, admitted)
     one = judging.judge(
         policy, message.endpoint, admitted, message.value, plain, extra=extra, extracted=extracted, tokens=tokens
     )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,13 @@ from rich.console import Console
 
 from tidegate import __version__, cli_proprietary
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
+from tidegate.cli_explain import explain
 from tidegate.cli_login import login, logout
 from tidegate.cli_revoke import revoke
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
 from tidegate.cli_setup import setup
-from tidegate.policy.policy import PolicyError
+from tidegate.policy.policy import Policy, PolicyError
 
 if TYPE_CHECKING:
     from tidegate.replay.send import Sent
@@ -39,6 +41,7 @@ def main() -> None:
 
 
 main.add_command(scan)
+main.add_command(explain)
 main.add_command(login)
 main.add_command(logout)
 main.add_command(setup)
@@ -97,9 +100,28 @@ def run(
 
 @main.command()
 @policy_option
-def check(policy_path: Path | None) -> None:
-    """Report every fault of the policy, its packs and its dialects."""
+@click.option("--strict", is_flag=True, help="End with 2 if there is any notice.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def check(policy_path: Path | None, *, strict: bool, as_json: bool) -> None:
+    """Report every fault of the policy, its packs and its dialects, and every rule of a role that does nothing.
+
+    Ends with 1 where there is a fault. Rules that cannot be reached, repeat or contradict others are notices.
+    """
+    from tidegate.policy.lint import lint
+    from tidegate.policy.loading import read_document
+
     policy = load_policy(policy_path)
+    document = read_document(policy_file(policy_path))
+    notices = lint(policy.file, document, policy.connections, policy.dialects, policy.permissions)
+    if as_json:
+        told = {"file": policy.file, "sha256": policy.sha256, "attention": policy.warnings}
+        click.echo(json.dumps({**told, "notices": [asdict(each) for each in notices]}))
+    else:
+        _say_sound(policy, [str(each) for each in notices])
+    raise click.exceptions.Exit(2 if strict and notices else 0)
+
+
+def _say_sound(policy: Policy, notices: Sequence[str]) -> None:
     console = Console()
     console.print(
         f"{policy.file} is sound: {len(policy.connections)} connections, {len(policy.engine.rules)} rules, "
@@ -109,6 +131,21 @@ def check(policy_path: Path | None) -> None:
     )
     for warning in policy.warnings:
         console.print(f"attention: {warning}", style="yellow", highlight=False, soft_wrap=True)
+    for notice in notices:
+        console.print(f"notice: {notice}", style="cyan", markup=False, highlight=False, soft_wrap=True)
+
+
+@main.group()
+def policy() -> None:
+    """Help with writing policies."""
+
+
+@policy.command("schema")
+def policy_schema() -> None:
+    """Print the JSON Schema of policy files, for editors: the shipped one is rules/policy.schema.json."""
+    from tidegate.policy.json_schema import schema
+
+    click.echo(json.dumps(schema(), indent=2))
 
 
 for each in (cli_proprietary.fingerprint, cli_proprietary.canary, cli_proprietary.allow):

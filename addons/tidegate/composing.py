@@ -37,6 +37,7 @@ from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.fields import Pointer, where
 from tidegate.dialects.kinds import Inner
 from tidegate.dialects.spec import Endpoint, JsonObject
+from tidegate.dialects.wanted import sum_up
 from tidegate.identity import permission
 from tidegate.inspection import media
 from tidegate.inspection.attachments import Extraction
@@ -45,6 +46,7 @@ from tidegate.inspection.media import Opened
 from tidegate.judging import Judged, Unopened, Unowned, judge
 from tidegate.model import Asked, Denial, Finding, Grant, Owners, Reason, Stored
 from tidegate.policy.policy import Policy
+from tidegate.policy.role_actions import seen_by
 from tidegate.streams.tokenising import Tokens
 
 
@@ -228,10 +230,10 @@ def _inner(
 ) -> Judged | Unopened | Unowned:
     """Judge an inner body as a request of its own."""
     route = replace(grant.route, endpoint=unit.endpoint.name, model=unit.model, stored=())
-    own = permission.admit(policy, route, grant.caller)
+    own = permission.admit(policy, route, grant.caller, replace(grant.situation, method=None, path=None))
     if isinstance(own, Denial):
         return Judged(grant, "grant", own)
-    return _one(policy, unit.endpoint, own, unit.value, dump(unit.value), supply, about)
+    return _one(seen_by(policy, own), unit.endpoint, own, unit.value, dump(unit.value), supply, about)
 
 
 def _one(  # noqa: PLR0913, PLR0917 - each is another part of what is judged
@@ -288,6 +290,7 @@ def _asked(every: Sequence[Asked]) -> Asked | None:
         stream=every[0].stream,
         tools=tuple(dict.fromkeys(tool for each in every for tool in each.tools)),
         max_output=max((each.max_output for each in every if each.max_output is not None), default=None),
+        **sum_up(every),
     )
 
 

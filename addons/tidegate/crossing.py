@@ -39,6 +39,7 @@ from tidegate.inspection.ner.spec import Ner, Unread
 from tidegate.inspection.tokens import Counts, Session, TokenLimits, Who
 from tidegate.judging import (
     NAMES,
+    NOTHING,
     Judged,
     Unopened,
     Unowned,
@@ -49,12 +50,14 @@ from tidegate.judging import (
     judge,
     parse,
     permit,
+    situation_of,
     too_large,
     whose,
     worst,
 )
 from tidegate.model import (
     ACTING,
+    NOWHERE,
     Action,
     Asked,
     Caller,
@@ -75,6 +78,7 @@ from tidegate.model import (
     Verdict,
 )
 from tidegate.policy.policy import Policy
+from tidegate.policy.role_actions import seen_by
 from tidegate.policy.routing import Pass, route
 from tidegate.steps import (
     AnswerBegan,
@@ -174,6 +178,7 @@ class Crossing:
         self._restoring: RestoredStream | None = None
         self._is_data = False
         self._standing: Standing | None = None
+        self._now: float | None = None
 
     @property
     def shape(self) -> ErrorShape:
@@ -214,7 +219,7 @@ class Crossing:
     # request ─────────────────────────────────────────────────────────────────
 
     def _head(self, event: HeadArrived) -> Step:
-        self.head = event.head
+        self.head, self._now = event.head, event.now
         if isinstance(event.standing, Denial):
             return self._refuse("caller", event.standing)
         upgrade = sockets.wanted(event.head)
@@ -263,11 +268,14 @@ class Crossing:
         assert self.route is not None
         self.caller = caller
         self._decide("caller", "allow", caller.identity)
-        grant = permission.admit(self.policy, self.route, caller)
+        situation = situation_of(self.head, self.route, self._now) if self.policy.permissions.situated else NOWHERE
+        grant = permission.admit(self.policy, self.route, caller, situation)
         if isinstance(grant, Denial):
             return self._refuse("grant", grant)
         self.grant = grant
         self._decide("grant", "allow", ",".join(grant.roles))
+        self._observed(grant.observed if not grant.observing else ())
+        self.policy = seen_by(self.policy, grant)
         if self.policy.tokens is not None and self.sessions is not None:
             assert self.head is not None
             who = whose(caller, self.route.connection, self.head)
@@ -347,6 +355,8 @@ class Crossing:
         return self._judged(replace(judged, findings=(*judged.findings, *findings)))
 
     def _judged(self, judged: Judged) -> Step:
+        if judged.grant.observed and judged.denial is None:
+            self._observed(judged.grant.observed)
         self.asked = judged.asked or self.asked
         self._scan(judged)
         self.prompt_findings, self.masked_body = judged.findings, judged.body
@@ -432,11 +442,11 @@ class Crossing:
         """Judge a request that may have no body."""
         if plain:
             return Judged(grant, "body", NO_BODY)
-        nothing = Asked(None, False, (), None)
+        nothing = NOTHING
         if endpoint.socket is not None:
             if not endpoint.asked.query:  # who may use which model is asked of each message
                 return inspect(policy, endpoint, grant, nothing, None, extra, tokens=self.tokens)
-            nothing = Asked(grant.route.model, False, (), 0)
+            nothing = replace(NOTHING, model=grant.route.model, max_output=0)
         permitted = permit(endpoint, grant, nothing, None, owners)
         if not isinstance(permitted, tuple):
             return permitted
@@ -901,10 +911,16 @@ class Crossing:
 
     def _refuse(self, stage: str, denial: Denial, outcome: Outcome = Outcome.DENIED, detail: str = "") -> Step:
         self._decide(stage, "deny", detail, reason=denial.reason)
+        self._observed(denial.observed)
         self.denial = denial
         self.status = denial.status
         self._close(outcome)
         return Refuse(denial)
+
+    def _observed(self, told: tuple[str, ...]) -> None:
+        """Note what rules of roles that only observe would have changed."""
+        for each in told:
+            self._decide("permission", "observe", each)
 
     def _close(self, outcome: Outcome) -> None:
         if self._stream is not None:

@@ -294,6 +294,7 @@ class Exchange:
         ``tokens`` are the numbers of its tokens, where the policy tokenises anything.
         """
         found = (*record.prompt_findings, *record.answer_findings)
+        observed = [each.detail for each in record.decisions if each.result == "observe"]
         return json.dumps(
             {
                 "event": "exchange",
@@ -313,6 +314,7 @@ class Exchange:
                 "streamed": record.streamed,
                 "scanned": record.scanned,
                 **({} if tokens is None else {"tokens": tokens}),
+                **({"observed": observed} if observed else {}),
                 "duration_ms": round((record.duration_us or 0) / 1000, 2),
             }
         )

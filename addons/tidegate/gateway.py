@@ -107,7 +107,7 @@ class Gateway(Fence):
         http1 = not (request.is_http2 or request.is_http3)
         head = Head(request.method, request.path, fields, origin, http1, edits.peer(flow))
         edits.hide_credentials(flow.request)
-        event = steps.HeadArrived(head, known)
+        event = steps.HeadArrived(head, known, now=time.time())
         if flow.is_replay is None and not self.entrance.idle(self.policy, proxied=edits.is_proxied(flow)):
             return self._enter(exchange, event)
         return self._arrived(exchange, event)

@@ -16,6 +16,7 @@ from tidegate.dialects import ownership
 from tidegate.dialects.asking import asked, names_output
 from tidegate.dialects.errors import NO_CALLS, Calls
 from tidegate.dialects.spec import Endpoint, JsonObject, refused
+from tidegate.dialects.wanted import complete
 from tidegate.identity import permission
 from tidegate.inspection import media
 from tidegate.inspection.attachments import Extraction
@@ -32,9 +33,11 @@ from tidegate.model import (
     Finding,
     Grant,
     Head,
+    Modality,
     Owners,
     Reason,
     Route,
+    Situation,
     Stored,
 )
 from tidegate.policy.policy import Policy
@@ -42,6 +45,10 @@ from tidegate.streams.tokenising import Tokens
 
 NAMES = "header names"
 """Where a finding in the name of a header field is reported: the name itself would be the value."""
+
+
+NOTHING = Asked(None, False, (), None, called=(), choices=1, modalities=frozenset({Modality.TEXT}))
+"""What a request without a body asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,10 @@ def judge(  # noqa: PLR0913 - each is another part of what is judged
     what = asked(endpoint, value, grant.route.model)
     if isinstance(what, Denial):
         return Judged(grant, "body", what)
+    if policy.permissions.reads:
+        what = complete(what, endpoint, value, policy.permissions.reads, files=bool(files))
+        if isinstance(what, Denial):
+            return Judged(grant, "body", what)
     if settled is not None:
         most = what.max_output if names_output(endpoint, value) else settled.max_output
         what = replace(what, model=what.model or settled.model, max_output=most)
@@ -265,6 +276,14 @@ def whose(caller: Caller, connection: Connection, head: Head) -> Who:
     named = "\0".join(value for name, value in head.headers if name == headers.SESSION)
     digest = hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest() if named else ""
     return Who(caller.identity, caller.subject, connection.name, digest)
+
+
+def situation_of(head: Head | None, route: Route, now: float | None) -> Situation:
+    """Say how a request came. Its path is that of its dialect: below the connection's own, without the query."""
+    if head is None:
+        return Situation(now)
+    path = route.path.partition("?")[0].removeprefix(route.connection.upstream_path)
+    return Situation(now, head.peer.address, head.method, path or "/")
 
 
 def readings(path: str) -> str:

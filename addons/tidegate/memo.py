@@ -45,7 +45,7 @@ class Memo[T]:
 
     def told(self) -> dict[str, Any]:
         """Return what was asked for since the last ``forget``, as JSON values."""
-        return {key: self._write(made) for key, made in self._known.items()}
+        return {key: self._write(made) for key, made in list(self._known.items())}
 
     def forget(self) -> None:
         """Hold nothing any more."""

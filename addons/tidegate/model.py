@@ -9,6 +9,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import tzinfo
+from ipaddress import IPv4Network, IPv6Network
+from typing import Protocol
 
 
 class Action(enum.StrEnum):
@@ -68,6 +71,25 @@ class Role(enum.StrEnum):
     OTHER = "other"
 
 
+class Modality(enum.StrEnum):
+    """What a request holds or asks for beside text; ``OTHER`` is what the dialect has no name for."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    AUDIO = "audio"
+    VIDEO = "video"
+    FILE = "file"
+    OTHER = "other"
+
+
+class RuleMode(enum.StrEnum):
+    """Whether a rule of a role counts, is only recorded as what it would have done, or is as if it were absent."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+    OFF = "off"
+
+
 class Reason(enum.StrEnum):
     """Why an exchange was refused or ended early: the one closed list. Each is documented in docs/denials.md."""
 
@@ -108,6 +130,12 @@ class Reason(enum.StrEnum):
     MODEL_DENIED = "model_denied"
     TOOL_DENIED = "tool_denied"
     OUTPUT_LIMIT = "output_limit"
+    TIME_DENIED = "time_denied"
+    SOURCE_DENIED = "source_denied"
+    STRENGTH_DENIED = "strength_denied"
+    STREAM_DENIED = "stream_denied"
+    MODALITY_DENIED = "modality_denied"
+    CHOICES_LIMIT = "choices_limit"
     NOT_OWNER = "not_owner"
     # what they sent
     BODY_TOO_LARGE = "body_too_large"
@@ -161,11 +189,15 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """A refusal. ``message`` is one public sentence and never quotes what was inspected."""
+    """A refusal. ``message`` is one public sentence and never quotes what was inspected.
+
+    ``observed`` says what rules that only observe would have changed.
+    """
 
     reason: Reason
     status: int
     message: str
+    observed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +349,7 @@ class Connection:
     answer: AnswerLimits
     on_unknown: OnUnknown = OnUnknown.BLOCK
     encoded_runs: int = 0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,10 +388,57 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Situation:
+    """How a request came: when (Unix time in seconds), from which address, with which method and path.
+
+    ``path`` is below the connection's own, without query. What is ``None`` is not known: it meets no condition that
+    allows and every one that denies.
+    """
+
+    now: float | None = None
+    source: str | None = None
+    method: str | None = None
+    path: str | None = None
+
+
+NOWHERE = Situation()
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Hours of some days, by the clock of a zone. Days count from 0, Monday; ``start`` and ``end`` are minutes.
+
+    Where ``end`` is not after ``start`` the window goes on into the next day.
+    """
+
+    days: frozenset[int]
+    start: int
+    end: int
+    zone: tzinfo
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What must hold of the head of a request; what is empty or ``None`` is no condition.
+
+    One of the ``windows``, one of the ``sources`` and one word of ``strength`` is enough; ``max_age`` is in seconds;
+    ``addresses`` are pairs of method (empty: any) and pattern of a path.
+    """
+
+    windows: tuple[Window, ...] = ()
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    strength: tuple[str, ...] = ()
+    max_age: float | None = None
+    addresses: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AllowRule:
     """One allow rule of a role, on a connection and an endpoint it covers. ``None`` means: no condition.
 
-    ``models`` and ``tools`` are patterns in which ``*`` stands for any text; ``body`` counts bytes.
+    ``models``, ``tools`` and ``called`` are patterns in which ``*`` stands for any text; ``body`` counts bytes. ``id``
+    is the rule's key path in the policy. ``head``, ``models``, ``stream`` and ``modalities`` say which requests the
+    rule covers; the rest are limits of those.
     """
 
     role: str
@@ -366,15 +446,48 @@ class AllowRule:
     tools: tuple[str, ...] | None
     max_output_tokens: int | None
     body: int | None
+    id: str = ""
+    head: Conditions | None = None
+    stream: bool | None = None
+    modalities: frozenset[Modality] | None = None
+    called: tuple[str, ...] | None = None
+    choices: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DenyRule:
-    """One deny rule of a role, on a connection and an endpoint it covers. Every condition given must hold."""
+    """One deny rule of a role, on a connection and an endpoint it covers. Every condition given must hold.
+
+    ``modalities``: one of them is enough. The rule does not hold where all of ``unless`` does. ``above_tokens``,
+    ``above_choices`` and ``above_body`` must be passed.
+    """
 
     role: str
     models: tuple[str, ...] | None
     tools: tuple[str, ...] | None
+    id: str = ""
+    head: Conditions | None = None
+    unless: Conditions | None = None
+    stream: bool | None = None
+    modalities: frozenset[Modality] | None = None
+    called: tuple[str, ...] | None = None
+    above_tokens: int | None = None
+    above_choices: int | None = None
+    above_body: int | None = None
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing in a body is asked for: the head alone decides."""
+        asked = (self.models, self.tools, self.called, self.stream, self.modalities)
+        above = (self.above_tokens, self.above_choices, self.above_body)
+        return all(each is None for each in (*asked, *above))
+
+
+class Index(Protocol):
+    """The rules that hold for a caller at a place, found by the model that a request names."""
+
+    def for_model(self, model: str | None) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the ``id()`` of each allow rule that covers a model, and of each deny rule that may deny it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,16 +505,27 @@ class Grant:
     denies: tuple[DenyRule, ...]
     max_output_tokens: int | None
     request_bytes: int
+    situation: Situation = NOWHERE
+    observing: tuple[AllowRule | DenyRule, ...] = ()
+    observed: tuple[str, ...] = ()
+    index: Index | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request body asks for, as the dialect reads it. ``tools`` are names; ``max_output`` counts tokens."""
+    """What a request body asks for, as the dialect reads it. ``tools`` are names; ``max_output`` counts tokens.
+
+    ``called`` are the names of tools that the request calls, has called or demands. It, ``choices`` (how many answers)
+    and ``modalities`` are read only where a rule asks for them; ``None`` is not known.
+    """
 
     model: str | None
     stream: bool
     tools: tuple[str, ...]
     max_output: int | None
+    called: tuple[str, ...] | None = None
+    choices: int | None = None
+    modalities: frozenset[Modality] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from tidegate.identity.static import create
 from tidegate.panel import announce
 from tidegate.policy.oidc import LOOPBACK
 from tidegate.policy.policy import Policy, StaticIdentity
+from tidegate.reloading import Reloader
 from tidegate.standalone import FORBIDDEN, REQUIRED
 
 if TYPE_CHECKING:
@@ -84,11 +87,15 @@ async def run(settings: Settings) -> None:
         gc.freeze()  # what is loaded now stays; the collector need not walk it at every turn
         gc.set_threshold(10_000, 20, 50)
         sys.setswitchinterval(SWITCH_SECONDS)
+        reloader = Reloader(gate, settings.policy, lambda: slim.options.update(body_size_limit=str(gate.body_limit())))
+        reloader.start()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.soon, "SIGHUP")
         try:
             await master.serve(slim)
         finally:
             if admin is not None:
                 admin.leave()
+            reloader.stop()
             await gate.close()
 
 

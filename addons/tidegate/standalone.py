@@ -20,6 +20,7 @@ from tidegate import egress
 from tidegate.building import Gate, build_gate
 from tidegate.panel import announce
 from tidegate.policy.policy import PolicyError
+from tidegate.reloading import Reloader
 
 EXIT_UNLOADED = 70
 """Exit status when the gate is taken away from a running proxy (EX_SOFTWARE of sysexits.h)."""
@@ -72,6 +73,7 @@ class Standalone:
         self.addons: list[object] = []
         self._settled = False
         self._started = False
+        self._reloader: Reloader | None = None
 
     def load(self, loader: Loader) -> None:
         """Add the one option."""
@@ -93,9 +95,17 @@ class Standalone:
                 self.gate = build_gate(path)
                 self.addons.append(ctx.master.addons.register(self.gate.addon))  # unknown to it, removal stops halfway
             else:
-                self.gate.reload(path)
+                self.gate.reload_now(path)
         except PolicyError as error:
             raise exceptions.OptionsError(str(error)) from None
+        if self._reloader is not None and self._started:
+            self._reloader.stop()
+            self._reloader = Reloader(self.gate, path, self._limit)
+            self._reloader.start()
+        self._limit()
+
+    def _limit(self) -> None:
+        assert self.gate is not None
         changed = {name: value for name, value in self.gate.options().items() if getattr(ctx.options, name) != value}
         if changed:
             ctx.options.update(**changed)
@@ -115,6 +125,8 @@ class Standalone:
         except PolicyError as error:  # raised here it would be logged, and the proxy would go on
             sys.stderr.write(f"tidegate: {error}\n")
             os._exit(1)
+        self._reloader = Reloader(self.gate, Path(ctx.options.tidegate), self._limit)
+        self._reloader.start()
         announce(
             self.gate.addon.policy,
             modes=list(ctx.options.mode),
@@ -125,6 +137,8 @@ class Standalone:
     def done(self) -> None:
         """End the process if the gate is unloaded while the proxy goes on: traffic would pass uninspected."""
         egress.harden(None)
+        if self._reloader is not None:
+            self._reloader.stop()
         if self.gate is not None:
             self.gate.addon.stop()
             if self.gate.addon.ner is not None:

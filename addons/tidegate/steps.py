@@ -41,11 +41,13 @@ class HeadArrived:
     """The head of a request; ``caller`` where it is known already, as in a replay.
 
     ``standing`` is whom the client's connection speaks for, or why nothing is done for it.
+    ``now`` is when it came (Unix time in seconds), ``None`` where nobody knows: no window of hours is then open.
     """
 
     head: Head
     caller: Caller | None = None
     standing: Standing | Denial | None = None
+    now: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

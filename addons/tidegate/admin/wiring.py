@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 import time
 from collections.abc import Mapping
@@ -143,7 +142,5 @@ class Admin:
         return await asyncio.wrap_future(future)
 
     async def _reload_there(self) -> tuple[str, ...]:
-        result: object = self._gate.reload(self._path)  # type: ignore[func-returns-value]
-        if inspect.isawaitable(result):
-            await result
+        await self._gate.reload(self._path, "admin call")
         return self._gate.problems

@@ -30,20 +30,20 @@ def asked(endpoint: Endpoint, body: JsonObject, model: str | None = None) -> Ask
     tools: list[str] = []
     for found in spec.tools.select(body):
         for payload in found.payloads:
-            names = _tool_names(payload, found.value)
+            names = tool_names(payload, found.value)
             if names is None:
-                return _malformed(f"{payload.each} holds a tool without a name or of an unknown form")
+                return malformed(f"{payload.each} holds a tool without a name or of an unknown form")
             tools.extend(names)
     if any(type(model) is not str or not model for model in models):
-        return _malformed("the model is not a text")
+        return malformed("the model is not a text")
     if len(set(map(str, models))) > 1:
-        return _malformed("it names more than one model")
+        return malformed("it names more than one model")
     if any(type(stream) is not bool for stream in streams) or len(set(map(str, streams))) > 1:
-        return _malformed("stream is neither true nor false")
+        return malformed("stream is neither true nor false")
     outputs = [-1 if value in spec.unlimited else value for value in outputs] if spec.unlimited else outputs
     limits = [value for value in outputs if type(value) is int and (value >= 0 or spec.endless or spec.unlimited)]
     if len(limits) != len(outputs):
-        return _malformed("the limit of output tokens is not a whole number")
+        return malformed("the limit of output tokens is not a whole number")
     return Asked(
         model=str(models[0]) if models else None,
         stream=bool(streams[0] if streams else spec.streams),
@@ -80,20 +80,23 @@ def _without(prefix: str, model: str) -> str | None:
     return rest.removeprefix(wanted[-1]) if fits and rest.startswith(wanted[-1]) else None
 
 
-def _malformed(what: str) -> Denial:
+def malformed(what: str) -> Denial:
+    """Refuse a body that is not what the dialect says."""
     return Denial(Reason.BODY_MALFORMED, 400, f"The request body is malformed: {what}.")
 
 
-def _tool_names(spec: ToolNames, tool: object) -> tuple[str, ...] | None:
+def tool_names(spec: ToolNames, tool: object) -> tuple[str, ...] | None:
     """Name one tool, or ``None`` where it cannot be named."""
     if not isinstance(tool, dict):
-        return None
+        return () if spec.only else None
     if spec.keyed is not None:
         return tuple(_camel(name) for name in tool if name not in spec.keyed)
     kind_of = tool.get("type", "")
     if not isinstance(kind_of, str):
         return None
     if (at := spec.named.get(kind_of)) is None:
+        if spec.only:
+            return ()
         name = tool.get("name")
         return (kind_of, name) if isinstance(name, str) and name else (kind_of,)
     value: object = tool

@@ -32,7 +32,7 @@ from tidegate.dialects.spec import (
     ToolNames,
 )
 from tidegate.dialects.streaming import stream
-from tidegate.model import Fault, Role
+from tidegate.model import Fault, Modality, Role
 from tidegate.policy.reader import NAME, Reader
 from tidegate.policy.source import Node, parse
 
@@ -46,12 +46,12 @@ ENDPOINT_KEYS = (
 )  # fmt: skip
 ASKED_KEYS = (
     "model", "path_model", "stream", "streams", "tools", "max_output", "endless", "unlimited", "model_prefixes",
-    "query",
+    "query", "called", "choices", "modalities", "always",
 )  # fmt: skip
-TOOL_KEYS = ("each", "named", "keyed")
+TOOL_KEYS = ("each", "named", "keyed", "only")
 REQUEST_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "because")
 ANSWER_KEYS = ("path", "role", "role_from", "roles", "source", "exempt", "drop", "because")
-MEDIA_KEYS = ("path", "data", "kinds", "but", "when", "unless", "because")
+MEDIA_KEYS = ("path", "data", "kinds", "but", "when", "unless", "because", "modality", "mime")
 HEADER_KEYS = ("name", "because")
 CLOSED_KEYS = ("paths", "because")
 CONDITION_KEYS = ("path", "because", "kinds", "values", "unless", "unread")
@@ -247,6 +247,10 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
         stream=paths(reader, entry.get("stream")),
         tools=_trie(reader, entry.get("tools"), lambda child: _tools(reader, child)),
         max_output=paths(reader, entry.get("max_output")),
+        called=_trie(reader, entry.get("called"), lambda child: _tools(reader, child)),
+        choices=paths(reader, entry.get("choices")),
+        modalities=paths(reader, entry.get("modalities")),
+        always=_modalities(reader, entry.get("always")),
         streams=reader.flag(entry.get("streams"), default=False),
         endless=reader.flag(entry.get("endless"), default=False),
         path_model=reader.flag(entry.get("path_model"), default=False),
@@ -256,6 +260,11 @@ def _asked(reader: Reader, node: Node | None) -> AskedSpec:
     )
 
 
+def _modalities(reader: Reader, node: Node | None) -> frozenset[Modality]:
+    found = reader.items(node, f"a list of {_either(Modality)}")
+    return frozenset(reader.choice(each, Modality, Modality.OTHER) for each in found)
+
+
 def _tools(reader: Reader, node: Node) -> tuple[Node, ToolNames] | None:
     entry = reader.section(node, TOOL_KEYS, {"each": EXPRESSION})
     named = {}
@@ -263,7 +272,8 @@ def _tools(reader: Reader, node: Node) -> tuple[Node, ToolNames] | None:
         parts = tuple(reader.text(child, "field names joined by dots, such as function.name").split("."))
         named[key] = parts
     keyed = words(reader, entry["keyed"], "a list of fields that are no tools") if "keyed" in entry else None
-    return (entry["each"], ToolNames(str(entry["each"].value), named, keyed)) if "each" in entry else None
+    only = reader.flag(entry.get("only"), default=False)
+    return (entry["each"], ToolNames(str(entry["each"].value), named, keyed, only)) if "each" in entry else None
 
 
 def _request_field(reader: Reader, node: Node, shapes: Mapping[str, Shape]) -> tuple[Node, RequestField] | None:
@@ -310,7 +320,9 @@ def _media(reader: Reader, node: Node) -> tuple[Node, Media] | None:
     data = tuple(tuple(filter(None, each.split("."))) for each in ways)
     but = tuple(map(plain, reader.items(entry.get("but"))))
     because = _because(reader, entry) if "because" in entry else ""
-    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless, but, because)
+    modality = reader.choice(entry["modality"], Modality, Modality.OTHER) if "modality" in entry else None
+    mime = words(reader, entry.get("mime"), "a list of field names such as mimeType")
+    return entry["path"], Media(str(entry["path"].value), data, kinds, when, unless, but, because, modality, mime)
 
 
 def _kinds(reader: Reader, entry: Mapping[str, Node]) -> frozenset[str]:

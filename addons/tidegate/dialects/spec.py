@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Selected, Trie, where
 from tidegate.dialects.kinds import Composition
-from tidegate.model import Denial, Reason, Role
+from tidegate.model import Denial, Modality, Reason, Role
 
 if TYPE_CHECKING:
     from tidegate.dialects.ownership import Listed, Makes, Owned
@@ -153,7 +153,8 @@ class Media:
     ``data`` leads to the fields, from the value, that hold a data: URL or base64; the empty way is the value itself.
     Without any the value is a reference. ``kinds`` narrows it to JSON types, ``but`` leaves these values out, ``when``
     narrows it to objects of which a field has one of these values, ``unless`` leaves such objects out. With ``because``
-    nothing of it is ever read, whatever its bytes look like.
+    nothing of it is ever read, whatever its bytes look like. ``modality`` is what it is for a role; without it the
+    media type that a field of ``mime`` (of the value) or the data: URL tells.
     """
 
     path: str
@@ -163,6 +164,8 @@ class Media:
     unless: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     but: tuple[object, ...] = ()
     because: str = ""
+    modality: Modality | None = None
+    mime: tuple[str, ...] = ()
 
     def concerns(self, value: object) -> bool:
         """Say whether a value of this path is media; ``null`` never is."""
@@ -413,12 +416,13 @@ class ToolNames:
     ``each`` selects the tools. A tool whose ``type`` is in ``named`` (``""`` stands for no type) is called by the text
     at that path of field names; any other is built in and counts under its type and, if it has one, its name.
     With ``keyed`` the tools are the fields of what is selected, but for these: each is called by its own name, in
-    camel case.
+    camel case. ``only``: what is of another ``type`` is no tool.
     """
 
     each: str
     named: Mapping[str, tuple[str, ...]]
     keyed: tuple[str, ...] | None = None
+    only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,13 +432,19 @@ class AskedSpec:
     ``streams`` is what holds where the body does not say whether to stream. ``endless``: a limit below zero is none;
     so is one of the values ``unlimited``. ``model_prefixes`` may stand before the name of a model in the body and are
     no part of it; a part ``*`` of one is any plain part. ``query`` are parameters of the address that name the model.
-    ``path_model``: where the path names the model, what the body says of it means nothing to the upstream.
+    ``path_model``: where the path names the model, what the body says of it means nothing to the upstream. ``called``
+    is where tools stand that were called before or must be called now, ``choices`` how many answers are wanted,
+    ``modalities`` where the body names kinds of content, and ``always`` are those of every request here.
     """
 
     model: Trie[str]
     stream: Trie[str]
     tools: Trie[ToolNames]
     max_output: Trie[str]
+    called: Trie[ToolNames]
+    choices: Trie[str]
+    modalities: Trie[str]
+    always: frozenset[Modality] = frozenset()
     streams: bool = False
     endless: bool = False
     path_model: bool = False

@@ -104,6 +104,7 @@ class Recorder:
         self._due = 0.0
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._told: collections.deque[tuple[str, str]] = collections.deque()
         self._lock: int | None = None
         self._db: Any = None
 
@@ -181,6 +182,14 @@ class Recorder:
         """Count a record that could not even be made; the loss is a row of table ``event`` with the next record."""
         self._lost[0] += 1
 
+    def event(self, kind: str, detail: str = "") -> None:
+        """Put something that happened into table ``event``. Never raises, never waits; may be called from any thread.
+
+        ``detail`` names things of the policy, never a text that was inspected.
+        """
+        self._told.append((kind, detail))
+        self._inbox.put(None)
+
     def close(self) -> None:
         """Write what is waiting, close the file, and end the writer. May be called again."""
         if self._closing:
@@ -208,7 +217,7 @@ class Recorder:
             if self._sealed and len(self._sealed) >= before and self._inbox.empty():
                 break  # the disk does not take them
         self._lost[1] += len(self._sealed)
-        self._write([], [], (*self._gaps(), ("stop", "")))
+        self._write([], [], (*self._gaps(), *self._told, ("stop", "")))
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
 
@@ -224,6 +233,8 @@ class Recorder:
                 break
             if first is not None:
                 return [first]
+            if self._told:
+                break
         return []
 
     def _turn(self, intents: list[Intent]) -> None:
@@ -237,9 +248,11 @@ class Recorder:
         if not intents or len(self._sealed) >= BATCH or time.monotonic() >= self._due:
             self._awake = False  # before the deque is read: a seal that comes later wakes us again
             sealed = [self._sealed.popleft() for _ in range(min(len(self._sealed), BATCH))]
-        if intents or sealed:
+        told = [self._told.popleft() for _ in range(len(self._told))]
+        if intents or sealed or told:
             before = self._reported
-            if not self._write(intents, sealed, self._gaps()):
+            if not self._write(intents, sealed, (*self._gaps(), *told)):
+                self._told.extendleft(reversed(told))
                 self._reported = before  # the row that tells of losses was lost with the others
 
     def _gaps(self) -> tuple[tuple[str, str], ...]:

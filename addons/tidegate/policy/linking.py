@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tidegate.identity.permission import matches
-from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Mode, OnUnknown
+from tidegate.model import ACTING, Action, Connection, Direction, Mode, OnUnknown
 from tidegate.policy.policy import Permissions, Place, Unlisted
 from tidegate.policy.reader import Reader
+from tidegate.policy.role_actions import Inspections, linked
+from tidegate.policy.roles import addressed, bound, connected, covered_by, placed, reads, situated, told
 from tidegate.policy.schema import ACTIONS, AllowDoc, DenyDoc, Document
 from tidegate.policy.source import Node
 from tidegate.policy.upstreams import ConnectionDoc, LimitsDoc, merge
@@ -33,6 +34,7 @@ class Linked:
     actions: Mapping[tuple[str, Direction], Action]
     decisions: Mapping[Direction, Mapping[str, Action]]
     warnings: tuple[str, ...]
+    inspections: Inspections | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,18 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
     _addresses(reader, document)
     permissions = _permissions(reader, document, connections, dialects)
     actions = _actions(reader, document, parts)
+    scored = frozenset(rule.cls for rule in rules) - {rule.cls for rule in rules if rule.score is None}
+
+    def decide(some: Mapping[tuple[str, Direction], Action]) -> Mapping[Direction, Mapping[str, Action]]:
+        return {each: _decisions(document.mode, some, rules, each) for each in Direction}
+
     return Linked(
         connections=connections,
         permissions=permissions,
         actions=actions,
-        decisions={each: _decisions(document.mode, actions, rules, each) for each in Direction},
+        decisions=decide(actions),
         warnings=(*_warnings(document, rules, actions), *_shared(document, connections, permissions, dialects)),
+        inspections=linked(reader, document, actions, decide, scored),
     )
 
 
@@ -84,6 +92,7 @@ def _connections(reader: Reader, document: Document, parts: Parts) -> dict[str, 
             answer=answer,
             on_unknown=each.on_unknown,
             encoded_runs=document.encoded_runs if each.encoded_runs is None else each.encoded_runs,
+            labels=each.labels,
         )
     return found
 
@@ -145,7 +154,8 @@ class _Roles:
 
     def places(self, rule: AllowDoc | DenyDoc) -> Covered:
         """List every connection and endpoint a rule covers. An endpoint that none of its connections has is a fault."""
-        chosen = _chosen(self.reader, rule.connections, self.names, "a connection")
+        named = connected(self.reader, rule.connections, self.connections)
+        chosen = _chosen(self.reader, named, self.names, "a connection")
         has = {
             name: {each.name for each in self.dialects[found.dialect].endpoints.values() if each.calls is None}
             for name in chosen
@@ -153,8 +163,13 @@ class _Roles:
         }
         if not has or len(has) < len(chosen):
             return ()  # a connection or its dialect is at fault, and that was said
-        endpoints = _chosen(self.reader, rule.endpoints, set().union(*has.values()), "an endpoint")
-        return tuple((name, endpoint) for name in chosen for endpoint in endpoints if endpoint in has[name])
+        plain, by_address = addressed(self.reader, rule, {name: self._dialect(name) for name in has})
+        endpoints = _chosen(self.reader, plain, set().union(*has.values()), "an endpoint")
+        covered = ((name, endpoint) for name in chosen for endpoint in endpoints if endpoint in has[name])
+        return tuple(dict.fromkeys((*covered, *(at for at in by_address if at[1] in has[at[0]]))))
+
+    def _dialect(self, connection: str) -> Dialect:
+        return self.dialects[self.connections[connection].dialect]
 
     def place(
         self,
@@ -171,25 +186,10 @@ class _Roles:
         other body, an unknown model stays unknown.
         """
         endpoint = self.dialects[self.connections[at[0]].dialect].endpoints[at[1]]
-        counts = bool(endpoint.asked.max_output.paths)
         plain = endpoint.body and bool(endpoint.paths) and endpoint.made_of.may_name_model
         names = plain or bool(endpoint.asked.model.paths)
-        here = [rule for rule, covered in denied if at in covered and (names or rule.models is None)]
-        return Place(
-            allows=tuple(
-                AllowRule(
-                    role,
-                    rule.models if names else None,
-                    rule.tools,
-                    rule.max_output_tokens if counts else None,
-                    rule.body,
-                )
-                for rule, covered in allowed
-                if at in covered
-            ),
-            denies=tuple(DenyRule(role, rule.models, rule.tools) for rule in here),
-            refused=any(rule.models is None and rule.tools is None for rule in here),
-        )
+        allows = [rule for rule, covered in allowed if at in covered]
+        return placed(role, endpoint, allows, [rule for rule, covered in denied if at in covered], names=names)
 
     def doors(self) -> Iterable[tuple[tuple[str, str], Covered]]:
         """List every address of calls, with what is called there: who may call anything there may come in."""
@@ -203,8 +203,7 @@ class _Roles:
     def check(self, rule: AllowDoc, covered: Covered, denied: Sequence[tuple[DenyDoc, Covered]]) -> None:
         """Refuse an allow rule that can have no effect, and a body limit that its connections make pointless."""
         for deny, places in denied:
-            models = deny.models is None or (rule.models is not None and _within(rule.models, deny.models))
-            if covered and deny.tools is None and models and set(covered) <= set(places):
+            if covered and covered_by(rule, deny) and set(covered) <= set(places):
                 self.reader.fault(
                     rule.node,
                     "an allow rule of which the role's deny rules leave something",
@@ -234,19 +233,15 @@ def _permissions(
                 places.setdefault(at, {})[name] = Place(tuple(dict.fromkeys(allows)), (), refused=False)
     groups: dict[str, tuple[str, ...]] = {}
     subjects: dict[str, tuple[str, ...]] = {}
+    claims = bound(reader, document)
     for binding in document.bindings:
         roles = _chosen(reader, binding.roles, document.roles, "a role")
         for kind, nodes, table in (("group", binding.groups, groups), ("subject", binding.subjects, subjects)):
             for node in nodes:
-                if _qualified(reader, document, node, kind):
+                if _qualified(reader, document, node, kind) and not binding.claims:
                     name = str(node.value)
                     table[name] = tuple(dict.fromkeys((*table.get(name, ()), *roles)))
-    return Permissions(groups, subjects, places)
-
-
-def _within(inner: Sequence[str], outer: Sequence[str]) -> bool:
-    """Whether ``outer`` covers every name that ``inner`` covers: a ``*`` of inner must meet a ``*`` of outer."""
-    return all(any(matches(wide.lower(), narrow.lower()) for wide in outer) for narrow in inner)
+    return Permissions(groups, subjects, places, claims, reads(places), situated(places))
 
 
 def _qualified(reader: Reader, document: Document, node: Node, kind: str) -> bool:
@@ -361,6 +356,7 @@ def _warnings(
         for each in document.connections
         if each.on_unknown is not OnUnknown.BLOCK
     )
+    found.extend(told(document))
     observed = sorted(rule.id for rule in rules if rule.observe)
     if observed and document.mode is Mode.ENFORCE:
         more = f" and {len(observed) - SHOWN} more (tidegate rules list tells)" if len(observed) > SHOWN else ""

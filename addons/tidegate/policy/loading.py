@@ -113,9 +113,10 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
             *scored_whole_only(firsts, acts),
             *ner.warnings(linked.actions),
         ),
-        ner=ner.wanted(linked.actions),
+        ner=ner.wanted(linked.actions if linked.inspections is None else linked.inspections.widest()),
         descriptors=described.sets,
         tokens=document.tokens if Action.TOKENISE in linked.decisions[Direction.PROMPT].values() else None,
+        inspections=linked.inspections,
     )
 
 
@@ -136,11 +137,16 @@ def load_packs(paths: Sequence[Path], *, engine_cache: CompiledCache | None = No
 
 def recording_of(path: Path) -> Path:
     """Return where a policy records, without loading its packs. Raises ``PolicyError``."""
+    return Path(_absolute(path.parent, read_document(path).recording_path))
+
+
+def read_document(path: Path) -> Document:
+    """Return a policy's file as it is written, without loading its packs. Raises ``PolicyError``."""
     reader = Reader(str(path))
     _, document, faults = _document(path, reader)
     if faults or reader.faults:
         raise PolicyError((*reader.faults, *faults))
-    return Path(_absolute(path.parent, document.recording_path))
+    return document
 
 
 def state_of(path: Path) -> tuple[Path, tuple[Identity, ...] | None]:

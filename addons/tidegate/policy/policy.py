@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
+from tidegate.identity.rulesets import RuleSet, joined
+from tidegate.model import ACTING, Action, AllowRule, Caller, Connection, DenyRule, Direction, Fault, Mode, Origin
 
 if TYPE_CHECKING:
     from tidegate.dialects.protobuf import Descriptors
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from tidegate.inspection.ner.spec import Ner
     from tidegate.inspection.rules import Rule
     from tidegate.inspection.tokens import TokenLimits
+    from tidegate.policy.role_actions import Inspections
+
+
+JOINED = 4096
+"""Sets of rules remembered: endpoints times the sets of roles that callers have; one takes a few hundred bytes."""
 
 
 class Unlisted(enum.StrEnum):
@@ -232,11 +238,40 @@ class Admin:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The rules of one role on one endpoint of one connection. ``refused``: a deny rule without further conditions."""
+    """The rules of one role on one endpoint of one connection. ``refused``: a deny rule without further conditions.
+
+    ``observing`` are those that only observe.
+    """
 
     allows: tuple[AllowRule, ...]
     denies: tuple[DenyRule, ...]
     refused: bool
+    observing: tuple[AllowRule | DenyRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimBinding:
+    """A binding that asks for claims: each of them with one of its values, and one of the groups or subjects if any.
+
+    ``claims`` are claims of callers of one ``identity``; a subject ``*`` is every caller of it.
+    """
+
+    identity: str
+    claims: tuple[tuple[str, frozenset[str]], ...]
+    groups: frozenset[str]
+    subjects: frozenset[str]
+    roles: tuple[str, ...]
+
+    def binds(self, caller: Caller) -> bool:
+        """Whether a caller has the roles."""
+        if caller.identity != self.identity:
+            return False
+        if not all(any((name, value) in caller.claims for value in values) for name, values in self.claims):
+            return False
+        if not self.groups and not self.subjects:
+            return True
+        known = caller.subject in self.subjects or "*" in self.subjects
+        return known or not self.groups.isdisjoint(caller.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +279,31 @@ class Permissions:
     """The roles and bindings, indexed for a decision in a few dictionary look-ups.
 
     ``groups`` and ``subjects`` map qualified names to role names; a subject ``corp:*`` is every caller of ``corp``.
-    ``places`` maps connection, endpoint to the roles that say anything about it.
+    ``places`` maps connection, endpoint to the roles that say anything about it. ``claims`` files each binding that
+    asks for claims under identity, name and value of one of them. ``reads`` names what rules ask of a body that is
+    read for them alone: ``called``, ``choices``, ``modalities``. ``situated``: some rule asks when, from where or with
+    which method and path a request came, or how its caller signed in.
     """
 
     groups: Mapping[str, tuple[str, ...]]
     subjects: Mapping[str, tuple[str, ...]]
     places: Mapping[tuple[str, str], Mapping[str, Place]]
+    claims: Mapping[tuple[str, str, str], tuple[ClaimBinding, ...]] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
+    situated: bool = False
+    _joined: dict[tuple[str, str, tuple[str, ...]], RuleSet] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def at(self, connection: str, endpoint: str, roles: tuple[str, ...]) -> RuleSet:
+        """Return what roles say about an endpoint; the same one as long as it is remembered."""
+        key = connection, endpoint, roles
+        known = self._joined.get(key)
+        if known is None:
+            if len(self._joined) >= JOINED:
+                self._joined.clear()
+            known = self._joined[key] = joined(roles, self.places.get((connection, endpoint), {}))
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +323,7 @@ class Policy:
     panel. ``decisions`` holds, per direction and rule id, what is done with a finding, observing already applied.
     ``descriptors`` are those of the gRPC connections, by name. ``ner`` is the model that reads prompts, ``None`` where
     the policy has none or wants nothing of it. ``tokens`` says how tokens are kept and restored, ``None`` where nothing
-    is tokenised.
+    is tokenised. ``inspections`` are actions of roles of their own, ``None`` where no role has any.
     """
 
     file: str
@@ -292,6 +346,7 @@ class Policy:
     tokens: TokenLimits | None = None
     admin: Admin = field(default_factory=Admin)
     proxy: ProxyAuthentication = ProxyAuthentication.OPTIONAL
+    inspections: Inspections | None = field(default=None, repr=False)
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

@@ -16,11 +16,15 @@ SECONDS = "a time such as 250ms, 120s, 10m or 1h"
 NAME = "a name of lower-case letters, digits and hyphens that starts with a letter"
 SHARE = "a number above 0, up to 1"
 
-_BYTES = re.compile(r"([0-9]{1,9})\s?(B|KiB|MiB|GiB|kB|MB|GB)?")
+BYTES_PATTERN = r"([0-9]{1,9})\s?(B|KiB|MiB|GiB|kB|MB|GB)?"
+SECONDS_PATTERN = r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s?(ms|s|m|h|d)"
+NAME_PATTERN = "[a-z][a-z0-9-]{0,62}"
+
+_BYTES = re.compile(BYTES_PATTERN)
 _BYTE_UNITS = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-_SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s?(ms|s|m|h|d)")
+_SECONDS = re.compile(SECONDS_PATTERN)
 _SECOND_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_NAME = re.compile(NAME_PATTERN)
 
 E = TypeVar("E", bound=enum.StrEnum)
 

@@ -12,6 +12,14 @@ from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.admin import ADMIN_SECTIONS, read_admin
+from tidegate.policy.conditions import (
+    CONDITION_SECTIONS,
+    AllowMore,
+    DenyMore,
+    read_allow_more,
+    read_claims,
+    read_deny_more,
+)
 from tidegate.policy.entrances import ENTRANCE_SECTIONS, read_proxy
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
@@ -58,11 +66,37 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     **IDENTITY_SECTIONS,
     **ENTRANCE_SECTIONS,
     **CONNECTION_SECTIONS,
-    "roles.NAME": ("allow", "deny", "admin"),
-    "roles.NAME.allow[]": ("connections", "endpoints", "models", "limits"),
-    "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
-    "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
-    "bindings[]": ("groups", "subjects", "roles"),
+    "roles.NAME": ("allow", "deny", "inspection", "admin"),
+    "roles.NAME.allow[]": (
+        "connections",
+        "endpoints",
+        "models",
+        "stream",
+        "modalities",
+        "when",
+        "sources",
+        "strength",
+        "max_age",
+        "limits",
+        "mode",
+    ),
+    "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools", "called", "choices"),
+    "roles.NAME.deny[]": (
+        "connections",
+        "endpoints",
+        "models",
+        "tools",
+        "called",
+        "stream",
+        "modalities",
+        "above",
+        "when",
+        "sources",
+        "unless",
+        "mode",
+    ),
+    **CONDITION_SECTIONS,
+    "bindings[]": ("identity", "groups", "subjects", "claims", "roles"),
     "inspection": ("prompt", "response", "hosts", "thresholds", "encoded_runs", "proprietary", "allow", "ner"),
     **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
@@ -100,6 +134,7 @@ class AllowDoc:
     max_output_tokens: int | None
     body: int | None
     body_node: Node | None
+    more: AllowMore
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +146,17 @@ class DenyDoc:
     endpoints: tuple[Node, ...] | None
     models: tuple[str, ...] | None
     tools: tuple[str, ...] | None
+    more: DenyMore
 
 
 @dataclass(frozen=True, slots=True)
 class RoleDoc:
-    """A role as written."""
+    """A role as written. ``inspection`` is its section of that name."""
 
     allow: tuple[AllowDoc, ...]
     deny: tuple[DenyDoc, ...]
+    node: Node
+    inspection: Node | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +167,8 @@ class BindingDoc:
     groups: tuple[Node, ...]
     subjects: tuple[Node, ...]
     roles: tuple[Node, ...]
+    identity: Node | None = None
+    claims: tuple[tuple[str, frozenset[str]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +272,9 @@ def _role(reader: Reader, node: Node) -> RoleDoc:
     section = reader.section(node, SECTIONS["roles.NAME"])
     allow = tuple(_allow(reader, each) for each in reader.items(section.get("allow"), "a list of rules"))
     deny = tuple(_deny(reader, each) for each in reader.items(section.get("deny"), "a list of rules"))
-    if isinstance(node.value, Mapping) and not allow and not deny and "admin" not in section:
+    if isinstance(node.value, Mapping) and not allow and not deny and not {"inspection", "admin"} & set(section):
         reader.fault(node, "at least one rule under allow or deny", found="no rule")
-    return RoleDoc(allow, deny)
+    return RoleDoc(allow, deny, node, section.get("inspection"))
 
 
 def _allow(reader: Reader, node: Node) -> AllowDoc:
@@ -249,13 +289,14 @@ def _allow(reader: Reader, node: Node) -> AllowDoc:
         max_output_tokens=reader.count(limits.get("max_output_tokens"), "a whole number of tokens above zero"),
         body=reader.bytes(limits.get("body")),
         body_node=limits.get("body"),
+        more=read_allow_more(reader, section, limits),
     )
 
 
 def _deny(reader: Reader, node: Node) -> DenyDoc:
     section = reader.section(node, SECTIONS["roles.NAME.deny[]"])
     if isinstance(node.value, Mapping) and not node.value:
-        reader.fault(node, "at least one of connections, endpoints, models, tools", found="no condition")
+        reader.fault(node, "at least one of connections, endpoints, models, tools, called ...", found="no condition")
     connections, endpoints = section.get("connections"), section.get("endpoints")
     return DenyDoc(
         node=node,
@@ -263,18 +304,21 @@ def _deny(reader: Reader, node: Node) -> DenyDoc:
         endpoints=None if endpoints is None else reader.texts(endpoints, _NAMES),
         models=_patterns(reader, section.get("models")),
         tools=_patterns(reader, section.get("tools")),
+        more=read_deny_more(reader, section),
     )
 
 
 def _binding(reader: Reader, node: Node) -> BindingDoc:
     section = reader.section(node, SECTIONS["bindings[]"], {"roles": "a list of roles"})
-    if isinstance(node.value, Mapping) and not {"groups", "subjects"} & set(section):
-        reader.fault(node, 'groups or subjects, such as groups: ["corp:ml-eng"]', found="nobody to bind")
+    if isinstance(node.value, Mapping) and not {"groups", "subjects", "claims"} & set(section):
+        reader.fault(node, 'groups, subjects or claims, such as groups: ["corp:ml-eng"]', found="nobody to bind")
     return BindingDoc(
         node=node,
         groups=reader.texts(section.get("groups"), 'a list of groups such as "corp:ml-eng"'),
         subjects=reader.texts(section.get("subjects"), 'a list of subjects such as "corp:alice"'),
         roles=reader.texts(section.get("roles"), "a list of roles"),
+        identity=section.get("identity"),
+        claims=read_claims(reader, section.get("claims")),
     )
 
 

@@ -24,6 +24,7 @@ CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
         "on_unknown",
         "encoded_runs",
         "descriptors",
+        "labels",
     ),
     "connections[].serve": ("path",),
     "connections[].credential": ("header", "value"),
@@ -80,6 +81,7 @@ class ConnectionDoc:
     on_unknown: OnUnknown = OnUnknown.BLOCK
     encoded_runs: int | None = None
     descriptors: Node | None = None
+    labels: tuple[str, ...] = ()
 
 
 def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
@@ -109,6 +111,7 @@ def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
         on_unknown=reader.choice(section.get("on_unknown"), OnUnknown, OnUnknown.BLOCK),
         encoded_runs=read_runs(reader, section.get("encoded_runs")),
         descriptors=section.get("descriptors"),
+        labels=tuple(filter(None, map(reader.name, reader.items(section.get("labels"), "a list of labels")))),
     )
 
 
