@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tidegate.budgeting import Budgeting
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
 from tidegate.identity.credential import resolve_all
@@ -102,6 +103,7 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     gateway = Gateway(policy, recorder, Verifier(policy.identities), credentials, replay_caller)
     gateway.ner = _pool(policy)
     gateway.ownership = Ownership(Path(policy.state.path), policy.state.retain)
+    gateway.budgeting = Budgeting(gateway.ownership.control)
     try:
         gateway.ownership.control.start()
     except StateError as why:

@@ -102,6 +102,11 @@ class Reason(enum.StrEnum):
     TOOL_DENIED = "tool_denied"
     OUTPUT_LIMIT = "output_limit"
     NOT_OWNER = "not_owner"
+    # how much of it
+    RATE_LIMITED = "rate_limited"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    TOO_MANY_CONCURRENT = "too_many_concurrent"
+    MODEL_UNPRICED = "model_unpriced"
     # what they sent
     BODY_TOO_LARGE = "body_too_large"
     BODY_ENCODING = "body_encoding"
@@ -154,11 +159,15 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """A refusal. ``message`` is one public sentence and never quotes what was inspected."""
+    """A refusal. ``message`` is one public sentence and never quotes what was inspected.
+
+    ``retry_after`` is in how many seconds the same request may pass, where somebody knows.
+    """
 
     reason: Reason
     status: int
     message: str
+    retry_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +345,8 @@ class Route:
 class AllowRule:
     """One allow rule of a role, on a connection and an endpoint it covers. ``None`` means: no condition.
 
-    ``models`` and ``tools`` are patterns in which ``*`` stands for any text; ``body`` counts bytes.
+    ``models`` and ``tools`` are patterns in which ``*`` stands for any text; ``body`` counts bytes. ``budgets`` are
+    those that pay for what it allows.
     """
 
     role: str
@@ -344,6 +354,7 @@ class AllowRule:
     tools: tuple[str, ...] | None
     max_output_tokens: int | None
     body: int | None
+    budgets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

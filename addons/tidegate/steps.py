@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
+from tidegate.limits.budgets import Order
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome, Owners, Stored
 
 
@@ -18,6 +19,7 @@ class Stage(enum.Enum):
     CALLER = enum.auto()
     BODY = enum.auto()
     NER = enum.auto()
+    BUDGET = enum.auto()
     INTENT = enum.auto()
     SENT = enum.auto()
     STREAM = enum.auto()
@@ -90,6 +92,13 @@ class ModelSaid:
     spans: Mapping[str, tuple[NerSpan, ...]] = field(default_factory=dict, repr=False)
     unread: Unread | None = None
     looked: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a request costs was taken out of its budgets, unless there is a ``denial``."""
+
+    denial: Denial | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +205,7 @@ Event = (
     | BodyArrived
     | MoreSaid
     | ModelSaid
+    | Spent
     | IntentKept
     | AnswerBegan
     | AnswerChunk
@@ -268,6 +278,13 @@ class AskModel:
 
     ner: Ner
     texts: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Take all of this out of the budgets, or nothing; come back with ``Spent``."""
+
+    order: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +364,7 @@ Step = (
     | LookUp
     | Claim
     | AskModel
+    | Spend
     | KeepIntent
     | Send
     | Stream

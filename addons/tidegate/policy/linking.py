@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.identity.permission import matches
 from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Mode, OnUnknown
+from tidegate.policy.budgets import check_attached
 from tidegate.policy.policy import Permissions, Place, Unlisted
 from tidegate.policy.reader import Reader
 from tidegate.policy.schema import ACTIONS, AllowDoc, DenyDoc, Document
@@ -50,13 +51,19 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
     connections = _connections(reader, document, parts)
     _addresses(reader, document)
     permissions = _permissions(reader, document, connections, dialects)
+    attached = [each for role in document.roles.values() for rule in role.allow for each in rule.budgets]
+    unused = check_attached(reader, document.budgets, attached)
     actions = _actions(reader, document, parts)
     return Linked(
         connections=connections,
         permissions=permissions,
         actions=actions,
         decisions={each: _decisions(document.mode, actions, rules, each) for each in Direction},
-        warnings=(*_warnings(document, rules, actions), *_shared(document, connections, permissions, dialects)),
+        warnings=(
+            *unused,
+            *_warnings(document, rules, actions),
+            *_shared(document, connections, permissions, dialects),
+        ),
     )
 
 
@@ -182,6 +189,7 @@ class _Roles:
                     rule.tools,
                     rule.max_output_tokens if counts else None,
                     rule.body,
+                    tuple(str(each.value) for each in rule.budgets),
                 )
                 for rule, covered in allowed
                 if at in covered

@@ -17,7 +17,9 @@ from tidegate.inspection import urls
 from tidegate.inspection.detectors import DetectorError, plugged
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
+from tidegate.limits.prices import Prices
 from tidegate.model import Action, Direction, Fault
+from tidegate.policy.budgets import parse_prices
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
 from tidegate.policy.linking import Parts, link
@@ -63,6 +65,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     described = open_descriptors(reader, document.connections, dialects, path.parent)
     rules = (*rules, *coded.coded_rules, *ner.rules)
     state = _state(reader, document, path.parent)
+    prices, price_text = _prices(document, path.parent, below)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     faults += [*reader.faults, *below]
     if faults or engine is None:
@@ -71,7 +74,9 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     firsts = engine.scorer.firsts if engine.scorer is not None else ()
     return Policy(
         file=str(path),
-        sha256=_digest((policy_text, *packs, *dialect_texts), [*coded.files, *ner.files, *described.files]),
+        sha256=_digest(
+            (policy_text, *packs, *dialect_texts, *price_text), [*coded.files, *ner.files, *described.files]
+        ),
         mode=document.mode,
         unlisted=document.unlisted,
         identities=_identities(document, path.parent),
@@ -95,6 +100,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         descriptors=described.sets,
         encoded_runs=document.encoded_runs,
         tokens=document.tokens if Action.TOKENISE in linked.decisions[Direction.PROMPT].values() else None,
+        budgets=document.budgets.budgets,
+        prices=prices,
     )
 
 
@@ -119,6 +126,16 @@ def recording_of(path: Path) -> Path:
     if faults or reader.faults:
         raise PolicyError((*reader.faults, *faults))
     return Path(_absolute(path.parent, document.recording_path))
+
+
+def state_of(path: Path) -> Path:
+    """Return where a policy has its control store, without loading its packs. Raises ``PolicyError``."""
+    reader = Reader(str(path))
+    _, document, faults = _document(path, reader)
+    found = _state(reader, document, path.parent)
+    if faults or reader.faults:
+        raise PolicyError((*reader.faults, *faults))
+    return Path(found.path)
 
 
 def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:
@@ -268,6 +285,19 @@ def _state(reader: Reader, document: Document, folder: Path) -> State:
     elif node is not None and path.is_dir():
         reader.fault(node, "the path of an SQLite file", "a directory")
     return State(str(path), document.state_retain)
+
+
+def _prices(document: Document, folder: Path, faults: list[Fault]) -> tuple[Prices | None, tuple[_Text, ...]]:
+    """Read the price table that the policy names."""
+    node = document.budgets.prices
+    if node is None:
+        return None, ()
+    text = _read(Path(_absolute(folder, str(node.value))), folder.resolve(), faults)
+    if text is None:
+        return None, ()
+    prices, problems = parse_prices(text.text, text.file)
+    faults.extend(problems)
+    return prices, (text,)
 
 
 def _absolute(folder: Path, path: str) -> str:

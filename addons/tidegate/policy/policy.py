@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tidegate.inspection.ner.spec import Ner
     from tidegate.inspection.rules import Rule
     from tidegate.inspection.tokens import TokenLimits
+    from tidegate.limits.budgets import Budget
+    from tidegate.limits.prices import Prices
 
 
 class Unlisted(enum.StrEnum):
@@ -128,7 +130,7 @@ class Policy:
     ``descriptors`` are those of the gRPC connections, by name. ``encoded_runs`` is how many characters of a run in
     base64 or hexadecimal a stream waits for; 0: it does not. ``ner`` is the model that reads prompts, ``None`` where
     the policy has none or wants nothing of it. ``tokens`` says how tokens are kept and restored, ``None`` where nothing
-    is tokenised.
+    is tokenised. ``budgets`` are those that rules name; with them, or with ``prices``, the tokens of answers are read.
     """
 
     file: str
@@ -150,6 +152,8 @@ class Policy:
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
     encoded_runs: int = 0
     tokens: TokenLimits | None = None
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    prices: Prices | None = None
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

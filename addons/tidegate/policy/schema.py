@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
+from tidegate.policy.budgets import BUDGET_SECTIONS, BudgetsDoc, read_budgets
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
 from tidegate.policy.policy import Keep, RecordingMode, Unlisted
@@ -35,6 +36,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "connections",
         "roles",
         "bindings",
+        "budgets",
+        "prices",
         "packs",
         "dialects",
         "inspection",
@@ -45,9 +48,10 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     **IDENTITY_SECTIONS,
     **CONNECTION_SECTIONS,
+    **BUDGET_SECTIONS,
     "roles.NAME": ("allow", "deny"),
     "roles.NAME.allow[]": ("connections", "endpoints", "models", "limits"),
-    "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
+    "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools", "budgets"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
     "bindings[]": ("groups", "subjects", "roles"),
     "inspection": ("prompt", "response", "hosts", "thresholds", "encoded_runs", "proprietary", "allow", "ner"),
@@ -89,6 +93,7 @@ class AllowDoc:
     max_output_tokens: int | None
     body: int | None
     body_node: Node | None
+    budgets: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,7 @@ class Document:
     connections: tuple[ConnectionDoc, ...]
     roles: Mapping[str, RoleDoc]
     bindings: tuple[BindingDoc, ...]
+    budgets: BudgetsDoc
     packs: tuple[str, ...]
     dialects: tuple[str, ...]
     inspection: Node
@@ -180,6 +186,7 @@ def read(reader: Reader, root: Node) -> Document:
         connections=tuple(read_connection(reader, each) for each in reader.items(connections)),
         roles={name: _role(reader, node) for name, node in reader.entries(top.get("roles")).items()},
         bindings=tuple(_binding(reader, each) for each in reader.items(top.get("bindings"))),
+        budgets=read_budgets(reader, top.get("budgets"), top.get("prices")),
         packs=_globs(reader, top.get("packs"), PACKS),
         dialects=_globs(reader, top.get("dialects"), DIALECTS),
         inspection=inspection,
@@ -233,6 +240,7 @@ def _allow(reader: Reader, node: Node) -> AllowDoc:
         max_output_tokens=reader.count(limits.get("max_output_tokens"), "a whole number of tokens above zero"),
         body=reader.bytes(limits.get("body")),
         body_node=limits.get("body"),
+        budgets=reader.texts(limits.get("budgets"), "a list of budgets"),
     )
 
 
