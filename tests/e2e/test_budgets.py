@@ -31,11 +31,19 @@ models:
 """
 
 
+QUICK: dict[str, Any] = {
+    "packs": ["packs/injection.yaml"],
+    "dialects": ["dialects/openai.yaml", "dialects/anthropic.yaml"],
+    "inspection": {"prompt": {"injection": "flag"}, "response": {"injection": "allow"}},
+}
+"""A gate with few rules starts soon, and here nothing is about rules."""
+
+
 def write(folder: Path, url: str, budgets: Mapping[str, object], name: str = "policy.yaml", **changes: object) -> Path:
     rule = {"connections": ["*"], "endpoints": ["*"], "models": ["*"], "limits": {"budgets": list(budgets)}}
     (folder / "prices.yaml").write_text(PRICES)
     roles = {"dev": {"allow": [rule]}}
-    return policy(folder, url, name=name, budgets=dict(budgets), prices="prices.yaml", roles=roles, **changes)
+    return policy(folder, url, name=name, budgets=dict(budgets), prices="prices.yaml", roles=roles, **QUICK, **changes)
 
 
 def role(budget: str) -> dict[str, object]:
@@ -127,7 +135,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     bindings = [{"groups": [f"local:{name}"], "roles": [name]} for name in BUDGETS]
     (folder / "prices.yaml").write_text(PRICES)
     with Upstream() as upstream:
-        written = policy(folder, upstream.url, budgets=BUDGETS, prices="prices.yaml", roles=roles, bindings=bindings)
+        changes: dict[str, object] = {"budgets": BUDGETS, "prices": "prices.yaml", "roles": roles, "bindings": bindings}
+        written = policy(folder, upstream.url, **changes, **QUICK)
         tokens = {name: token(folder, f"user-{name}", (name,)) for name in BUDGETS}
         with tidegate_run(written) as gate:
             yield Setting(gate.url, folder, upstream, written, tokens)

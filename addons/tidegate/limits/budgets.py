@@ -108,13 +108,17 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What there is no room for. ``metric`` is ``None`` for a seat, ``wait`` for what never fits."""
+    """What there is no room for. ``metric`` is ``None`` for a seat, ``wait`` for what never fits.
+
+    ``slots`` are the counters as they are now: keep those that are ``ahead``, or what a wrong clock did stays for ever.
+    """
 
     budget: str
     metric: Metric | None
     limit: Limit | None
     wait: float | None
     standings: tuple[Standing, ...] = ()
+    slots: tuple[Slots, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,11 @@ def aged(slots: Slots, window: float, now: float) -> dict[int, int]:
             at = min(number, last)
             kept[at] = kept.get(at, 0) + amount
     return kept
+
+
+def ahead(slots: Slots, window: float, now: float) -> bool:
+    """Say whether a counter was used when the clock was ahead of now."""
+    return bool(slots) and max(slots) > step(window, now)
 
 
 def taken(slots: Slots, at: int, amount: int) -> dict[int, int]:
@@ -200,7 +209,7 @@ def decide(order: Order, slots: Sequence[Slots], seated: Sequence[int], now: flo
     ]
     if refused:
         metric, budget, limit, room = max(refused, key=lambda each: math.inf if each[3] is None else each[3])
-        return Refused(budget, metric, limit, room, standings(order, before, now))
+        return Refused(budget, metric, limit, room, standings(order, before, now), tuple(before))
     steps = tuple(step(charge.limit.window, now) for charge in order.charges)
     after = tuple(taken(held, at, charge.amount) for charge, held, at in zip(order.charges, before, steps, strict=True))
     return Granted(after, steps, standings(order, after, now))

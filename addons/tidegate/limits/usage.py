@@ -42,12 +42,13 @@ class Meter:
     A stream may tell a number again and again, so that the largest counts; on a WebSocket each answer has its own.
     """
 
-    __slots__ = ("_before", "_counts", "_spec", "answers", "characters", "pieces")
+    __slots__ = ("_before", "_counts", "_spec", "_untold", "answers", "characters", "pieces")
 
     def __init__(self, spec: Counting | None) -> None:
         self._spec = spec
         self._counts: dict[tuple[str, str], int] = {}
         self._before: dict[str, int] = {}
+        self._untold = False
         self.answers = 0
         self.characters = self.pieces = 0
 
@@ -56,13 +57,14 @@ class Meter:
         spec = self._spec
         if spec is None or not isinstance(value, dict):
             return
-        for first, ways in spec.roots.items():
-            if first in value:
-                self._read(ways, value[first])
         for found in spec.deltas.select(value):
             if isinstance(found.value, str) and found.value:
                 self.pieces += 1
                 self.characters += len(found.value)
+                self._untold = True
+        for first, ways in spec.roots.items():
+            if first in value:
+                self._read(ways, value[first])
 
     def whole(self, body: bytes) -> None:
         """Take a whole answer."""
@@ -93,6 +95,7 @@ class Meter:
                 found = found.get(name) if isinstance(found, dict) else None
             if type(found) in (int, float) and 0 <= found <= MOST:  # type: ignore[operator]  # Cohere writes 12.0
                 at = kind, way[-1] if way else ""
+                self._untold = self._untold and kind != "output"
                 self._counts[at] = max(self._counts.get(at, 0), int(found))  # type: ignore[call-overload]
 
     def _sums(self) -> dict[str, int]:
@@ -116,7 +119,7 @@ class Meter:
     def total(self, body: int, *, complete: bool, failed: bool = False) -> Usage:
         """Return what the exchange took. ``body`` is the size of its request in bytes.
 
-        ``complete``: the answer came to its end; of one that did not, what came counts even where less was told.
+        ``complete``: the answer came to its end; of one that did not, what came after the last number counts too.
         ``failed``: the upstream answered with an error, which takes nothing unless it says so.
         """
         told = self._sums()
@@ -128,6 +131,6 @@ class Meter:
         guess = self._estimate() if answers else 0
         estimated = "input" not in told or (answers and "output" not in told and not self._before)
         output = told.get("output", guess)
-        if not complete and guess > output:
+        if not complete and self._untold and guess > output:
             output, estimated = guess, True
         return Usage(told.get("input", of_body(body)), output, told.get("cached", 0), estimated)

@@ -26,7 +26,7 @@ WINDOW = 1.0, 366 * 86400.0
 _RATE = re.compile(r"([0-9][0-9_]{0,17}(?:\.[0-9]{1,6})?)\s?/\s?([0-9]{0,9})\s?(s|m|h|d)")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _EXAMPLES = {Metric.REQUESTS: "100/1m", Metric.TOKENS: "200000/1h", Metric.SPEND: "50/1d"}
-_PRICE = "a price for a million tokens, such as 2.50"
+_PRICE = "a number, the price of a million tokens, such as 2.50"
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,9 @@ class Budgets:
             seated = [self._seated(db, each.key, beat) for each in order.seats]
             found = budgets.decide(order, slots, seated, now)
             if isinstance(found, Refused):
+                for charge, before, after in zip(order.charges, slots, found.slots, strict=True):
+                    if budgets.ahead(before, charge.limit.window, now):
+                        _keep(db, charge, after, now)
                 return found
             self._alive(db, beat)
             for charge, after in zip(order.charges, found.slots, strict=True):
