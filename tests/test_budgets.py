@@ -190,11 +190,11 @@ def test_what_was_not_used_comes_back_and_what_was_used_more_is_taken(tmp_path: 
     assert isinstance(granted, Granted)
     assert [(each.metric, each.used) for each in store.rows().result()] == [("tokens", 10), (CONCURRENT, 1)]
     assert isinstance(store.take("ex_2", order(charge(1), seats=1)).result(), Refused)
-    store.settle(Held("ex_1", one, granted.steps), (3,)).result()
+    store.settle([(Held("ex_1", one, granted.steps), (3,))]).result()
     assert [(each.metric, each.used) for each in store.rows().result()] == [("tokens", 3)]
     again = store.take("ex_3", one).result()
     assert isinstance(again, Granted)
-    store.settle(Held("ex_3", one, again.steps), (19,)).result()
+    store.settle([(Held("ex_3", one, again.steps), (19,))]).result()
     assert store.rows().result()[0].used == 22
     store.control.close()
 
@@ -213,7 +213,7 @@ def test_counts_outlive_a_restart_and_dead_processes_give_back(tmp_path: Path) -
     beat.now += 2
     other.beat().result()
     assert [(each.metric, each.used) for each in other.rows().result()] == [("tokens", 2)]
-    other.settle(Held("ex_1", one, granted.steps), (7,)).result()  # it was only slow
+    other.settle([(Held("ex_1", one, granted.steps), (7,))]).result()  # it was only slow
     assert other.rows().result()[0].used == 7
     other.control.close()
 
@@ -288,7 +288,7 @@ class StoreMachine(RuleBasedStateMachine):
         one, held = self.open.pop(name)
         used = int(one.charges[0].amount * share)
         self.used += used
-        self.stores[which].settle(held, (used,)).result()
+        self.stores[which].settle([(held, (used,))]).result()
 
     def teardown(self) -> None:
         for each in self.stores:

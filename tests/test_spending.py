@@ -28,6 +28,7 @@ from tidegate.streams.answers import AnswerHead, StreamedAnswer
 
 NO_RULES = build((), None)
 DATA = Path(__file__).resolve().parent / "data"
+NAMES = "a list of names in which * stands for any text"
 A_PRICE = "a number, the price of a million tokens, such as 2.50, with at most six decimals"
 ROLES = """
 roles:
@@ -122,10 +123,7 @@ def test_what_has_no_budget_or_asks_no_model_takes_nothing(policy: Policy) -> No
             [
                 "p.yaml:3: models[0].cache: found an unknown key; accepted: the keys models, input, cached, output",
                 f"p.yaml:3: models[0].input: found 0.1234567; accepted: {A_PRICE}",
-                (
-                    "p.yaml:3: models[0].models: found an empty list; accepted: a list of names in which * stands for any "
-                    "text"
-                ),
+                f"p.yaml:3: models[0].models: found an empty list; accepted: {NAMES}",
             ],
         ),
         ("", ["p.yaml: the file: found nothing; accepted: a mapping"]),

@@ -1,20 +1,30 @@
 """Has the control store take what an exchange costs, and give back what it did not use: the gateway's side of budgets.
 
-While any exchange holds something, the process says every ``BEAT`` seconds that it is alive; otherwise it is silent.
+What has ended is settled with the next request, or ``LINGER`` seconds later: nobody waits for it, and one commit is
+cheaper than two. While anything is held, the process says every ``BEAT`` seconds that it is alive.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 from tidegate import spending
 from tidegate.exchange import Exchange
 from tidegate.limits import rate_fields
 from tidegate.limits.budgets import Granted, Order, Refused
 from tidegate.model import Denial
-from tidegate.state.budgets import BEAT, Budgets, Held
+from tidegate.state.budgets import BEAT, Budgets, Ended, Held
 from tidegate.state.control import Control, StateError
+
+LINGER = 0.02
+"""Seconds for which a seat stays taken after its request has ended: less than a client needs to come again."""
+
+AGAIN = 1.0
+"""Seconds until what the store did not keep is tried again."""
 
 
 class Budgeting:
@@ -23,51 +33,80 @@ class Budgeting:
     def __init__(self, control: Control) -> None:
         self._budgets = Budgets(control)
         self._open = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._ended: list[Ended] = []
+        self._beating: asyncio.TimerHandle | None = None
+        self._settling: asyncio.TimerHandle | None = None
 
     async def take(self, exchange: Exchange, order: Order) -> Denial | None:
         """Take an order for an exchange; return why not, if there is no room or nobody can tell."""
         asked = time.time()
-        self._count(1)
+        ended, self._ended = self._ended, []
         try:
-            found = await asyncio.wrap_future(self._budgets.take(exchange.id, order))
+            found = await asyncio.wrap_future(self._budgets.take(exchange.id, order, ended))
         except StateError:
-            self._count(-1)
+            self._put_back(ended)
             return spending.LOST
-        except asyncio.CancelledError:  # what was taken all the same counts until its window ends
-            self._count(-1)
-            raise
         assert isinstance(found, Granted | Refused)
-        crossing = exchange.crossing
-        exchange.rate_fields = rate_fields.fields(found.standings, crossing.rate_headers, asked)
+        exchange.rate_fields = rate_fields.fields(found.standings, exchange.crossing.rate_headers, asked)
         if isinstance(found, Refused):
-            self._count(-1)
             return spending.refusal(found)
         exchange.held = Held(exchange.id, order, found.steps)
+        self._open += 1
+        if self._beating is None:
+            self._beating = _later(BEAT, self._beat)
         return None
 
     def settle(self, exchange: Exchange) -> None:
-        """Settle what an exchange holds with what it used; nobody waits for that. May be called again."""
+        """Settle what an exchange holds with what it used. May be called again."""
         held, exchange.held = exchange.held, None
         if held is None:
             return
-        used = exchange.crossing.used(held.order) if exchange.sent else tuple(0 for _ in held.order.charges)
-        self._budgets.settle(held, used)
-        self._count(-1)
+        self._open -= 1
+        used = exchange.crossing.used(held.order) if exchange.sent else (0,) * len(held.order.charges)
+        self._ended.append((held, used))
+        if self._settling is None:
+            self._settling = _later(LINGER, self._flush)
 
     def close(self) -> None:
-        """Say no more that the process is alive."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Settle what has ended; say no more that the process is alive."""
+        if self._ended:
+            self._flush(again=False)
+        for each in (self._beating, self._settling):
+            if each is not None:
+                each.cancel()
+        self._beating = self._settling = None
 
-    def _count(self, more: int) -> None:
-        self._open += more
-        if self._open and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(BEAT, self._beat)
+    def _flush(self, *, again: bool = True) -> None:
+        self._settling = None
+        ended, self._ended = self._ended, []
+        if not ended:
+            return
+        done = self._budgets.settle(ended)
+        if again:
+            loop = asyncio.get_running_loop()
+            done.add_done_callback(lambda told: _call(loop, self._settled, told, ended))
+
+    def _settled(self, told: Future[None], ended: Sequence[Ended]) -> None:
+        if told.exception() is not None:
+            self._put_back(ended)
+
+    def _put_back(self, ended: Sequence[Ended]) -> None:
+        """Try again what the store did not keep: what is held stays taken until then."""
+        self._ended[:0] = ended
+        if self._ended and self._settling is None:
+            self._settling = _later(AGAIN, self._flush)
 
     def _beat(self) -> None:
-        self._timer = None
-        done = self._budgets.beat()
-        done.add_done_callback(lambda each: each.exception())  # where it fails the store has logged it
-        self._count(0)
+        self._beating = None
+        self._budgets.beat()  # where it fails the store has said so
+        if self._open:
+            self._beating = _later(BEAT, self._beat)
+
+
+def _later(seconds: float, work: Callable[[], None]) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(seconds, work)
+
+
+def _call(loop: asyncio.AbstractEventLoop, work: Callable[..., None], *given: Any) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(work, *given)

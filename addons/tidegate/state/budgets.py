@@ -4,6 +4,9 @@ An order is taken whole or not at all, in one transaction, so that no two proces
 each counter is a *hold* until somebody settles it with what was really used. A hold belongs to a process, which says
 every few seconds that it is alive; those of a dead one go back: the seat, and the part of an answer nobody has seen.
 
+What is taken is in the file before the request goes on, and synced to the disk with every beat: kill -9 loses nothing,
+power loss the counts of the last ``BEAT`` seconds. A sync for each request would cost it more than all the rest.
+
 Two clocks: windows are in Unix time, because they outlive a restart. Whether a process is alive is told by the clock of
 the machine since it was started, which all its processes share and nobody can set.
 """
@@ -47,6 +50,10 @@ class Held:
     steps: tuple[int, ...]
 
 
+type Ended = tuple[Held, Sequence[int]]
+"""What an exchange held, and what of each charge it used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A counter as people see it. ``used`` and ``most`` of spending are in parts of ``budgets.UNIT``.
@@ -77,11 +84,13 @@ class Budgets:
         self._now = now
         self._since_boot = since_boot
 
-    def take(self, exchange: str, order: Order) -> Future[Granted | Refused]:
-        """Take an order; the future says whether there was room, or has a ``StateError``."""
+    def take(self, exchange: str, order: Order, ended: Sequence[Ended] = ()) -> Future[Granted | Refused]:
+        """Settle what has ended, then take an order; the future says if there was room, or has a ``StateError``."""
 
         def work(db: Any) -> Granted | Refused:
             now, beat = self._now(), self._since_boot()
+            for each in ended:
+                _settle(db, *each, now)
             slots = [_slots(db, each.key) for each in order.charges]
             seated = [self._seated(db, each.key, beat) for each in order.seats]
             found = budgets.decide(order, slots, seated, now)
@@ -102,22 +111,17 @@ class Budgets:
             db.executemany("INSERT INTO budget_seat VALUES (?, ?, ?, ?, ?, ?)", seats)
             return found
 
-        return self.control.write(work)
+        return self.control.write(work, durable=False)
 
-    def settle(self, held: Held, used: Sequence[int]) -> Future[None]:
+    def settle(self, ended: Sequence[Ended]) -> Future[None]:
         """Put what was used in the place of what was taken, and leave the seats. Zero everywhere: it never was."""
 
         def work(db: Any) -> None:
             now = self._now()
-            for charge, at, amount in zip(held.order.charges, held.steps, used, strict=True):
-                gone = (held.exchange, charge.key)
-                alive = db.execute("DELETE FROM budget_hold WHERE exchange = ? AND counter = ?", gone).rowcount
-                taken = charge if alive else _as_reaped(charge)
-                if amount != taken.amount:
-                    _keep(db, charge, budgets.settled(taken, _slots(db, charge.key), at, amount, now), now)
-            db.execute("DELETE FROM budget_seat WHERE exchange = ?", (held.exchange,))
+            for each in ended:
+                _settle(db, *each, now)
 
-        return self.control.write(work)
+        return self.control.write(work, durable=False)
 
     def beat(self) -> Future[None]:
         """Say that this process is alive, and give back what dead ones hold."""
@@ -185,6 +189,16 @@ class Budgets:
             "INSERT INTO budget_owner VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET until = excluded.until",
             (self.owner, beat + ALIVE),
         )
+
+
+def _settle(db: Any, held: Held, used: Sequence[int], now: float) -> None:
+    for charge, at, amount in zip(held.order.charges, held.steps, used, strict=True):
+        gone = (held.exchange, charge.key)
+        alive = db.execute("DELETE FROM budget_hold WHERE exchange = ? AND counter = ?", gone).rowcount
+        taken = charge if alive else _as_reaped(charge)
+        if amount != taken.amount:
+            _keep(db, charge, budgets.settled(taken, _slots(db, charge.key), at, amount, now), now)
+    db.execute("DELETE FROM budget_seat WHERE exchange = ?", (held.exchange,))
 
 
 def _as_reaped(charge: Charge) -> Charge:
