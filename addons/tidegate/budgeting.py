@@ -10,12 +10,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from tidegate import spending
 from tidegate.exchange import Exchange
 from tidegate.limits import rate_fields
-from tidegate.limits.budgets import Granted, Order, Refused
+from tidegate.limits.budgets import Granted, Metric, Order, Refused
 from tidegate.model import Denial
 from tidegate.state.budgets import BEAT, Budgets, Ended, Held
 from tidegate.state.control import Control, StateError
@@ -56,14 +57,41 @@ class Budgeting:
             self._beating = _later(BEAT, self._beat)
         return None
 
+    async def go_on(self, exchange: Exchange) -> Denial | None:
+        """Settle an answer of a WebSocket and take the next one; return why not. At once only one of these is done."""
+        held, exchange.held = exchange.held, None
+        if held is None:
+            return None
+        used = self._used(exchange, held)
+        exchange.paid = tuple(map(sum, zip(exchange.paid or (0,) * len(used), used, strict=True)))
+        part, charges = held.part + 1, held.order.charges
+        more = tuple(replace(each, amount=0, kept=0) if each.metric is Metric.REQUESTS else each for each in charges)
+        ended, self._ended = [*self._ended, (replace(held, last=False), used)], []
+        denial: Denial | None = None
+        order, steps = Order((), ()), tuple[int, ...]()
+        try:
+            found = await asyncio.wrap_future(self._budgets.take(exchange.id, Order(more, ()), ended, part))
+        except StateError:
+            self._put_back(ended)
+            denial = spending.LOST
+        else:
+            if isinstance(found, Refused):
+                denial = spending.refusal(found)
+            else:
+                order, steps = Order(more, ()), found.steps
+        exchange.held = Held(exchange.id, order, steps, part)
+        if exchange.sealed:  # it has ended meanwhile
+            self.settle(exchange)
+            return None
+        return denial
+
     def settle(self, exchange: Exchange) -> None:
         """Settle what an exchange holds with what it used. May be called again."""
         held, exchange.held = exchange.held, None
         if held is None:
             return
         self._open -= 1
-        used = exchange.crossing.used(held.order) if exchange.sent else (0,) * len(held.order.charges)
-        self._ended.append((held, used))
+        self._ended.append((held, self._used(exchange, held)))
         if self._settling is None:
             self._settling = _later(LINGER, self._flush)
 
@@ -75,6 +103,15 @@ class Budgeting:
             if each is not None:
                 each.cancel()
         self._beating = self._settling = None
+
+    @staticmethod
+    def _used(exchange: Exchange, held: Held) -> tuple[int, ...]:
+        """Return what was used of what an exchange holds: all it used so far but what is paid."""
+        charges = held.order.charges
+        if not exchange.sent:
+            return (0,) * len(charges)
+        paid = exchange.paid or (0,) * len(charges)
+        return tuple(max(0, one - other) for one, other in zip(exchange.crossing.used(held.order), paid, strict=False))
 
     def _flush(self, *, again: bool = True) -> None:
         self._settling = None

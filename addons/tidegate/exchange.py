@@ -63,6 +63,7 @@ class Exchange:
         self.meter: AnswerMeter | None = None
         self.claims: list[Future[None]] = []
         self.held: Held | None = None
+        self.paid: tuple[int, ...] = ()
         self.rate_fields: tuple[tuple[str, str], ...] = ()
         self.timer: asyncio.TimerHandle | None = None
         self.released: tuple[http.Response, object] | None = None

@@ -492,7 +492,9 @@ class Gateway(Fence):
             exchange.refuse()
             return
         flow.response.data.content = b""
-        self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut, self.extractor)
+        live = self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut, self.extractor)
+        if self.budgeting is not None and exchange.held is not None:
+            live.pays = self.budgeting.go_on
         exchange.release()
 
     @guarded

@@ -325,3 +325,101 @@ def test_without_the_store_nothing_passes(tmp_path: Path) -> None:
             found = ask(gate.url, secret)
             assert (found.status_code, found.json()["error"]["code"]) == (503, "state_unavailable")
             assert len(upstream.requests) == before
+
+
+def completed(text: str, usage: Mapping[str, int]) -> Any:
+    """Answer a message of the Responses API, and tell the tokens."""
+
+    async def play(socket: Any, _: dict[str, Any]) -> None:
+        from tests.e2e.socket_peer import answer as events
+
+        for event in events(text):
+            if event["type"] == "response.completed":
+                event["response"]["usage"] = usage
+            await socket.send(json.dumps(event))
+
+    return play
+
+
+def test_a_websocket_has_a_seat_and_pays_for_each_answer(tmp_path: Path) -> None:
+    from tests.e2e import test_socket as sockets
+
+    budgets = {"live": {"tokens": "600/1h", "requests": "100/1h", "concurrent": 1, "answer": 200}}
+    with sockets.a_rig(tmp_path, budgets=budgets, roles={"dev": role("live")}, **QUICK) as rig:
+        rig.upstream.plays = completed("hello", {"input_tokens": 150, "output_tokens": 100, "total_tokens": 250})
+        with rig.open() as socket:
+            assert socket.response is not None
+            assert socket.response.headers["x-ratelimit-remaining-tokens"] == "400"
+            assert rig.refused() == (429, "too_many_concurrent")
+            for _ in range(2):
+                sockets.ask(socket)
+                assert sockets.text_of(sockets.hear(socket)) == "hello"
+            events, code = sockets.end_of(socket)
+        assert [(each["type"], each["error"]["code"]) for each in events] == [("error", "rate_limited")]
+        assert code == 1008
+        row = rig.row(socket)
+        assert (row["reason"], row["input_tokens"], row["output_tokens"]) == ("rate_limited", 300, 200)
+        until = time.monotonic() + 15
+        while rig.refused() != (429, "rate_limited"):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        used = {(each["metric"]): each["used"] for each in listed(tmp_path / "policy.yaml")}
+        assert used == {"tokens": 500, "requests": 1}
+
+
+def test_a_grpc_call_is_refused_with_its_own_status(tmp_path: Path) -> None:
+    grpc = pytest.importorskip("grpc")
+    from tests.e2e import test_grpc as calls
+    from tests.protos import open_inference
+
+    (tmp_path / "set.binpb").write_bytes(open_inference())
+    with calls.Peer() as peer:
+        connection = {"name": "models", "dialect": "open-inference-grpc", "descriptors": "set.binpb"}
+        changes: dict[str, Any] = {
+            **QUICK,
+            "dialects": ["dialects/open-inference-grpc.yaml"],
+            "connections": [{**connection, "upstream": peer.url, "serve": {"path": "/"}}],
+            "budgets": {"two": {"requests": "2/1h", "tokens": "100000/1h"}},
+            "roles": {"dev": role("two")},
+        }
+        written = policy(tmp_path, peer.url, **changes)
+        secret = token(tmp_path)
+        with tidegate_run(written) as gate, calls.reaching(gate.port) as channel:
+            setting = calls.Setting(gate, peer, secret, channel)
+            for _ in range(2):
+                assert calls.texts(setting.infer(calls.infer_request("hello"))) == ["You said: hello"]
+            with pytest.raises(grpc.RpcError) as refused:
+                setting.infer(calls.infer_request("hello"))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "(reason rate_limited, request ex_" in refused.value.details()
+        told = [each["tokens_estimated"] for each in rows(tmp_path, 3) if each["outcome"] == "answered"]
+        assert told == [1, 1]
+
+
+def test_the_command_lists_gives_back_and_says_who_did(setting: Setting) -> None:
+    from click.testing import CliRunner
+
+    from tidegate.cli import main
+
+    setting.upstream.says(answer(3, 4))
+    for _ in range(3):
+        last = ask(setting.url, setting.tokens["two"])
+    assert last.status_code == 429
+    own = ["--policy", str(setting.policy)]
+    run = CliRunner()
+    shown = run.invoke(main, ["budgets", "list", "--budget", "two", *own]).output
+    assert "caller=local:user-two" in shown
+    assert "100%" in shown
+    assert "2 in 1d" in shown
+    lost = run.invoke(main, ["budgets", "reset", "two", "--holder", "caller=local:nobody", *own])
+    assert lost.exit_code == 1
+    assert "found nothing in use of the budget 'two' by 'caller=local:nobody'" in lost.output
+    given = run.invoke(main, ["budgets", "reset", "two", "--holder", "caller=local:user-two", *own])
+    assert given.output == "Given back: 1 counter of two.\n"
+    assert ask(setting.url, setting.tokens["two"]).status_code == 200
+    told = json.loads(run.invoke(main, ["budgets", "resets", "--json", *own]).output.splitlines()[0])
+    assert (told["budget"], told["holder"], told["counters"]) == ("two", "caller=local:user-two", 1)
+    assert "user-two" in run.invoke(main, ["budgets", "resets", *own]).output
+    for words in (["list"], ["reset", "two"], ["resets"]):
+        absent = run.invoke(main, ["budgets", *words, "--policy", str(setting.folder / "none.yaml")])
+        assert absent.exit_code == 1

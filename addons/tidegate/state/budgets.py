@@ -43,11 +43,16 @@ _SITTING = "ON budget_owner.name = budget_seat.owner WHERE until > ? AND until <
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An order that was taken, as it is settled: by exchange, with the step in which each charge was taken."""
+    """An order that was taken, as it is settled: by exchange, with the step in which each charge was taken.
+
+    What lives long takes one ``part`` after another; its seats are left with the ``last`` one.
+    """
 
     exchange: str
     order: Order
     steps: tuple[int, ...]
+    part: int = 0
+    last: bool = True
 
 
 type Ended = tuple[Held, Sequence[int]]
@@ -84,7 +89,9 @@ class Budgets:
         self._now = now
         self._since_boot = since_boot
 
-    def take(self, exchange: str, order: Order, ended: Sequence[Ended] = ()) -> Future[Granted | Refused]:
+    def take(
+        self, exchange: str, order: Order, ended: Sequence[Ended] = (), part: int = 0
+    ) -> Future[Granted | Refused]:
         """Settle what has ended, then take an order; the future says if there was room, or has a ``StateError``."""
 
         def work(db: Any) -> Granted | Refused:
@@ -103,7 +110,7 @@ class Budgets:
             for charge, after in zip(order.charges, found.slots, strict=True):
                 _keep(db, charge, after, now)
             holds = [
-                (exchange, each.key, self.owner, each.limit.window, at, str(each.amount - each.kept))
+                (f"{exchange}/{part}", each.key, self.owner, each.limit.window, at, str(each.amount - each.kept))
                 for each, at in zip(order.charges, found.steps, strict=True)
             ]
             seats = [(exchange, each.key, self.owner, each.budget, each.who, each.most) for each in order.seats]
@@ -193,12 +200,13 @@ class Budgets:
 
 def _settle(db: Any, held: Held, used: Sequence[int], now: float) -> None:
     for charge, at, amount in zip(held.order.charges, held.steps, used, strict=True):
-        gone = (held.exchange, charge.key)
+        gone = (f"{held.exchange}/{held.part}", charge.key)
         alive = db.execute("DELETE FROM budget_hold WHERE exchange = ? AND counter = ?", gone).rowcount
         taken = charge if alive else _as_reaped(charge)
         if amount != taken.amount:
             _keep(db, charge, budgets.settled(taken, _slots(db, charge.key), at, amount, now), now)
-    db.execute("DELETE FROM budget_seat WHERE exchange = ?", (held.exchange,))
+    if held.last:
+        db.execute("DELETE FROM budget_seat WHERE exchange = ?", (held.exchange,))
 
 
 def _as_reaped(charge: Charge) -> Charge:
