@@ -46,6 +46,17 @@ FAULTS: dict[str, list[str]] = {
         "FILE:24: tokens.idle: found '2h'; accepted: at most the lifetime of a session, 3600 s",
         "FILE:27: tokens.bytes: found '2MiB'; accepted: at most the 1048576 bytes of all sessions",
     ],
+    "budgets": [
+        "FILE:25: budgets.people.speed: found an unknown key; accepted: the keys per, requests, tokens, spend, concurrent, answer",
+        "FILE:21: budgets.people.requests: found 100; accepted: an amount in a window, such as 100/1m, with a window from 1s to 366d",
+        "FILE:22: budgets.people.tokens: found '1.5/1h'; accepted: an amount in a window, such as 200000/1h, with a window from 1s to 366d",
+        "FILE:23: budgets.people.spend: found '50/500d'; accepted: an amount in a window, such as 50/1d, with a window from 1s to 366d",
+        "FILE:20: budgets.people.per[1]: found 'person'; accepted: everyone, or one or several of caller, group, role, connection, model",
+        "FILE:24: budgets.people.concurrent: found 0; accepted: a whole number of requests above zero",
+        "FILE:26: budgets.nothing: found no limit; accepted: at least one of requests, tokens, spend, concurrent",
+        "FILE:26: budgets.nothing.per: found 'everybody'; accepted: everyone, or one or several of caller, group, role, connection, model",
+        "FILE:15: roles.engineer.allow[0].limits.budgets[1]: found 'peoples'; accepted: nothing or people",
+    ],
     "class-missing": [
         "FILE:21: inspection.response.pii: found nothing; accepted: allow or flag or redact or block",
     ],
@@ -195,7 +206,7 @@ FAULTS: dict[str, list[str]] = {
         f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {ENDPOINTS}",
     ],
     "unknown-key": [
-        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, proxy, connections, roles, bindings, packs, dialects, inspection, tokens, limits, recording, state, admin",
+        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, proxy, connections, roles, bindings, budgets, prices, packs, dialects, inspection, tokens, limits, recording, state, admin",
         "FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path",
     ],
     "unknown-role": [

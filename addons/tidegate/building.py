@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate import reloaded
+from tidegate.budgeting import Budgeting
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
 from tidegate.identity.credential import Secret, resolve_all
@@ -183,6 +184,7 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     gateway = Gateway(policy, recorder, Verifier(policy.identities), credentials, replay_caller)
     gateway.ner = _pool(policy)
     gateway.ownership = Ownership(Path(policy.state.path), policy.state.retain)
+    gateway.budgeting = Budgeting(gateway.ownership.control)
     try:
         gateway.ownership.control.start()
         gateway.revocations = Revocations(gateway.ownership.control)

@@ -1,11 +1,13 @@
 """The order of an exchange, as a pure state machine: events in, actions out. No I/O, no clock, no await.
 
-    HEAD ──▶ CALLER ──▶ BODY ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
-      │        │         │└▶ NER ─▶┘│        ├─────▶ WHOLE ──▶ OVER
-      │        │         │    │     │        │        └▶ CLAIM ─▶┤
-      │        │         │    │     │        └─────▶ SOCKET ─▶ OVER
-      ├▶ PASSING (unlisted: pass)   │
-      └────────┴─────────┴────┴─────┴── every refusal ───────▶ OVER
+    HEAD ──▶ CALLER ──▶ BODY ──▶ BUDGET ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
+      │        │         │└▶ NER ─▶┘│          │        ├─────▶ WHOLE ──▶ OVER
+      │        │         │    │     │          │        │        └▶ CLAIM ─▶┤
+      │        │         │    │     │          │        └─────▶ SOCKET ─▶ OVER
+      ├▶ PASSING (unlisted: pass)   │          │
+      └────────┴─────────┴────┴─────┴──────────┴── every refusal ───────▶ OVER
+
+``BUDGET`` is for requests whose rules have budgets; all others go from ``BODY`` or ``NER`` to ``INTENT``.
 
 Each stage takes the product of the one before it (``Route -> Caller -> Grant -> Verdict -> Clearance``), so an
 uninspected request has nothing to carry a credential. An event that does not belong to the stage is a bug and raises
@@ -22,11 +24,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import asking, calls, grpc_calls, headers, sockets
+from tidegate import asking, calls, grpc_calls, headers, sockets, spending
 from tidegate.claiming import LOST, Claims, Looked
 from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
 from tidegate.dialects import ownership
+from tidegate.dialects.counting import RateHeaders
 from tidegate.dialects.errors import GENERIC, GRPC, NO_CALLS, Calls, render, render_status
 from tidegate.dialects.spec import Dialect, Endpoint, ErrorShape, FramingKind
 from tidegate.duplex import Duplex
@@ -55,6 +58,9 @@ from tidegate.judging import (
     whose,
     worst,
 )
+from tidegate.limits.budgets import Order
+from tidegate.limits.prices import Price
+from tidegate.limits.usage import Meter, Usage
 from tidegate.model import (
     ACTING,
     NOWHERE,
@@ -112,6 +118,8 @@ from tidegate.steps import (
     Relay,
     Send,
     SocketRested,
+    Spend,
+    Spent,
     Stage,
     Step,
     Stopped,
@@ -166,6 +174,7 @@ class Crossing:
         self.tokens: Tokens | None = None
         self.call: grpc_calls.Call | None = None
         self.heard = 0
+        self.meter: Meter | None = None
         self._stream: StreamedAnswer | OpaqueAnswer | GrpcAnswer | None = None
         self._packed: Unpacker | None = None
         self._encodings: list[str] = []
@@ -368,8 +377,55 @@ class Crossing:
         self.heard = grpc.count(judged.body) if self.call is not None else 0
         self.verdict = Verdict(judged.grant, judged.asked, judged.body, judged.findings)
         self._decide("inspect", worst(judged.findings))
+        return self._pay(self.verdict)
+
+    def _pay(self, verdict: Verdict) -> Step:
+        """Have what the request costs taken out of the budgets of its rules, if they have any."""
+        policy = self.policy
+        self.meter = spending.meter(policy, self._dialect(), self._endpoint())
+        if policy.budgets:
+            size = len(verdict.body)
+            order = spending.order(policy, self._dialect(), verdict.grant, verdict.asked, size, verdict.findings)
+            if isinstance(order, Denial):
+                return self._refuse("budget", order)
+            if order is not None:
+                self.stage = Stage.BUDGET
+                return Spend(order)
         self.stage = Stage.INTENT
         return KeepIntent()
+
+    def _spent(self, event: Spent) -> Step:
+        if event.denial is not None:
+            return self._refuse("budget", event.denial)
+        self._decide("budget", "allow")
+        self.stage = Stage.INTENT
+        return KeepIntent()
+
+    @property
+    def rate_headers(self) -> RateHeaders:
+        """The header fields in which the caller's SDK reads what is left of its limits."""
+        return self._dialect().rate_headers
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens that the exchange took so far; ``None`` where the policy does not ask, or nothing was sent."""
+        if self.meter is None or self.verdict is None or self.status is None:
+            return None
+        if spending.free(self._dialect(), self._endpoint()):
+            return None
+        complete = self.outcome is Outcome.ANSWERED
+        return self.meter.total(len(self.verdict.body), complete=complete, failed=self.status >= 400)
+
+    @property
+    def price(self) -> Price | None:
+        """The price of the model that was asked."""
+        prices, model = self.policy.prices, self.asked.model if self.asked is not None else None
+        return None if prices is None else prices.of(model, permission.matches)
+
+    def used(self, order: Order) -> tuple[int, ...]:
+        """Return what of each charge of an order was used."""
+        taken, price = self.usage or Usage(0, 0), self.price
+        return tuple(spending.used(each, taken, price) for each in order.charges)
 
     def _scan(self, judged: Judged) -> None:
         """Note how much of the request was scanned, and what the connection says of the rest."""
@@ -554,6 +610,7 @@ class Crossing:
         endpoint, engine, caps = self._endpoint(), self.policy.engine, self._caps()
         answer = StreamedAnswer(endpoint, self.shape, engine, decide, self.exchange, head, caps)
         answer.calls = self.calls
+        answer.meter = self.meter
         return answer
 
     def _caps(self) -> HeldCaps:
@@ -610,6 +667,7 @@ class Crossing:
         duplex = (spec := self._endpoint().socket) is not None and spec.duplex
         kind = Duplex if duplex else sockets.Socket
         self.socket = kind(self.policy, self._dialect(), self._endpoint(), self.grant, self.exchange, self.tokens)
+        self.socket.meter = self.meter
         self.stage = Stage.SOCKET
         self.streamed = True
         return OpenSocket(drop)
@@ -638,6 +696,8 @@ class Crossing:
             return Emit(b"")
         assert self._packed is not None
         came = self._packed.feed(event.data)
+        if self.meter is not None and self.call is not None:
+            self.meter.characters += len(came.data)  # a gRPC call: nobody knows where it would tell its tokens
         data = self._stream.feed(came.data)
         if came.denial is not None:
             data += self._stream.stop(came.denial)
@@ -738,6 +798,8 @@ class Crossing:
         self._is_data = any(place == media.ANSWER for place, _ in found.answer.unread)
         self.answer_findings += found.answer.findings
         self._decide("answer", worst(found.answer.findings))
+        if self.meter is not None and not found.answer.unread:
+            self.meter.whole(found.answer.body)
         self._close(Outcome.ANSWERED)
         return Emit(found.answer.body, last=True)
 
@@ -951,6 +1013,7 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.CALLER, CallerKnown): Crossing._caller,
         (Stage.BODY, BodyArrived): Crossing._body,
         (Stage.NER, ModelSaid): Crossing._model_said,
+        (Stage.BUDGET, Spent): Crossing._spent,
         (Stage.INTENT, IntentKept): Crossing._intent,
         (Stage.SENT, AnswerBegan): Crossing._answer,
         (Stage.SENT, MoreSaid): Crossing._more,

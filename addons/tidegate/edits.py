@@ -13,6 +13,7 @@ from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, UpstreamMode
 from tidegate import headers
 from tidegate.inspection.engine import Engine
 from tidegate.judging import readings
+from tidegate.limits import rate_fields
 from tidegate.model import Origin, Peer
 from tidegate.policy.policy import Policy
 from tidegate.steps import Send
@@ -126,6 +127,12 @@ def write_answer_head(
 def trailers(found: tuple[tuple[str, str], ...]) -> http.Headers:
     """Make trailers."""
     return http.Headers([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in found])
+
+
+def write_rate_fields(response: http.Response, found: tuple[tuple[str, str], ...]) -> None:
+    """Tell what is left of the caller's budgets, in place of what the upstream says of the gate's own account."""
+    kept = [pair for pair in response.headers.fields if not rate_fields.own(pair[0].decode("latin-1").lower())]
+    response.headers.fields = (*kept, *((name.encode(), value.encode()) for name, value in found))
 
 
 def drop_fields_with(response: http.Response, text: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mitmproxy import http
 
-from tidegate import edits
+from tidegate import edits, spending
 from tidegate.crossing import Crossing
 from tidegate.dialects.errors import render, status
 from tidegate.evidence.records import ExchangeRecord
@@ -25,6 +25,7 @@ from tidegate.limits.answer import AnswerMeter
 from tidegate.model import AnswerLimits, Clearance
 from tidegate.policy.policy import Keep, Policy
 from tidegate.replay.flows import EXCHANGE, masked, safe_state
+from tidegate.state.budgets import Held
 from tidegate.steps import Stage
 
 ECHO = b"[REDACTED:credential]"
@@ -61,6 +62,9 @@ class Exchange:
         self.kept: list[bytes] = []
         self.meter: AnswerMeter | None = None
         self.claims: list[Future[None]] = []
+        self.held: Held | None = None
+        self.paid: tuple[int, ...] = ()
+        self.rate_fields: tuple[tuple[str, str], ...] = ()
         self.timer: asyncio.TimerHandle | None = None
         self.released: tuple[http.Response, object] | None = None
         self.farewell = b""
@@ -131,7 +135,9 @@ class Exchange:
         shape, calls = self.crossing.shape, self.crossing.calls
         self.crossing.status = status(shape, denial, calls)
         sent = 200 if shape.grpc else self.crossing.status
-        response = edits.refusal(sent, *render(shape, denial, self.id, calls))
+        fields, body = render(shape, denial, self.id, calls)
+        told = () if shape.grpc else self.rate_fields
+        response = edits.refusal(sent, (*fields, *told), body)
         if self.last and not (self.flow.request.is_http2 or self.flow.request.is_http3):
             response.headers["connection"] = "close"
         self._let_go(response)
@@ -231,6 +237,8 @@ class Exchange:
         crossing, now = self.crossing, time.perf_counter()
         route, caller = crossing.route, crossing.caller
         over = crossing.stage is Stage.OVER
+        usage = crossing.usage if over and self.sent else None
+        price = None if usage is None else crossing.price
         return ExchangeRecord(
             id=self.id,
             started_us=self.started // 1000,
@@ -254,6 +262,11 @@ class Exchange:
             streamed=crossing.streamed,
             scanned=crossing.scanned,
             replay_of=self.replay_of,
+            input_tokens=None if usage is None else usage.input,
+            output_tokens=None if usage is None else usage.output,
+            cached_tokens=None if usage is None else usage.cached,
+            tokens_estimated=None if usage is None else usage.estimated,
+            cost=None if usage is None or price is None else spending.cost(usage, price),
             prompt_findings=crossing.prompt_findings,
             answer_findings=crossing.answer_findings,
             decisions=(*crossing.decisions, *crossing.told_tokens),

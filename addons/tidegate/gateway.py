@@ -22,7 +22,8 @@ from mitmproxy import http
 from mitmproxy.flow import Error
 from mitmproxy.proxy import server_hooks
 
-from tidegate import edits, egress, grpc_calls, judging, steps
+from tidegate import edits, egress, grpc_calls, judging, spending, steps
+from tidegate.budgeting import Budgeting
 from tidegate.call_relay import Spoken
 from tidegate.claiming import LOST
 from tidegate.crossing import Lookable
@@ -85,6 +86,7 @@ class Gateway(Fence):
         self.ownership: Ownership | None = None
         self.counting: Callable[[ExchangeRecord], None] | None = None
         self.revocations: Revocations | None = None
+        self.budgeting: Budgeting | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
@@ -239,6 +241,8 @@ class Gateway(Fence):
             return None
         if isinstance(step, steps.AskModel):
             return self._ask_model(exchange, step)
+        if isinstance(step, steps.Spend):
+            return self._spend(exchange, step)
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             return self._keep_intent(exchange)
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
@@ -260,6 +264,21 @@ class Gateway(Fence):
         waiting = self._judged(exchange, step)
         if waiting is not None:
             await waiting
+
+    async def _spend(self, exchange: Exchange, step: steps.Spend) -> None:
+        """Go on with a request once what it costs was taken out of its budgets."""
+        denial = spending.LOST if self.budgeting is None else await self.budgeting.take(exchange, step.order)
+        if exchange.crossing.stage is not Stage.BUDGET:  # it was stopped meanwhile
+            self._settle(exchange)
+            exchange.refuse()
+            return
+        waiting = self._judged(exchange, exchange.crossing.receive(steps.Spent(denial)))
+        if waiting is not None:
+            await waiting
+
+    def _settle(self, exchange: Exchange) -> None:
+        if self.budgeting is not None and exchange.held is not None:
+            self.budgeting.settle(exchange)
 
     async def _keep_intent(self, exchange: Exchange) -> None:
         try:
@@ -316,13 +335,21 @@ class Gateway(Fence):
             flow.error = Error(Error.KILLED_MESSAGE)  # the egress then refuses the client and stops the upstream
         elif isinstance(step, steps.OpenSocket):
             edits.write_answer_head(flow.response, step.drop, exchange.id, streamed=True, http1=False)
+            self._tell_rates(exchange)
         elif isinstance(step, (steps.Stream, steps.Buffer)):
             streamed = isinstance(step, steps.Stream)
             http1 = not flow.request.is_http2
             edits.write_answer_head(flow.response, step.drop, exchange.id, streamed=streamed, http1=http1)
+            self._tell_rates(exchange)
             if streamed:
                 flow.response.stream = functools.partial(self._relay, exchange)
                 exchange.release()
+
+    @staticmethod
+    def _tell_rates(exchange: Exchange) -> None:
+        if exchange.rate_fields and exchange.flow.response is not None:
+            told = () if exchange.crossing.shape.grpc else exchange.rate_fields
+            edits.write_rate_fields(exchange.flow.response, told)
 
     def _relay(self, exchange: Exchange, chunk: bytes) -> list[bytes]:
         """Take a chunk of a streamed answer (``b""`` at its end); return what may leave. Never raises, never empty."""
@@ -502,7 +529,9 @@ class Gateway(Fence):
             exchange.refuse()
             return
         flow.response.data.content = b""
-        self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut, self.extractor)
+        live = self.sockets[flow.id] = LiveSocket(exchange, THREAD_BYTES, self._cut, self.extractor)
+        if self.budgeting is not None and exchange.held is not None:
+            live.pays = self.budgeting.go_on
         exchange.release()
 
     @guarded
@@ -686,6 +715,8 @@ class Gateway(Fence):
         """Close the control store. May be called again."""
         if self.revocations is not None:
             self.revocations.close()
+        if self.budgeting is not None:
+            self.budgeting.close()
         if self.ownership is not None:
             self.ownership.control.close()
 
@@ -799,6 +830,8 @@ class Gateway(Fence):
             return
         exchange.sealed = True
         exchange.stop_watching()
+        if exchange.held is not None:
+            self._settle(exchange)
         record = exchange.record()
         self.recorder.seal(record, exchange.state())
         if self.counting is not None:

@@ -137,6 +137,11 @@ class Reason(enum.StrEnum):
     MODALITY_DENIED = "modality_denied"
     CHOICES_LIMIT = "choices_limit"
     NOT_OWNER = "not_owner"
+    # how much of it
+    RATE_LIMITED = "rate_limited"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    TOO_MANY_CONCURRENT = "too_many_concurrent"
+    MODEL_UNPRICED = "model_unpriced"
     # what they sent
     BODY_TOO_LARGE = "body_too_large"
     BODY_ENCODING = "body_encoding"
@@ -192,12 +197,14 @@ class Denial:
     """A refusal. ``message`` is one public sentence and never quotes what was inspected.
 
     ``observed`` says what rules that only observe would have changed.
+    ``retry_after`` is in how many seconds the same request may pass, where somebody knows.
     """
 
     reason: Reason
     status: int
     message: str
     observed: tuple[str, ...] = ()
+    retry_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +446,7 @@ class AllowRule:
     ``models``, ``tools`` and ``called`` are patterns in which ``*`` stands for any text; ``body`` counts bytes. ``id``
     is the rule's key path in the policy. ``head``, ``models``, ``stream`` and ``modalities`` say which requests the
     rule covers; the rest are limits of those.
+    ``budgets`` are those that pay for what it allows.
     """
 
     role: str
@@ -452,6 +460,7 @@ class AllowRule:
     modalities: frozenset[Modality] | None = None
     called: tuple[str, ...] | None = None
     choices: int | None = None
+    budgets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ class LiveSocket:
     """One open WebSocket. Made when its ``101`` is released."""
 
     def __init__(self, exchange: Exchange, thread_bytes: int, cut: Cut, extractor: Extractor) -> None:
+        self.pays: Callable[[Exchange], Awaitable[Denial | None]] | None = None
+        self._answers = 0
         self._exchange = exchange
         self._crossing = exchange.crossing
         self._thread_bytes = thread_bytes
@@ -155,11 +157,21 @@ class LiveSocket:
         if not socket.busy:
             self._meter = None
         self._last = now
+        meter = self._crossing.meter
+        if self.pays is not None and meter is not None and meter.answers != self._answers:
+            self._answers = meter.answers
+            self._exchange.later(self._pay(self.pays))
         if step.close is None:
             self._watch()
         else:
             self._exchange.stop_watching()
         return replace(step, down=tuple(self._exchange.said(data) for data in step.down))
+
+    async def _pay(self, pays: Callable[[Exchange], Awaitable[Denial | None]]) -> None:
+        """Have an answer paid; without room for another one the socket ends."""
+        denial = await pays(self._exchange)
+        if denial is not None and self._crossing.stage is Stage.SOCKET:
+            self._end(denial)
 
     def _is_aged(self, now: float) -> bool:
         return now >= self._opened + self._exchange.limits.socket_duration

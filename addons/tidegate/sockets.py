@@ -22,6 +22,7 @@ from tidegate.dialects.spec import Dialect, Endpoint, JsonObject, Mark
 from tidegate.endings import CLIENT_GONE, UPSTREAM_FAILED
 from tidegate.inspection import media
 from tidegate.judging import Judged, Unopened, judge, parse, too_large, worst
+from tidegate.limits.usage import Meter
 from tidegate.model import (
     Asked,
     Decision,
@@ -159,6 +160,7 @@ class Socket:
         self.outcome: Outcome | None = None
         self.decisions: list[Decision] = []
         self.prompt_findings: list[Finding] = []
+        self.meter: Meter | None = None
         self._policy = policy
         self._endpoint = endpoint
         self._socket = endpoint.socket
@@ -377,6 +379,10 @@ class Socket:
             if self._on_unknown is OnUnknown.BLOCK:
                 return _ODD
             self._unread("events: a type that is not known here")
+        if self.meter is not None:
+            self.meter.event(event)
+            if self._marked(self._socket.ends, event):
+                self.meter.turn()
         if self.busy and self._socket.continues:
             told = self._named(event)
             if isinstance(told, str) and len(self._own) < MESSAGES:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tidegate.identity.proof import ALONE, Shown
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
+from tidegate.limits.budgets import Order
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome, Owners, Standing, Stored
 
 
@@ -19,6 +20,7 @@ class Stage(enum.Enum):
     CALLER = enum.auto()
     BODY = enum.auto()
     NER = enum.auto()
+    BUDGET = enum.auto()
     INTENT = enum.auto()
     SENT = enum.auto()
     STREAM = enum.auto()
@@ -97,6 +99,13 @@ class ModelSaid:
     spans: Mapping[str, tuple[NerSpan, ...]] = field(default_factory=dict, repr=False)
     unread: Unread | None = None
     looked: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a request costs was taken out of its budgets, unless there is a ``denial``."""
+
+    denial: Denial | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +212,7 @@ Event = (
     | BodyArrived
     | MoreSaid
     | ModelSaid
+    | Spent
     | IntentKept
     | AnswerBegan
     | AnswerChunk
@@ -276,6 +286,13 @@ class AskModel:
 
     ner: Ner
     texts: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Take all of this out of the budgets, or nothing; come back with ``Spent``."""
+
+    order: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +372,7 @@ Step = (
     | LookUp
     | Claim
     | AskModel
+    | Spend
     | KeepIntent
     | Send
     | Stream

@@ -22,6 +22,9 @@ _GENERIC_BODY = {
     "request_id": "${id}",
 }
 
+RETRY_SECONDS = 60
+"""The longest wait that both SDKs obey; after a longer one they come back too early, so they are told not to."""
+
 GENERIC = ErrorShape(
     body=_GENERIC_BODY,
     event=_GENERIC_BODY,
@@ -45,13 +48,19 @@ def grpc_message(text: str) -> str:
     return quote(text, safe=_PRINTABLE, errors="replace")
 
 
+def soon(denial: Denial) -> bool:
+    """Say whether a client that waits as long as it is told should ask again."""
+    return denial.retry_after is not None and denial.retry_after <= RETRY_SECONDS
+
+
 def render_status(denial: Denial, request_id: str) -> tuple[tuple[str, str], ...]:
     """Write a refusal as the trailers of a gRPC call. The pushback below zero stops clients with a retry policy."""
+    pushback = str(denial.retry_after * 1000) if soon(denial) and denial.retry_after else "-1"
     message = f"{denial.message} (reason {denial.reason.value}, request {request_id})"
     return (
         ("grpc-status", str(_CODES.get(denial.status, 13))),
         ("grpc-message", grpc_message(message)),
-        ("grpc-retry-pushback-ms", "-1"),
+        ("grpc-retry-pushback-ms", pushback),
         ("x-request-id", request_id),
     )
 
@@ -77,21 +86,23 @@ def render(
 ) -> tuple[tuple[tuple[str, str], ...], bytes]:
     """Write a refusal: headers and body. Of a batch each call gets its own error.
 
-    ``x-should-retry: false`` stops both SDKs from trying again; ``x-request-id`` is OpenAI's and ``request-id``
-    Anthropic's name of the same header.
+    ``x-should-retry: false`` stops both SDKs from trying again, unless there is soon room for what was refused;
+    ``x-request-id`` is OpenAI's and ``request-id`` Anthropic's name of the same header.
     """
     if shape.grpc:
         accepted = (("grpc-accept-encoding", "identity,deflate,gzip"),) if denial.status == 415 else ()
         return (("content-type", "application/grpc"), *render_status(denial, request_id), *accepted), b""
-    headers = (
+    headers: tuple[tuple[str, str], ...] = (
         ("content-type", "application/json"),
         ("cache-control", "no-store"),
         ("x-request-id", request_id),
         ("request-id", request_id),
-        ("x-should-retry", "false"),
+        ("x-should-retry", "true" if soon(denial) else "false"),
         *_challenge(denial),
         *(_CHALLENGES if denial.status == 407 else ()),
     )
+    if denial.retry_after is not None:
+        headers = (*headers, ("retry-after", str(denial.retry_after)))
     if calls.batch and calls.ids:
         bodies = [_fill(shape.body, _values(shape, denial, request_id, call)) for call in calls.ids]
         return headers, dump(bodies)

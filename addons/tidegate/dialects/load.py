@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from tidegate.dialects import calling, owning
 from tidegate.dialects.addresses import MODEL, kinds_of
 from tidegate.dialects.composition import COMPOSITION_KEYS, composition
+from tidegate.dialects.counting import rate_headers, usages
 from tidegate.dialects.errors import GRPC, PLACES
 from tidegate.dialects.fields import ExpressionError, Trie, steps
 from tidegate.dialects.messages import socket
@@ -36,7 +37,9 @@ from tidegate.model import Fault, Modality, Role
 from tidegate.policy.reader import NAME, Reader
 from tidegate.policy.source import Node, parse
 
-ROOT_KEYS = ("dialect", "version", "description", "shapes", "error", "endpoints", "closed")
+ROOT_KEYS = (
+    "dialect", "version", "description", "shapes", "error", "endpoints", "closed", "usage", "rate_headers",
+)  # fmt: skip
 SHAPE_KEYS = ("alphabet", "least", "most", "prefixes", "opaque")
 ERROR_KEYS = ("body", "event", "event_name", "message", "close", "types", "answered")
 ENDPOINT_KEYS = (
@@ -98,6 +101,8 @@ def _dialect(reader: Reader, root: Node) -> Dialect:
         error=error,
         exact=_exact(reader, endpoints, nodes),
         closed=tuple(_closed(reader, child) for child in reader.items(top.get("closed"))),
+        usage=usages(reader, top.get("usage"), endpoints),
+        rate_headers=rate_headers(reader, top.get("rate_headers")),
     )
 
 

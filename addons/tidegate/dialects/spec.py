@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tidegate.dialects.counting import RATE_HEADERS, RateHeaders, Usages
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Selected, Trie, where
 from tidegate.dialects.kinds import Composition
 from tidegate.model import Denial, Modality, Reason, Role
@@ -558,6 +559,8 @@ class Dialect:
     exact: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(method, path) -> endpoint name, for the paths without a place."""
     closed: tuple[Closed, ...] = ()
+    usage: Usages = Usages()  # noqa: RUF009 - frozen, and empty
+    rate_headers: RateHeaders = RATE_HEADERS
 
     @property
     def is_grpc(self) -> bool:

@@ -197,7 +197,9 @@ def table(rows: Sequence[Row], width: int = WIDE) -> Table:
     view = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("id", "started (UTC)", "outcome"):
         view.add_column(name, no_wrap=True)
-    for name in ("status", "caller", "connection", "model", "ms", "scanned", "findings") if wide else ("findings",):
+    for name in (
+        ("status", "caller", "connection", "model", "ms", "tokens", "scanned", "findings") if wide else ("findings",)
+    ):
         view.add_column(name, overflow="fold")
     for row in rows:
         outcome = row["outcome"] or "open"
@@ -216,7 +218,14 @@ def _rest(row: Row) -> tuple[Text | str, ...]:
     rules = ", ".join(rule if times == 1 else f"{rule} x{times}" for rule, times in row["rules"].items())
     took = "" if row["duration_us"] is None else f"{row['duration_us'] / 1000:.1f}"
     names = (Text(printable(each or "")) for each in (who(row), where, row["model"]))
-    return str(row["status"] or ""), *names, took, row.get("scanned") or "", Text(rules)
+    return str(row["status"] or ""), *names, took, tokens(row), row.get("scanned") or "", Text(rules)
+
+
+def tokens(row: Row) -> str:
+    """Return the tokens of a row as people read them: in and out, ``~`` where that is an estimate."""
+    if row.get("input_tokens") is None:
+        return ""
+    return f"{'~' if row['tokens_estimated'] else ''}{row['input_tokens']}+{row['output_tokens']}"
 
 
 def who(row: Row) -> str:

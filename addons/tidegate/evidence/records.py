@@ -33,6 +33,8 @@ class ExchangeRecord:
     ``first_byte_us`` and ``duration_us`` count from the start, and come from a monotonic clock. ``request_bytes`` is
     what the client sent, ``response_bytes`` what it was given. ``replay_of`` is the exchange this one repeats.
     ``scanned``: how much of what the client sent the rules have seen; ``None`` where it was refused before that.
+    Tokens are ``None`` where the policy does not count them; ``tokens_estimated``: the answer did not tell all of them.
+    ``cost`` is in the currency of the price table, ``None`` where that has no price.
     """
 
     id: str
@@ -57,6 +59,11 @@ class ExchangeRecord:
     streamed: bool = False
     scanned: Scanned | None = None
     replay_of: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    tokens_estimated: bool | None = None
+    cost: float | None = None
     prompt_findings: tuple[Finding, ...] = ()
     answer_findings: tuple[Finding, ...] = ()
     decisions: tuple[Decision, ...] = ()
@@ -65,7 +72,8 @@ class ExchangeRecord:
 COLUMNS = (
     "id", "started_us", "ended_us", "first_byte_us", "duration_us", "identity", "caller", "connection", "endpoint",
     "model", "method", "path", "outcome", "reason", "status", "mode", "policy_sha", "request_bytes", "response_bytes",
-    "streamed", "findings", "replay_of", "scanned",
+    "streamed", "findings", "replay_of", "scanned", "input_tokens", "output_tokens", "cached_tokens",
+    "tokens_estimated", "cost",
 )  # fmt: skip
 """The columns of table ``exchange``, in order. ``findings`` counts the rows of table ``finding``."""
 
@@ -130,6 +138,14 @@ def recording_3(db: Database) -> None:
     db.execute("ALTER TABLE finding ADD COLUMN hints TEXT")
 
 
+@migrations()
+def usage_1(db: Database) -> None:
+    """Say of an exchange how many tokens it took and what they cost, where the policy counts them."""
+    for name in ("input_tokens", "output_tokens", "cached_tokens", "tokens_estimated"):
+        db.execute(f"ALTER TABLE exchange ADD COLUMN {name} INTEGER")
+    db.execute("ALTER TABLE exchange ADD COLUMN cost REAL")
+
+
 def bare_path(path: str) -> str:
     """Return a path without its query, whose values may be anything; at most 512 characters (routing takes 2,048)."""
     return path.partition("?")[0][:512]
@@ -145,6 +161,7 @@ def exchange_row(record: ExchangeRecord) -> tuple[object, ...]:
         _text(record.method), _text(path),
         record.outcome, record.reason, record.status, record.mode, record.policy_sha, record.request_bytes,
         record.response_bytes, int(record.streamed), findings, record.replay_of, record.scanned,
+        record.input_tokens, record.output_tokens, record.cached_tokens, record.tokens_estimated, record.cost,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tidegate.model import ACTING, Action, Connection, Direction, Mode, OnUnknown
+from tidegate.policy.budgets import check_attached
 from tidegate.policy.policy import Permissions, Place, Unlisted
 from tidegate.policy.reader import Reader
 from tidegate.policy.role_actions import Inspections, linked
@@ -52,6 +53,8 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
     connections = _connections(reader, document, parts)
     _addresses(reader, document)
     permissions = _permissions(reader, document, connections, dialects)
+    attached = [each for role in document.roles.values() for rule in role.allow for each in rule.budgets]
+    unused = check_attached(reader, document.budgets, attached)
     actions = _actions(reader, document, parts)
     scored = frozenset(rule.cls for rule in rules) - {rule.cls for rule in rules if rule.score is None}
 
@@ -63,7 +66,11 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
         permissions=permissions,
         actions=actions,
         decisions=decide(actions),
-        warnings=(*_warnings(document, rules, actions), *_shared(document, connections, permissions, dialects)),
+        warnings=(
+            *unused,
+            *_warnings(document, rules, actions),
+            *_shared(document, connections, permissions, dialects),
+        ),
         inspections=linked(reader, document, actions, decide, scored),
     )
 

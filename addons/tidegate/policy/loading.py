@@ -17,7 +17,9 @@ from tidegate.inspection import urls
 from tidegate.inspection.detectors import DetectorError, plugged
 from tidegate.inspection.engine import CompiledCache, Engine, RuleError, build
 from tidegate.inspection.rules import Rule, check_examples, parse_pack
+from tidegate.limits.prices import Prices
 from tidegate.model import Action, Direction, Fault
+from tidegate.policy.budgets import parse_prices
 from tidegate.policy.certificate_files import open_authorities
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
@@ -80,6 +82,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     check_metadata(reader, document.identities, path.parent)
     absolute = _identities(reader, document, path.parent)
     identities, authorities = open_authorities(reader, document.identities, absolute)
+    prices, price_text = _prices(document, path.parent, below)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
     identities = _identities(reader, document, path.parent)
     faults += [*reader.faults, *below]
@@ -90,7 +93,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     return Policy(
         file=str(path),
         sha256=_digest(
-            (policy_text, *packs, *dialect_texts), [*coded.files, *ner.files, *described.files, *authorities]
+            (policy_text, *packs, *dialect_texts, *price_text),
+            [*coded.files, *ner.files, *described.files, *authorities],
         ),
         mode=document.mode,
         unlisted=document.unlisted,
@@ -117,6 +121,8 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         descriptors=described.sets,
         tokens=document.tokens if Action.TOKENISE in linked.decisions[Direction.PROMPT].values() else None,
         inspections=linked.inspections,
+        budgets=document.budgets.budgets,
+        prices=prices,
     )
 
 
@@ -320,6 +326,19 @@ def _state(reader: Reader, document: Document, folder: Path) -> State:
     elif node is not None and path.is_dir():
         reader.fault(node, "the path of an SQLite file", "a directory")
     return State(str(path), document.state_retain)
+
+
+def _prices(document: Document, folder: Path, faults: list[Fault]) -> tuple[Prices | None, tuple[_Text, ...]]:
+    """Read the price table that the policy names."""
+    node = document.budgets.prices
+    if node is None:
+        return None, ()
+    text = _read(Path(_absolute(folder, str(node.value))), folder.resolve(), faults)
+    if text is None:
+        return None, ()
+    prices, problems = parse_prices(text.text, text.file)
+    faults.extend(problems)
+    return prices, (text,)
 
 
 def _absolute(folder: Path, path: str) -> str:

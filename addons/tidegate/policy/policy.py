@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tidegate.inspection.ner.spec import Ner
     from tidegate.inspection.rules import Rule
     from tidegate.inspection.tokens import TokenLimits
+    from tidegate.limits.budgets import Budget
+    from tidegate.limits.prices import Prices
     from tidegate.policy.role_actions import Inspections
 
 
@@ -324,6 +326,7 @@ class Policy:
     ``descriptors`` are those of the gRPC connections, by name. ``ner`` is the model that reads prompts, ``None`` where
     the policy has none or wants nothing of it. ``tokens`` says how tokens are kept and restored, ``None`` where nothing
     is tokenised. ``inspections`` are actions of roles of their own, ``None`` where no role has any.
+    is tokenised. ``budgets`` are those that rules name; with them, or with ``prices``, the tokens of answers are read.
     """
 
     file: str
@@ -347,6 +350,8 @@ class Policy:
     admin: Admin = field(default_factory=Admin)
     proxy: ProxyAuthentication = ProxyAuthentication.OPTIONAL
     inspections: Inspections | None = field(default=None, repr=False)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    prices: Prices | None = None
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

@@ -146,6 +146,7 @@ def _allow(role: str, rule: AllowDoc, endpoint: Endpoint, names: bool, counts: b
         rule.more.modalities,
         rule.more.called,
         rule.more.choices if chooses else None,
+        tuple(str(each.value) for each in rule.budgets),
     )
 
 

@@ -12,6 +12,7 @@ from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.admin import ADMIN_SECTIONS, read_admin
+from tidegate.policy.budgets import BUDGET_SECTIONS, BudgetsDoc, read_budgets
 from tidegate.policy.conditions import (
     CONDITION_SECTIONS,
     AllowMore,
@@ -53,6 +54,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "connections",
         "roles",
         "bindings",
+        "budgets",
+        "prices",
         "packs",
         "dialects",
         "inspection",
@@ -66,6 +69,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     **IDENTITY_SECTIONS,
     **ENTRANCE_SECTIONS,
     **CONNECTION_SECTIONS,
+    **BUDGET_SECTIONS,
     "roles.NAME": ("allow", "deny", "inspection", "admin"),
     "roles.NAME.allow[]": (
         "connections",
@@ -80,7 +84,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "limits",
         "mode",
     ),
-    "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools", "called", "choices"),
+    "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools", "called", "choices", "budgets"),
     "roles.NAME.deny[]": (
         "connections",
         "endpoints",
@@ -135,6 +139,7 @@ class AllowDoc:
     body: int | None
     body_node: Node | None
     more: AllowMore
+    budgets: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,7 @@ class Document:
     connections: tuple[ConnectionDoc, ...]
     roles: Mapping[str, RoleDoc]
     bindings: tuple[BindingDoc, ...]
+    budgets: BudgetsDoc
     packs: tuple[str, ...]
     dialects: tuple[str, ...]
     inspection: Node
@@ -235,6 +241,7 @@ def read(reader: Reader, root: Node) -> Document:
         connections=tuple(read_connection(reader, each) for each in reader.items(connections)),
         roles={name: _role(reader, node) for name, node in reader.entries(top.get("roles")).items()},
         bindings=tuple(_binding(reader, each) for each in reader.items(top.get("bindings"))),
+        budgets=read_budgets(reader, top.get("budgets"), top.get("prices")),
         packs=_globs(reader, top.get("packs"), PACKS),
         dialects=_globs(reader, top.get("dialects"), DIALECTS),
         inspection=inspection,
@@ -290,6 +297,7 @@ def _allow(reader: Reader, node: Node) -> AllowDoc:
         body=reader.bytes(limits.get("body")),
         body_node=limits.get("body"),
         more=read_allow_more(reader, section, limits),
+        budgets=reader.texts(limits.get("budgets"), "a list of budgets"),
     )
 
 

@@ -92,6 +92,7 @@ def _head(found: Row) -> Table:
         ("model", found["model"] or ""),
         ("request", f"{found['method']} {found['path']}, {found['request_bytes']} bytes"),
         ("answer", f"{found['response_bytes']} bytes{', streamed' if found['streamed'] else ''}"),
+        ("tokens", _tokens(found)),
         ("scanned", found.get("scanned") or ""),
         ("policy", f"{found['mode']}, sha256 {found['policy_sha'][:12]}"),
         ("replay of", found["replay_of"] or ""),
@@ -99,6 +100,15 @@ def _head(found: Row) -> Table:
         if value:
             grid.add_row(Text(name, style="bold"), Text(printable(value)))
     return grid
+
+
+def _tokens(found: Row) -> str:
+    if found.get("input_tokens") is None:
+        return ""
+    cached = f" ({found['cached_tokens']} of them cached)" if found["cached_tokens"] else ""
+    cost = "" if found["cost"] is None else f", cost {found['cost']:.6f}"
+    told = ", estimated" if found["tokens_estimated"] else ""
+    return f"{found['input_tokens']} in{cached}, {found['output_tokens']} out{told}{cost}"
 
 
 def _table(title: str, names: tuple[str, ...], rows: list[Row]) -> Table:

@@ -61,6 +61,7 @@ class StateError(Exception):
 class _Job:
     work: Work
     done: Future[Any]
+    durable: bool = True
 
 
 class Control:
@@ -77,6 +78,7 @@ class Control:
         self._writer: Any = None
         self._reader: Any = None
         self._closing = False
+        self._durable = True
 
     def start(self) -> None:
         """Open or create the file (0600, in a directory made 0700) and start both threads. Raises ``StateError``."""
@@ -96,15 +98,19 @@ class Control:
         self._thread = threading.Thread(target=self._run, name="tidegate state", daemon=True)
         self._thread.start()
 
-    def write(self, work: Work) -> Future[Any]:
-        """Do some work in a transaction; the future has its result once it is on the disk, or a ``StateError``."""
+    def write(self, work: Work, *, durable: bool = True) -> Future[Any]:
+        """Do some work in a transaction; the future has its result once it is on the disk, or a ``StateError``.
+
+        Without ``durable`` it has it once every process sees it: kill -9 loses none of it, power loss all since the
+        last commit that was.
+        """
         done: Future[Any] = Future()
         if self.failed or self._closing or self._thread is None:
             done.set_exception(StateError(f"{self.path}: {self.failed or 'the control store is closed'}"))
         elif self._inbox.qsize() >= CAPACITY:
             done.set_exception(StateError(f"{self.path}: too much is waiting to be written"))
         else:
-            self._inbox.put(_Job(work, done))
+            self._inbox.put(_Job(work, done, durable))
         return done
 
     def read(self, work: Work) -> Future[Any]:
@@ -166,6 +172,10 @@ class Control:
             if self.failed:
                 raise StateError(f"{self.path}: {self.failed}")
             with self._alone():
+                durable = any(each.durable for each in jobs)
+                if durable is not self._durable:  # in WAL mode NORMAL syncs nothing; the next FULL commit syncs all
+                    self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    self._durable = durable
                 self._writer.execute("BEGIN IMMEDIATE")
                 results = [self._try(each) for each in jobs]
                 self._writer.execute("COMMIT")

@@ -67,3 +67,32 @@ def saml_1(db: Database) -> None:
         "CREATE TABLE saml_device (code BLOB PRIMARY KEY, user_code TEXT NOT NULL UNIQUE, made REAL NOT NULL, "
         "asked REAL NOT NULL, denied INTEGER NOT NULL, caller TEXT, until REAL) STRICT"
     )
+
+
+@migrations()
+def budgets_1(db: Database) -> None:
+    """Create the counters of budgets, what open requests hold of them, and which processes are alive.
+
+    A counter's ``slots`` are pairs of step and amount as JSON, and amounts are text where they may be larger than what
+    SQLite counts with (money is counted in millionths of a millionth).
+    """
+    db.execute(
+        "CREATE TABLE budget_counter (name BLOB PRIMARY KEY, budget TEXT NOT NULL, who TEXT NOT NULL, "
+        'metric TEXT NOT NULL, most TEXT NOT NULL, "window" REAL NOT NULL, slots TEXT NOT NULL, '
+        "touched REAL NOT NULL) STRICT, WITHOUT ROWID"
+    )
+    db.execute("CREATE TABLE budget_owner (name TEXT PRIMARY KEY, until REAL NOT NULL) STRICT, WITHOUT ROWID")
+    db.execute(
+        'CREATE TABLE budget_hold (exchange TEXT NOT NULL, counter BLOB NOT NULL, owner TEXT NOT NULL, "window" REAL '
+        "NOT NULL, step INTEGER NOT NULL, back TEXT NOT NULL, PRIMARY KEY (exchange, counter)) STRICT, WITHOUT ROWID"
+    )
+    db.execute(
+        "CREATE TABLE budget_seat (exchange TEXT NOT NULL, counter BLOB NOT NULL, owner TEXT NOT NULL, "
+        "budget TEXT NOT NULL, who TEXT NOT NULL, most INTEGER NOT NULL, "
+        "PRIMARY KEY (exchange, counter)) STRICT, WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX budget_seat_counter ON budget_seat (counter)")
+    db.execute(
+        "CREATE TABLE budget_reset (id INTEGER PRIMARY KEY, at REAL NOT NULL, budget TEXT NOT NULL, who TEXT, "
+        '"by" TEXT NOT NULL, counters INTEGER NOT NULL) STRICT'
+    )

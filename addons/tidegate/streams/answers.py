@@ -16,6 +16,7 @@ from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_messag
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.media import ANSWER, withheld
 from tidegate.inspection.rules import Rule
+from tidegate.limits.usage import Meter
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Stored
 from tidegate.streams import framings
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
@@ -53,7 +54,7 @@ class StreamedAnswer:
     One that turns out to be a single JSON value is kept until its end and inspected as a whole. ``exchange`` is the id
     that an error event shows. ``denial`` is set when the answer must be cut: the bytes returned then end with the
     family's own error event, and nothing comes after it; ``calls`` are what it then answers. ``made`` is what its
-    events said so far was made.
+    events said so far was made; ``meter`` reads of them how many tokens the answer took.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class StreamedAnswer:
         assert endpoint.stream is not None
         self.denial: Denial | None = None
         self.calls = NO_CALLS
+        self.meter: Meter | None = None
         self._on_unknown = head.on_unknown
         self._unread: list[tuple[str, str]] = []
         self.made: list[Stored] = []
@@ -167,20 +169,24 @@ class StreamedAnswer:
         return self._relay(framing, framing.feed(head))
 
     def _note(self, value: object) -> None:
-        """Note what an event says was made, as the upstream wrote it."""
+        """Note what an event says was made and how many tokens it took, as the upstream wrote it."""
+        if self.meter is not None:
+            self.meter.event(value)
         if self._makes:
             self.made.extend(ownership.made(self._endpoint, value))
 
     def _look_at_whole(self) -> bytes:
         value = strict_json(bytes(self._head)) if self._makes else None
-        if not isinstance(value, Denial):
-            self._note(value)
+        if self._makes and not isinstance(value, Denial):
+            self.made.extend(ownership.made(self._endpoint, value))
         found = inspect_answer(self._endpoint, self._engine, self._decide, bytes(self._head), status=self._status)
         if isinstance(found, Denial):
             return self._deny(found)
         if (denial := self._withheld(found)) is not None:
             return self._deny(denial)
         self._found = found.findings
+        if self.meter is not None:
+            self.meter.whole(found.body)
         return found.body
 
     def _withheld(self, found: Inspected) -> Denial | None:
