@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tidegate.desk import Desk
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
+from tidegate.holding import Holding
 from tidegate.identity.credential import resolve_all
 from tidegate.identity.verifier import Verifier
 from tidegate.inspection.cache import DiskCache
@@ -33,6 +35,8 @@ class Gate:
         """Fetch the keys of the issuers, and start the local model. Raises ``PolicyError`` if it cannot be loaded."""
         await self.start_model()
         await self.addon.verifier.start()
+        if self.addon.holding is not None:
+            await self.addon.holding.desk.start()
 
     async def start_model(self) -> None:
         """Start the processes of the local model, if there is one. Raises ``PolicyError`` if it cannot be loaded."""
@@ -47,6 +51,8 @@ class Gate:
     async def close(self) -> None:
         """Stop fetching keys and the local model, and write what is still to be recorded."""
         self.addon.stop()
+        if self.addon.holding is not None:
+            await self.addon.holding.desk.close()
         if self.addon.ner is not None:
             await self.addon.ner.close()
         await self.addon.verifier.close()
@@ -107,4 +113,5 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     except StateError as why:
         recorder.close()
         raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
+    gateway.holding = Holding(Desk(gateway.ownership.control, recorder))
     return Gate(gateway, problems)

@@ -1,4 +1,4 @@
-"""The command line: ``tidegate run | check | login | scan | rules | flows | replay | sample-model``."""
+"""The command line: ``tidegate run | check | login | scan | rules | approvals | flows | replay | sample-model``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from tidegate import __version__, cli_proprietary
+from tidegate.cli_approvals import approvals
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
@@ -37,6 +38,7 @@ def main() -> None:
 
 main.add_command(scan)
 main.add_command(rules)
+main.add_command(approvals)
 
 
 @main.command()

@@ -26,13 +26,23 @@ from tidegate import edits, egress, grpc_calls, judging, steps
 from tidegate.call_relay import Spoken
 from tidegate.claiming import LOST
 from tidegate.crossing import Lookable
-from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
+from tidegate.endings import (
+    BUG,
+    CLIENT_GONE,
+    NO_CREDENTIAL,
+    NO_LONGER_KNOWN,
+    NOT_HTTP,
+    STOPPING,
+    UPSTREAM_FAILED,
+    limit,
+)
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.exchange import Exchange
 from tidegate.extracting import Extractor
 from tidegate.fence import BROKEN, Fence
 from tidegate.guard import guarded
+from tidegate.holding import Holding
 from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
 from tidegate.inspection.ner.pool import Pool
@@ -82,6 +92,7 @@ class Gateway(Fence):
         self.extractor = Extractor()
         self.ner: Pool | None = None
         self.ownership: Ownership | None = None
+        self.holding: Holding | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
@@ -103,6 +114,8 @@ class Gateway(Fence):
         fields, origin = edits.fields(request.headers), edits.origin(flow, self.policy)
         http1 = not (request.is_http2 or request.is_http3)
         head = Head(request.method, request.path, fields, origin, http1, edits.peer(flow))
+        if self.policy.approvals is not None and self.policy.approvals.timed:
+            exchange.crossing.at = time.time()
         step = exchange.crossing.receive(steps.HeadArrived(head, known))
         edits.hide_credentials(flow.request)
         if isinstance(step, steps.Identify):
@@ -202,10 +215,51 @@ class Gateway(Fence):
             return None
         if isinstance(step, steps.AskModel):
             return self._ask_model(exchange, step)
+        if isinstance(step, steps.Hold):
+            return self._ask_people(exchange, step)
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             return self._keep_intent(exchange)
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
         return None
+
+    async def _ask_people(self, exchange: Exchange, hold: steps.Hold) -> None:
+        """Have a request wait for people; go on with what they say, or judge it anew by a policy that is new."""
+        assert self.holding is not None
+        crossing, loop = exchange.crossing, asyncio.get_running_loop()
+        large = exchange.request_bytes > THREAD_BYTES
+        shown = await loop.run_in_executor(self._threads, crossing.shown) if large else crossing.shown()
+        said = await self.holding.held(exchange, hold, lambda: self.policy, shown)
+        if crossing.stage is not Stage.HOLD:  # it was stopped meanwhile
+            exchange.refuse()
+            return
+        if said is None:
+            await self._begin_again(exchange)
+            return
+        if large and isinstance(said, steps.Decided) and said.denial is None:
+            step = await self._aside(exchange, said)
+        else:
+            step = crossing.receive(said)
+        waiting = self._judged(exchange, step)
+        if waiting is not None:
+            await waiting
+
+    async def _begin_again(self, exchange: Exchange) -> None:
+        """Judge a held request by the policy now in force, from its head on."""
+        head, caller, event = exchange.again(self.policy)
+        crossing = exchange.crossing
+        crossing.sessions, exchange.credentials = self._sessions, self.credentials
+        crossing.at = time.time()
+        known = {each.name for each in self.policy.identities or ()}
+        if caller.identity not in known:
+            step: steps.Step = crossing.receive(steps.Stopped(NO_LONGER_KNOWN))
+        else:
+            step = crossing.receive(steps.HeadArrived(head, caller))
+        if not isinstance(step, steps.ReadBody):
+            exchange.refuse()
+            return
+        waiting = self._judge(exchange, event)
+        if waiting is not None:
+            await waiting
 
     async def _ask_model(self, exchange: Exchange, ask: steps.AskModel) -> None:
         """Judge a request once the local model has read it, or not in time."""

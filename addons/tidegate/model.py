@@ -18,12 +18,13 @@ class Action(enum.StrEnum):
     FLAG = "flag"
     TOKENISE = "tokenise"
     REDACT = "redact"
+    APPROVE = "approve"
     BLOCK = "block"
 
 
 MASKING = (Action.TOKENISE, Action.REDACT)
-ACTING = (*MASKING, Action.BLOCK)
-"""The actions that take a finding out of the text."""
+ACTING = (*MASKING, Action.APPROVE, Action.BLOCK)
+"""The actions that take a finding out of the text; ``approve`` does until somebody has approved."""
 
 
 class Direction(enum.StrEnum):
@@ -102,6 +103,13 @@ class Reason(enum.StrEnum):
     TOOL_DENIED = "tool_denied"
     OUTPUT_LIMIT = "output_limit"
     NOT_OWNER = "not_owner"
+    APPROVAL_PENDING = "approval_pending"
+    APPROVAL_DENIED = "approval_denied"
+    APPROVAL_EXPIRED = "approval_expired"
+    APPROVAL_USED = "approval_used"
+    APPROVAL_REASON = "approval_reason"
+    APPROVAL_LIMIT = "approval_limit"
+    APPROVAL_IMPOSSIBLE = "approval_impossible"
     # what they sent
     BODY_TOO_LARGE = "body_too_large"
     BODY_ENCODING = "body_encoding"
@@ -336,7 +344,8 @@ class Route:
 class AllowRule:
     """One allow rule of a role, on a connection and an endpoint it covers. ``None`` means: no condition.
 
-    ``models`` and ``tools`` are patterns in which ``*`` stands for any text; ``body`` counts bytes.
+    ``models`` and ``tools`` are patterns in which ``*`` stands for any text; ``body`` counts bytes. ``approve`` names
+    the approval without which it allows nothing.
     """
 
     role: str
@@ -344,6 +353,7 @@ class AllowRule:
     tools: tuple[str, ...] | None
     max_output_tokens: int | None
     body: int | None
+    approve: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidegate.approvals.spec import Ask
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
 from tidegate.model import Caller, Clearance, Denial, Finding, Head, Outcome, Owners, Stored
@@ -18,6 +19,7 @@ class Stage(enum.Enum):
     CALLER = enum.auto()
     BODY = enum.auto()
     NER = enum.auto()
+    HOLD = enum.auto()
     INTENT = enum.auto()
     SENT = enum.auto()
     STREAM = enum.auto()
@@ -89,6 +91,21 @@ class ModelSaid:
 
     spans: Mapping[str, tuple[NerSpan, ...]] = field(default_factory=dict, repr=False)
     unread: Unread | None = None
+    looked: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What came of a ``Hold``: somebody has approved this very request, once and for all, or not (``denial``).
+
+    ``approval`` is the id of the item, ``""`` where none was made; ``detail`` says what was approved, never by what
+    words. ``now`` is a Unix time. ``looked``: what ``Crossing.look`` made of it already.
+    """
+
+    denial: Denial | None
+    approval: str
+    now: float
+    detail: str = ""
     looked: object = field(default=None, repr=False)
 
 
@@ -196,6 +213,7 @@ Event = (
     | BodyArrived
     | MoreSaid
     | ModelSaid
+    | Decided
     | IntentKept
     | AnswerBegan
     | AnswerChunk
@@ -268,6 +286,14 @@ class AskModel:
 
     ner: Ner
     texts: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Wait until people have approved the request, ``seconds`` at most; then say ``Decided``."""
+
+    ask: Ask
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +373,7 @@ Step = (
     | LookUp
     | Claim
     | AskModel
+    | Hold
     | KeepIntent
     | Send
     | Stream

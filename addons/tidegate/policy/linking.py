@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tidegate.identity.permission import matches
 from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Mode, OnUnknown
+from tidegate.policy.approvals import link_approvals
 from tidegate.policy.policy import Permissions, Place, Unlisted
 from tidegate.policy.reader import Reader
 from tidegate.policy.schema import ACTIONS, AllowDoc, DenyDoc, Document
@@ -15,6 +16,7 @@ from tidegate.policy.source import Node
 from tidegate.policy.upstreams import ConnectionDoc, LimitsDoc, merge
 
 if TYPE_CHECKING:
+    from tidegate.approvals.spec import Approvals
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.rules import Rule
 
@@ -33,6 +35,7 @@ class Linked:
     actions: Mapping[tuple[str, Direction], Action]
     decisions: Mapping[Direction, Mapping[str, Action]]
     warnings: tuple[str, ...]
+    approvals: Approvals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,19 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
     _addresses(reader, document)
     permissions = _permissions(reader, document, connections, dialects)
     actions = _actions(reader, document, parts)
+    wanted = {
+        "classes": [cls for (cls, way), act in actions.items() if way is Direction.PROMPT and act is Action.APPROVE],
+        "rules": [rule.id for rule in rules],
+    }
+    approvals = link_approvals(reader, document, wanted, whole=parts.whole)
+    masked = {cls for each in approvals.redacted for cls in each.when.classes}
     return Linked(
         connections=connections,
         permissions=permissions,
         actions=actions,
-        decisions={each: _decisions(document.mode, actions, rules, each) for each in Direction},
+        decisions={each: _decisions(document.mode, actions, rules, each, masked) for each in Direction},
         warnings=(*_warnings(document, rules, actions), *_shared(document, connections, permissions, dialects)),
+        approvals=approvals.made if document.mode is Mode.ENFORCE else None,
     )
 
 
@@ -182,6 +192,7 @@ class _Roles:
                     rule.tools,
                     rule.max_output_tokens if counts else None,
                     rule.body,
+                    str(rule.approve.value) if rule.approve is not None else None,
                 )
                 for rule, covered in allowed
                 if at in covered
@@ -304,14 +315,23 @@ def _thresholds(reader: Reader, document: Document, parts: Parts) -> None:
 
 
 def _decisions(
-    mode: Mode, actions: Mapping[tuple[str, Direction], Action], rules: Sequence[Rule], direction: Direction
+    mode: Mode,
+    actions: Mapping[tuple[str, Direction], Action],
+    rules: Sequence[Rule],
+    direction: Direction,
+    masked: Collection[str],
 ) -> dict[str, Action]:
-    """Give each rule its action; a rule or policy that observes turns what would act into a flag."""
+    """Give each rule its action; a rule or policy that observes turns what would act into a flag.
+
+    ``masked`` are classes that need approval, and are sent masked even so.
+    """
     found: dict[str, Action] = {}
     for rule in rules:
         action = actions.get((rule.cls, direction), Action.BLOCK)
         if rule.score is not None and action in (Action.TOKENISE, Action.REDACT):
             action = Action.FLAG  # other rules of its class can be masked, a score cannot
+        if action is Action.APPROVE and rule.cls in masked and rule.score is None:
+            action = Action.REDACT
         acts = action in ACTING
         found[rule.id] = Action.FLAG if acts and (rule.observe or mode is Mode.OBSERVE) else action
     return found

@@ -94,6 +94,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         ner=ner.wanted(linked.actions),
         descriptors=described.sets,
         encoded_runs=document.encoded_runs,
+        approvals=linked.approvals,
         tokens=document.tokens if Action.TOKENISE in linked.decisions[Direction.PROMPT].values() else None,
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tidegate.model import ACTING, Action, AllowRule, Connection, DenyRule, Direction, Fault, Mode, Origin
 
 if TYPE_CHECKING:
+    from tidegate.approvals.spec import Approvals
     from tidegate.dialects.protobuf import Descriptors
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.engine import Engine
@@ -128,7 +129,7 @@ class Policy:
     ``descriptors`` are those of the gRPC connections, by name. ``encoded_runs`` is how many characters of a run in
     base64 or hexadecimal a stream waits for; 0: it does not. ``ner`` is the model that reads prompts, ``None`` where
     the policy has none or wants nothing of it. ``tokens`` says how tokens are kept and restored, ``None`` where nothing
-    is tokenised.
+    is tokenised. ``approvals`` says who approves what, ``None`` where nothing needs it.
     """
 
     file: str
@@ -150,6 +151,7 @@ class Policy:
     descriptors: Mapping[str, Descriptors] = field(default_factory=dict, repr=False)
     encoded_runs: int = 0
     tokens: TokenLimits | None = None
+    approvals: Approvals | None = None
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

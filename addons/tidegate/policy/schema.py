@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
+from tidegate.policy.approvals import APPROVAL_SECTIONS, ApprovalsDoc, read_approvals
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
 from tidegate.policy.policy import Keep, RecordingMode, Unlisted
@@ -38,6 +39,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "packs",
         "dialects",
         "inspection",
+        "approvals",
         "tokens",
         "limits",
         "recording",
@@ -46,13 +48,14 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     **IDENTITY_SECTIONS,
     **CONNECTION_SECTIONS,
     "roles.NAME": ("allow", "deny"),
-    "roles.NAME.allow[]": ("connections", "endpoints", "models", "limits"),
+    "roles.NAME.allow[]": ("connections", "endpoints", "models", "limits", "approve"),
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools"),
     "roles.NAME.deny[]": ("connections", "endpoints", "models", "tools"),
     "bindings[]": ("groups", "subjects", "roles"),
     "inspection": ("prompt", "response", "hosts", "thresholds", "encoded_runs", "proprietary", "allow", "ner"),
     **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
+    **APPROVAL_SECTIONS,
     **TOKEN_SECTIONS,
     "recording": ("mode", "keep", "path"),
     "state": ("path", "retain"),
@@ -61,9 +64,10 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 
 ACTIONS: Mapping[Direction, tuple[Action, ...]] = {
     Direction.PROMPT: tuple(Action),
-    Direction.RESPONSE: tuple(each for each in Action if each is not Action.TOKENISE),
+    Direction.RESPONSE: tuple(each for each in Action if each not in (Action.TOKENISE, Action.APPROVE)),
 }
-"""What may be done with findings. A token is given back to who said its value: no answer holds anything to tokenise."""
+"""What may be done with findings. A token is given back to who said its value: no answer holds anything to tokenise.
+Nor is there a request that could wait for somebody's approval of an answer."""
 
 PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
@@ -89,6 +93,7 @@ class AllowDoc:
     max_output_tokens: int | None
     body: int | None
     body_node: Node | None
+    approve: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,7 @@ class Document:
     detectors: tuple[DetectorDoc, ...]
     allow_files: tuple[AllowFileDoc, ...]
     ner: NerDoc | None
+    approvals: ApprovalsDoc
     tokens: TokenLimits
     limits: LimitsDoc
     recording_mode: RecordingMode
@@ -190,6 +196,7 @@ def read(reader: Reader, root: Node) -> Document:
         detectors=read_detectors(reader, below.get("proprietary")),
         allow_files=read_allow_files(reader, below.get("allow")),
         ner=read_ner(reader, below.get("ner")),
+        approvals=read_approvals(reader, top.get("approvals")),
         tokens=read_tokens(reader, top.get("tokens")),
         limits=read_limits(reader, top.get("limits")),
         recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
@@ -233,6 +240,7 @@ def _allow(reader: Reader, node: Node) -> AllowDoc:
         max_output_tokens=reader.count(limits.get("max_output_tokens"), "a whole number of tokens above zero"),
         body=reader.bytes(limits.get("body")),
         body_node=limits.get("body"),
+        approve=section.get("approve"),
     )
 
 
@@ -309,6 +317,9 @@ def _action(reader: Reader, node: Node, direction: Direction) -> Action:
     known = ACTIONS[direction]
     if node.value in known:
         return Action(str(node.value))
-    notes = {"approve": " (approve is not in this version)", "tokenise": ", since only prompts can be tokenised"}
+    notes = {
+        "approve": ", since only a request can wait for an approval",
+        "tokenise": ", since only prompts can be tokenised",
+    }
     reader.fault(node, " or ".join(known) + notes.get(str(node.value), ""))
     return Action.BLOCK
