@@ -129,9 +129,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     folder = tmp_path_factory.mktemp("approvals")
     with Upstream() as upstream:
         upstream.says(http_answer(json.dumps(MESSAGE).encode()), "/v1/messages")
-        path = policy(
-            folder, upstream.url, inspection=INSPECTION, roles=ROLES, bindings=BINDINGS, approvals=APPROVALS
-        )
+        path = policy(folder, upstream.url, inspection=INSPECTION, roles=ROLES, bindings=BINDINGS, approvals=APPROVALS)
         groups = {
             "alice": ("dev",),
             "bob": ("boss",),
