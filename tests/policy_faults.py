@@ -16,7 +16,7 @@ DIALECTS = " or ".join(
 FAULTS: dict[str, list[str]] = {
     "action-later": [
         "FILE:22: inspection.response.pii: found 'approve'; accepted: allow or flag or redact or block, since only a request can wait for an approval",
-        "FILE:20: inspection.prompt.pii: found approve, and 0 entries for it; accepted: approve, with one entry under approvals that is called pii or names it under when.classes",
+        "FILE:21: inspection.prompt.pii: found approve, and 0 entries for it; accepted: approve, with one entry under approvals that is called pii or names it under when.classes",
     ],
     "alias": [
         "FILE:5: connections[0].dialect: found an alias; accepted: the value, written out",

@@ -124,8 +124,13 @@ def make(
 
 def plain(engine: Engine, text: str) -> str:
     """Return a person's words as they may be kept: in one line, not endless, and nothing in them that a rule finds."""
-    words = " ".join("".join(char if char.isprintable() else " " for char in text).split())[:REASON_CHARACTERS]
+    words = line(text)
     return HIDDEN if words and engine.find_many([words]) else words
+
+
+def line(text: str) -> str:
+    """Return a person's words in one line of printable characters, not endless."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:REASON_CHARACTERS]
 
 
 def for_people(policy: Policy) -> Policy:

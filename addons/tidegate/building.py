@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tidegate.approving import plain
 from tidegate.desk import Desk
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
@@ -113,5 +114,6 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     except StateError as why:
         recorder.close()
         raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
-    gateway.holding = Holding(Desk(gateway.ownership.control, recorder))
+    desk = Desk(gateway.ownership.control, recorder, plain=lambda text: plain(gateway.policy.engine, text))
+    gateway.holding = Holding(desk)
     return Gate(gateway, problems)

@@ -20,13 +20,14 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli_common import load_policy, policy_option
+from tidegate.cli_common import policy_file, policy_option, show_faults
+from tidegate.policy.policy import PolicyError
 
 if TYPE_CHECKING:
     from tidegate.approvals.machine import Refusal
     from tidegate.approvals.spec import Person
     from tidegate.desk import Desk
-    from tidegate.policy.policy import Policy
+    from tidegate.policy.loading import People
     from tidegate.state.approvals import Item, Said, Step
 
 LOOK = 0.25
@@ -67,7 +68,7 @@ def list_command(policy_path: Path | None, limit: int, *, every: bool, as_json: 
         reviews = () if every else tuple(each for each in await desk.list(limit=limit) if each.review == "open")
         return (*found, *(each for each in reviews if each not in found))
 
-    items = _with_desk(load_policy(policy_path), run)
+    items = _with_desk(_people(policy_path), run)
     if as_json:
         for each in items:
             click.echo(json.dumps(desks.as_json(each, time.time())))
@@ -92,7 +93,7 @@ def show(approval: str, policy_path: Path | None, *, as_json: bool) -> None:
         item = await _one(desk, approval)
         return (item, *await desk.history(item.id))
 
-    item, votes, history = _with_desk(load_policy(policy_path), run)
+    item, votes, history = _with_desk(_people(policy_path), run)
     if as_json:
         told = desks.as_json(item, time.time())
         told["request"] = None if item.shown is None else item.shown.decode("utf-8", "replace")
@@ -161,7 +162,7 @@ def watch(policy_path: Path | None, seconds: float | None, *, as_json: bool) -> 
     """Follow live what is asked for and decided, by whatever process."""
     import contextlib
 
-    policy = load_policy(policy_path)
+    policy = _people(policy_path)
     until = None if seconds is None else time.monotonic() + seconds
     with contextlib.suppress(KeyboardInterrupt):
         if as_json or not sys.stdout.isatty():
@@ -210,11 +211,11 @@ def _act(
     work: Callable[[Desk, str, Person, str], Awaitable[Item | Refusal]],
 ) -> None:
     """Do something with an approval as an identified person; say what came of it."""
-    from tidegate.approving import plain
+    from tidegate.approving import line
     from tidegate.state.approvals import Item
 
-    policy = load_policy(policy_path)
-    why = plain(policy.engine, reason)
+    policy = _people(policy_path)
+    why = line(reason)
 
     async def run(desk: Desk) -> tuple[str, Item | Refusal]:
         person = await _person(policy, token)
@@ -228,7 +229,17 @@ def _act(
     click.echo(f"{voted}; recorded as decided by {name}.")
 
 
-async def _person(policy: Policy, token: str | None) -> Person:
+def _people(path: Path | None) -> People:
+    """Read who may decide, and where; the packs are not needed, and loading them takes seconds."""
+    from tidegate.policy.loading import people_of
+
+    try:
+        return people_of(policy_file(path))
+    except PolicyError as error:
+        raise click.exceptions.Exit(show_faults(error)) from None
+
+
+async def _person(policy: People, token: str | None) -> Person:
     """Find out who acts. A token never shows in a message."""
     from tidegate.approvals.spec import Person
     from tidegate.identity.verifier import Verifier
@@ -261,7 +272,7 @@ async def _one(desk: Desk, beginning: str) -> Item:
     return found[0]
 
 
-def _with_desk[T](policy: Policy, work: Callable[[Desk], Awaitable[T]]) -> T:
+def _with_desk[T](policy: People, work: Callable[[Desk], Awaitable[T]]) -> T:
     """Open the policy's control store and do some work at a desk of this process."""
     from tidegate.desk import Desk
     from tidegate.state.control import Control, StateError

@@ -94,12 +94,22 @@ class Clock:
 
 
 class Desk:
-    """The approvals of one process. Methods are called from one event loop; errors of the store are ``StateError``."""
+    """The approvals of one process. Methods are called from one event loop; errors of the store are ``StateError``.
 
-    def __init__(self, control: Control, evidence: Evidence | None = None, clock: Clock | None = None) -> None:
+    ``plain`` takes out of people's words what a rule finds in them, before callers and the evidence get them.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        evidence: Evidence | None = None,
+        clock: Clock | None = None,
+        plain: Callable[[str], str] = str,
+    ) -> None:
         self.now = clock or Clock()
         self._control = control
         self._evidence = evidence
+        self.plain = plain
         self._held: dict[str, list[_Held]] = {}
         self._seen = -1
         self._polling: asyncio.Task[None] | None = None
@@ -154,7 +164,7 @@ class Desk:
     # people ──────────────────────────────────────────────────────────────────
 
     async def decide(self, approval: str, person: Person, answer: Answer, reason: str) -> Item | Refusal:
-        """Count a vote. ``reason`` is kept as it is: ``approving.plain`` makes it fit to be kept."""
+        """Count a vote. ``reason`` is kept as it is: ``approving.line`` makes it fit to be kept."""
         return await self._changed(approval, lambda db, now: store.vote(db, approval, person, answer, reason, now))
 
     async def break_glass(self, approval: str, person: Person, reason: str) -> Item | Refusal:
@@ -295,7 +305,7 @@ class Desk:
                 steps: tuple[Step, ...] = await self._read(store.untold)
                 if not steps:
                     continue
-                await asyncio.gather(*[self._evidence.note("approval", _evident(each)) for each in steps])
+                await asyncio.gather(*[self._evidence.note("approval", self._evident(each)) for each in steps])
                 await asyncio.wrap_future(self._control.write(functools.partial(store.told, seq=steps[-1].seq)))
                 self._more = True  # there may be more than one reading
             except Exception as error:  # noqa: BLE001 - the recording's own words name no step; they are told later
@@ -304,6 +314,10 @@ class Desk:
                     return
                 await asyncio.sleep(RETRY)
                 self._more = True
+
+    def _evident(self, step: Step) -> str:
+        """Write a step as the evidence keeps it: who, when, why, by which policy; never anything that a rule finds."""
+        return json.dumps({**asdict(step), "reason": self.plain(step.reason)}, ensure_ascii=False)
 
 
 def as_json(item: Item, now: float) -> dict[str, Any]:
@@ -338,11 +352,6 @@ def left(item: Item, now: float) -> float | None:
     """Return the seconds in which an item can still be decided on, or used; ``None`` once it is over."""
     until = {State.PENDING: item.decide_by, State.APPROVED: item.use_by}.get(item.state)
     return None if until is None else max(0.0, until - now)
-
-
-def _evident(step: Step) -> str:
-    """Write a step as the evidence keeps it: who, when, why, under which policy; never anything of a body."""
-    return json.dumps(asdict(step), ensure_ascii=False)
 
 
 def _loud(item: Item, person: str) -> str:

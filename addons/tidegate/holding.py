@@ -128,7 +128,7 @@ class Holding:
         latest = next(iter(await self.desk.find(item.id)), item)
         _, history = await self.desk.history(item.id)
         last = next((each for each in reversed(history) if each.what == latest.state), None)
-        by, why = (last.actor, last.reason) if last is not None else ("", "")
+        by, why = (last.actor, self.desk.plain(last.reason)) if last is not None else ("", "")
         return self._said(refusal(latest, by, why), latest)
 
     def _said(self, denial: Denial | None, item: Item | None = None) -> steps.Decided:

@@ -122,6 +122,24 @@ def recording_of(path: Path) -> Path:
     return Path(_absolute(path.parent, document.recording_path))
 
 
+@dataclass(frozen=True, slots=True)
+class People:
+    """What of a policy matters to people who decide: who they can be, and where approvals are kept."""
+
+    identities: tuple[Identity, ...] | None
+    state: State
+
+
+def people_of(path: Path) -> People:
+    """Return who may decide and where, without loading the policy's packs. Raises ``PolicyError``."""
+    reader = Reader(str(path))
+    _, document, faults = _document(path, reader)
+    state = _state(reader, document, path.parent)
+    if faults or reader.faults:
+        raise PolicyError((*reader.faults, *faults))
+    return People(_identities(document, path.parent), state)
+
+
 def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:
     """Read the policy file itself; raises ``PolicyError`` where there is nothing to go on with."""
     faults: list[Fault] = []
