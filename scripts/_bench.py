@@ -499,6 +499,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--detection", action="store_true", help="measure what the rules find instead (--detection -h)")
     parser.add_argument("--ner", action="store_true", help="measure a local model instead (--ner -h)")
     parser.add_argument("--streams", action="store_true", help="measure live masking instead (--streams -h)")
+    parser.add_argument("--approvals", action="store_true", help="measure held requests instead (--approvals -h)")
     parser.add_argument("--without-gate", action="store_true", help="measure stock and slim mitmproxy only")
     for name, kind in (("port", int), ("target", int), ("folder", str), ("path", str), ("size", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
@@ -513,6 +514,11 @@ def main() -> None:
         import _bench_ner
 
         _bench_ner.main([word for word in sys.argv[1:] if word != "--ner"])
+        return
+    if "--approvals" in sys.argv[1:]:
+        import _bench_approvals
+
+        _bench_approvals.main([word for word in sys.argv[1:] if word != "--approvals"])
         return
     if "--streams" in sys.argv[1:]:
         import _bench_streams
