@@ -108,7 +108,7 @@ def make(
         endpoint=route.endpoint,
         method=head.method,
         path=HIDDEN if policy.engine.find_many([readings(path)]) else path,
-        model=HIDDEN if model is not None and policy.engine.find_many([model]) else model,
+        model=None if model is None else plain(policy.engine, model),
         needs=wanted,
         findings=tuple((each.rule, each.cls, each.where, str(each.action)) for each in judged.findings[:200]),
         reason=reason,

@@ -182,8 +182,8 @@ async def _follow(desk: Desk, until: float | None, *, as_json: bool) -> None:
     while until is None or time.monotonic() < until:
         for step in await desk.since(seen):
             seen = step.seq
-            line = json.dumps(asdict(step)) if as_json else f"{step.approval} {step.what} by {step.actor} {step.reason}"
-            click.echo(line.rstrip())
+            told = f"{step.approval} {step.what} by {step.actor} {step.reason}"
+            click.echo(json.dumps(asdict(step)) if as_json else _text(told).plain.rstrip())
         await asyncio.sleep(LOOK)
 
 
@@ -319,7 +319,7 @@ def _table(items: tuple[Item, ...]) -> Table:
     for each in items:
         asks = " ".join(filter(None, (each.connection, each.endpoint, each.model)))
         words = (_seconds(left(each, time.time())), each.asker.name, asks, ", ".join(each.labels), each.reason)
-        table.add_row(each.id, _state(each), *(Text(word) for word in words))
+        table.add_row(each.id, _state(each), *map(_text, words))
     return table
 
 
@@ -356,22 +356,27 @@ def _view(item: Item, votes: tuple[Said, ...], history: tuple[Step, ...]) -> Gro
         ("policy", item.policy_sha[:12]),
     ]
     for name, value in rows:
-        facts.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(value))
+        facts.add_row(Text(name, "dim"), value if isinstance(value, Text) else _text(value))
     found = Table(box=None, pad_edge=False, header_style="bold", title="found in it", title_justify="left")
     for name in ("rule", "class", "where", "action"):
         found.add_column(name)
     for each in item.findings:
-        found.add_row(*map(Text, each))
+        found.add_row(*map(_text, each))
     steps = Table(box=None, pad_edge=False, header_style="bold", title="history", title_justify="left")
     for name in ("when", "what", "by", "reason"):
         steps.add_column(name)
     for step in history:
-        steps.add_row(_at(step.at), step.what, Text(step.actor), Text(step.reason))
+        steps.add_row(_at(step.at), step.what, _text(step.actor), _text(step.reason))
     yes = sum(each.answer == "yes" for each in votes)
     parts: list[Any] = [Text(item.id, "bold"), facts, Text(f"\n{yes} yes so far\n" if votes else "")]
     parts += [found, Text("")] if item.findings else []
     parts += [Text("the request, without what was found in it", "bold italic"), Text(_request(item)), Text(""), steps]
     return Group(*parts)
+
+
+def _text(words: str) -> Text:
+    """Return words as they are, without markup and without what a terminal would obey."""
+    return Text("".join(char if char.isprintable() else "�" for char in words))
 
 
 def _request(item: Item) -> str:

@@ -31,6 +31,10 @@ log = logging.getLogger("tidegate")
 POLL = 0.05
 """Seconds between two looks while something is held: a twentieth of what a person notices, a read of microseconds."""
 
+LINGER = 0.25
+"""Seconds that steps wait for company on their way to the evidence: nobody waits for them, and the commits that a held
+request waits for go first. They are durable in the control store by then."""
+
 RETRY = 1.0
 """Seconds until a recording that did not take the steps is asked again."""
 
@@ -223,6 +227,8 @@ class Desk:
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)
+        if self._telling is not None:
+            await asyncio.gather(self._telling, return_exceptions=True)
         self._tell()
         if self._telling is not None:
             await asyncio.gather(self._telling, return_exceptions=True)
@@ -300,6 +306,8 @@ class Desk:
     async def _told(self) -> None:
         assert self._evidence is not None
         while self._more:
+            if not self._closed:
+                await asyncio.sleep(LINGER)
             self._more = False
             try:
                 steps: tuple[Step, ...] = await self._read(store.untold)

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.e2e
 
 CARD = "4111 1111 1111 1111"
 ASK = f"Charge {CARD} please."
-INSPECTION = {
+INSPECTION: dict[str, dict[str, str]] = {
     "prompt": {"secrets": "block", "pii": "approve", "injection": "flag", "exfil": "allow"},
     "response": {"secrets": "redact", "pii": "allow", "injection": "allow", "exfil": "allow"},
 }
@@ -506,15 +506,17 @@ def test_a_bare_resume_in_mitmweb_is_no_approval_and_what_is_edited_is_not_sent(
                 timeout=20,
             )
             client = office.openai(max_retries=0)
+            client.chat.completions.create(**said("hello"))  # mitmweb listens before its scripts are there
+            upstream.requests.clear()
             asked = aside.submit(client.chat.completions.create, **said(ASK))
             approval = office.pending()
             wait_until(lambda: any(each["intercepted"] for each in api.get("/flows").json()))
-            (flow,) = api.get("/flows").json()
+            flow = next(each for each in api.get("/flows").json() if each["intercepted"])
             assert approval in flow["comment"]
             assert CARD not in api.get(f"/flows/{flow['id']}/request/content.data").text
             assert api.post(f"/flows/{flow['id']}/resume").status_code == 200
-            wait_until(lambda: "no approval" in api.get("/flows").json()[0]["comment"])
-            assert api.get("/flows").json()[0]["intercepted"]
+            wait_until(lambda: "no approval" in api.get("/flows").json()[-1]["comment"])
+            assert api.get("/flows").json()[-1]["intercepted"]
             edit = {"request": {"content": '{"model": "evil"}', "method": "DELETE"}}
             assert api.put(f"/flows/{flow['id']}", json=edit).status_code == 200
             time.sleep(0.5)
@@ -532,6 +534,24 @@ def test_a_bare_resume_in_mitmweb_is_no_approval_and_what_is_edited_is_not_sent(
             api.post(f"/flows/{killed['id']}/kill")
             with pytest.raises(openai.PermissionDeniedError, match="An operator ended this request"):
                 asked.result(60)
+            stricter = {**INSPECTION, "prompt": {**INSPECTION["prompt"], "pii": "block"}}
+            without = {name: each for name, each in APPROVALS.items() if name != "pii"}
+            policy(
+                tmp_path,
+                upstream.url,
+                name="stricter.yaml",
+                inspection=stricter,
+                roles=ROLES,
+                bindings=BINDINGS,
+                approvals=without,
+            )
+            known = office.ids()
+            asked = aside.submit(client.chat.completions.create, **said(f"{ASK} changed"))
+            approval = office.pending(known)
+            assert api.put("/options", json={"tidegate": str(tmp_path / "stricter.yaml")}).status_code == 200
+            there.votes(approval, Answer.YES)
+            with pytest.raises(openai.PermissionDeniedError, match="Blocked by policy"):
+                asked.result(60)  # judged again by the policy that is in force now
             assert len(upstream.requests) == 1
             there.control.close()
             client.close()

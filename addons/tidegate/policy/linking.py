@@ -177,7 +177,7 @@ class _Roles:
         A token limit means nothing where the dialect counts no tokens. A condition on models means nothing where no
         request can name one: a list of models has no body to name it in, a form has no field for it, bodies inside of a
         body are asked one by one, and what is called by a message has no model unless the dialect says where. With any
-        other body, an unknown model stays unknown.
+        other body, an unknown model stays unknown. Nor does the approval of such a rule, which is one of its models.
         """
         endpoint = self.dialects[self.connections[at[0]].dialect].endpoints[at[1]]
         counts = bool(endpoint.asked.max_output.paths)
@@ -192,7 +192,7 @@ class _Roles:
                     rule.tools,
                     rule.max_output_tokens if counts else None,
                     rule.body,
-                    str(rule.approve.value) if rule.approve is not None else None,
+                    _approval(rule) if names or rule.models is None else None,
                 )
                 for rule, covered in allowed
                 if at in covered
@@ -224,6 +224,10 @@ class _Roles:
         most = max((self.connections[name].request_bytes for name, _ in covered), default=0)
         if rule.body is not None and rule.body_node is not None and most and rule.body > most:
             self.reader.fault(rule.body_node, f"at most the connection's limit of {most} bytes")
+
+
+def _approval(rule: AllowDoc) -> str | None:
+    return None if rule.approve is None else str(rule.approve.value)
 
 
 def _permissions(
