@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ ANSWER = json.dumps(
     }
 ).encode()
 ADDRESS = "person-{}@example-mail.com"
-GAP = 0.01  # seconds between two decisions, so that each is measured by itself
+GAP = 0.01  # seconds from a release to the next decision
 START = 90.0
 
 
@@ -87,8 +87,8 @@ def policy(folder: Path, upstream: int) -> Path:
 # ------------------------------------------------------------------------------------------------ the gate's process
 
 
-async def decide(desk: Any) -> list[list[float]]:
-    """Approve everything that is pending, one after another; return what was asked by which number, and when."""
+async def decide(desk: Any, gone: Callable[[int], bool]) -> list[list[float]]:
+    """Approve everything that is pending, each once the one before has ``gone`` on; return which was when."""
     from tidegate.approvals.spec import Answer, Person, State
 
     boss = Person("local", "boss", frozenset({"local:boss"}))
@@ -98,6 +98,8 @@ async def decide(desk: Any) -> list[list[float]]:
         began = time.monotonic()
         await desk.decide(item.id, boss, Answer.YES, "bench")
         told.append([int(item.reason), began])
+        while not gone(int(item.reason)) and time.monotonic() < began + 10:  # noqa: ASYNC110 - nobody sets an event
+            await asyncio.sleep(0.002)
     return told
 
 
@@ -122,7 +124,13 @@ async def gate(path: Path, port: int) -> None:
     await built.start()
     serving = asyncio.create_task(master.serve(slim))
     while await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps(await decide(desk)), flush=True)
+        most, seen = desk.waiting, set[int]()
+
+        def gone(number: int, most: int = most, seen: set[int] = seen) -> bool:
+            seen.add(number)
+            return bool(desk.waiting <= most - len(seen))
+
+        print(json.dumps(await decide(desk, gone)), flush=True)
     slim.shutdown()
     await serving
     await built.close()
@@ -213,7 +221,7 @@ async def from_outside(scene: Scene) -> list[list[float]]:
     control.start()
     desk = Desk(control)
     try:
-        return await decide(desk)
+        return await decide(desk, lambda number: number in scene.arrived)
     finally:
         await desk.close()
         control.close()

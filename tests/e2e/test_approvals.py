@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
@@ -20,8 +21,11 @@ import anthropic
 import httpx
 import openai
 import pytest
+import yaml
 from sqlite_utils.utils import sqlite3
 
+from tests.e2e.break_hook import CANARY
+from tests.e2e.grpc_peer import Peer, infer_request
 from tests.e2e.harness import (
     BIN,
     Process,
@@ -32,9 +36,11 @@ from tests.e2e.harness import (
     http_answer,
     mitm,
     policy,
+    started,
     tidegate_run,
     token,
 )
+from tests.protos import SERVICE, descriptors, open_inference
 from tidegate.approvals.machine import Refusal
 from tidegate.approvals.spec import Answer, Person, State
 from tidegate.desk import as_json
@@ -52,7 +58,7 @@ INSPECTION: dict[str, dict[str, str]] = {
 ROLES = {
     "dev": {
         "allow": [
-            {"connections": ["*"], "endpoints": ["*"], "models": ["sample-*"]},
+            {"connections": ["*"], "endpoints": ["*"], "models": ["sample-*", "good-*"]},
             {"connections": ["*"], "endpoints": ["*"], "models": ["big-*"], "approve": "model"},
         ]
     }
@@ -101,6 +107,7 @@ class Office:
     upstream: Upstream
     policy: Path
     tokens: dict[str, str]
+    peer: Peer | None = None
 
     def run(self, *words: str, who: str = "bob", ok: bool = True) -> str:
         """Run ``tidegate approvals`` as somebody; return what it printed."""
@@ -162,9 +169,15 @@ class Office:
 @pytest.fixture(scope="module")
 def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     folder = tmp_path_factory.mktemp("approvals")
-    with Upstream() as upstream:
+    with Upstream() as upstream, Peer() as peer:
         upstream.says(http_answer(json.dumps(MESSAGE).encode()), "/v1/messages")
-        path = policy(folder, upstream.url, inspection=INSPECTION, roles=ROLES, bindings=BINDINGS, approvals=APPROVALS)
+        changes = {"inspection": INSPECTION, "roles": ROLES, "bindings": BINDINGS, "approvals": APPROVALS}
+        path = policy(folder, upstream.url, **changes)
+        document = yaml.safe_load(path.read_text())
+        (folder / "set.binpb").write_bytes(open_inference())
+        models = {"name": "models", "dialect": "open-inference-grpc", "descriptors": "set.binpb", "upstream": peer.url}
+        document["connections"].append({**models, "serve": {"path": "/"}})
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
         groups = {
             "alice": ("dev",),
             "bob": ("boss",),
@@ -174,8 +187,11 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
             "fay": ("dev", "firemen"),
         }
         tokens = {name: token(folder, name, found) for name, found in groups.items()}
-        with tidegate_run(path) as gate:
-            yield Office(gate, upstream, path, tokens)
+        port = free_port()
+        command = [sys.executable, Path(__file__).with_name("break_hook.py"), "run", "--policy", path]
+        command += ["--listen", f"127.0.0.1:{port}", "--confdir", folder / "ca"]
+        with started(command, port, folder) as gate:
+            yield Office(gate, upstream, path, tokens, peer)
 
 
 def said(text: str, **more: Any) -> dict[str, Any]:
@@ -448,6 +464,66 @@ async def accept_socket(received: Received, writer: Any) -> None:
         f"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
         f"sec-websocket-accept: {accept}\r\n\r\n".encode()
     )
+
+
+def test_a_grpc_call_waits_within_its_deadline(office: Office, chair: Chair) -> None:
+    grpc = pytest.importorskip("grpc")
+    assert office.peer is not None
+    method = descriptors().method(f"{SERVICE}/ModelInfer")
+    assert method is not None
+    metadata = [("authorization", f"Bearer {office.tokens['alice']}")]
+    with grpc.insecure_channel(f"127.0.0.1:{office.gate.port}") as channel, ThreadPoolExecutor(1) as aside:
+        infer = channel.unary_unary(
+            f"{SERVICE}/ModelInfer",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=method.answer.FromString,
+        )
+        known, before = office.ids(), len(office.peer.calls)
+        asked = aside.submit(infer, infer_request(f"{ASK} grpc"), metadata=metadata, timeout=60)
+        approval = office.pending(known)
+        assert len(office.peer.calls) == before
+        assert "[REDACTED:" in json.loads(office.run("show", approval, "--json"))["request"]
+        chair.votes(approval, Answer.YES)
+        assert asked.result(60)
+        assert len(office.peer.calls) == before + 1
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(infer_request(f"{ASK} grpc late"), metadata=metadata, timeout=4)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED  # not DEADLINE_EXCEEDED
+        assert "approval_pending" in caught.value.details()
+        assert "x-tidegate-approval" in dict(caught.value.trailing_metadata())
+        assert len(office.peer.calls) == before + 1
+
+
+PLACES = (
+    "Crossing._hold",
+    "Crossing.shown",
+    "Crossing._as_approved",
+    "Desk.ask",
+    "Desk.wait",
+    "Desk.use",
+    "Holding.held",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_breaks_sends_nothing(office: Office, chair: Chair, place: str) -> None:
+    before, order = office.hits, office.policy.parent / "break.json"
+    headers = {"x-tidegate-approval": "async"} if place != "Desk.wait" else {}
+    text = f"{ASK} {place}"
+    with office.openai(max_retries=0, default_headers=headers) as client:
+        if place in {"Desk.use", "Crossing._as_approved"}:  # these come after the yes
+            with pytest.raises(openai.PermissionDeniedError) as caught:
+                client.chat.completions.create(**said(text))
+            chair.votes(caught.value.response.headers["x-tidegate-approval"], Answer.YES)
+        order.write_text(json.dumps({"place": place, "when": "before", "error": "RuntimeError"}))
+        try:
+            with pytest.raises(openai.InternalServerError) as broken:
+                client.chat.completions.create(**said(text))
+        finally:
+            order.unlink()
+    assert broken.value.code == "bug"
+    assert office.hits == before
+    assert CANARY not in office.gate.log
 
 
 def test_killed_while_something_waits_it_is_there_after_the_restart_and_nothing_passed(
