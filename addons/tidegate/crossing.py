@@ -363,6 +363,7 @@ class Crossing:
         self._decide("inspect", worst(judged.findings))
         if self.policy.approvals is not None and (held := self._hold(judged)) is not None:
             return held
+        self.received = None
         self.stage = Stage.INTENT
         return KeepIntent()
 
@@ -429,6 +430,7 @@ class Crossing:
         self.verdict = replace(self.verdict, body=sent.body)
         self._written_type = sent.content_type
         self._decide("hold", Action.APPROVE, f"{event.approval} {event.detail}")
+        self.received = None
         self.stage = Stage.INTENT
         return KeepIntent()
 

@@ -138,6 +138,8 @@ class Desk:
         held = _Held(item.id, time.monotonic() + seconds, waiter, loop.create_future())
         self._held.setdefault(item.id, []).append(held)
         try:
+            if self._seen < 0:
+                self._seen = await self._read(store.last)
             if self._polling is None:
                 self._polling = loop.create_task(self._poll())
             latest = await self._read(lambda db: store.get(db, item.id))  # it may have been decided before we listened
@@ -149,6 +151,12 @@ class Desk:
             mine.remove(held)
             if not mine:
                 del self._held[item.id]
+
+    async def latest(self, item: Item) -> Item:
+        """Return an item as it is now; what is over by now is told so."""
+        await self._write(store.expire)
+        found: Item | None = await self._read(lambda db: store.get(db, item.id))
+        return found or item
 
     async def use(self, item: Item, wanted: Ask) -> Item | None:
         """Take the right to send a request, if it is there; ``None``: it is not, or another request has taken it."""
@@ -262,8 +270,6 @@ class Desk:
     async def _poll(self) -> None:
         """Look at everything that waits, until nothing does."""
         try:
-            if self._seen < 0:
-                self._seen = await self._read(store.last)
             while self._held:
                 await asyncio.sleep(POLL)
                 self._look()
@@ -275,12 +281,13 @@ class Desk:
     def _look(self) -> None:
         now = time.monotonic()
         for each in [one for held in self._held.values() for one in held]:
-            if each.waiter.gone():
-                each.wake(Ending.GONE)
-            elif each.waiter.killed():
-                each.wake(Ending.KILLED)
-            elif each.until <= now:
-                each.wake(Ending.TIME_UP)
+            try:
+                why = _ending(each, now)
+            except Exception as bug:  # noqa: BLE001 - one that cannot be looked at ends; the others go on waiting
+                log.error("tidegate failed over a held request: %s", type(bug).__name__)
+                why = Ending.KILLED
+            if why is not None:
+                each.wake(why)
 
     async def _hear(self) -> None:
         """Wake who waits for what has been decided, here or in another process."""
@@ -326,6 +333,15 @@ class Desk:
     def _evident(self, step: Step) -> str:
         """Write a step as the evidence keeps it: who, when, why, by which policy; never anything that a rule finds."""
         return json.dumps({**asdict(step), "reason": self.plain(step.reason)}, ensure_ascii=False)
+
+
+def _ending(held: _Held, now: float) -> Ending | None:
+    """Say why something waits no longer, apart from a decision."""
+    if held.waiter.gone():
+        return Ending.GONE
+    if held.waiter.killed():
+        return Ending.KILLED
+    return Ending.TIME_UP if held.until <= now else None
 
 
 def as_json(item: Item, now: float) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class Holding:
                 return await self._refused(asked.item)
             if not asked.usable:
                 ended = await self._wait(exchange, asked.item, 0.0 if ask.at_once else step.seconds)
+                if ended is Ending.TIME_UP and (await self.desk.latest(asked.item)).state is not State.PENDING:
+                    ended = Ending.DECIDED  # in the last moment, or never: then it has expired
                 if ended is not Ending.DECIDED:
                     return await self._ended(ended, asked.item, ask)
             if Waiting(exchange).gone():
