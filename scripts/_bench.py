@@ -502,6 +502,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--permissions", action="store_true", help="measure what a decision costs (--permissions -h)")
     parser.add_argument("--streams", action="store_true", help="measure live masking instead (--streams -h)")
     parser.add_argument("--budgets", action="store_true", help="measure what a budget adds instead (--budgets -h)")
+    parser.add_argument("--approvals", action="store_true", help="measure held requests instead (--approvals -h)")
     parser.add_argument("--without-gate", action="store_true", help="measure stock and slim mitmproxy only")
     for name, kind in (("port", int), ("target", int), ("folder", str), ("path", str), ("size", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
@@ -530,6 +531,11 @@ def main() -> None:
         import _bench_budgets
 
         _bench_budgets.main([word for word in sys.argv[1:] if word != "--budgets"])
+        return
+    if "--approvals" in sys.argv[1:]:
+        import _bench_approvals
+
+        _bench_approvals.main([word for word in sys.argv[1:] if word != "--approvals"])
         return
     if "--streams" in sys.argv[1:]:
         import _bench_streams

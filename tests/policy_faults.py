@@ -15,8 +15,8 @@ DIALECTS = " or ".join(
 
 FAULTS: dict[str, list[str]] = {
     "action-later": [
-        "FILE:21: inspection.prompt.pii: found 'approve'; accepted: allow or flag or tokenise or redact or block (approve is not in this version)",
-        "FILE:22: inspection.response.pii: found 'approve'; accepted: allow or flag or redact or block (approve is not in this version)",
+        "FILE:22: inspection.response.pii: found 'approve'; accepted: allow or flag or redact or block, since only a request can wait for an approval",
+        "FILE:21: inspection.prompt.pii: found approve, and 0 entries for it; accepted: approve, with one entry under approvals that is called pii or names it under when.classes",
     ],
     "admin": [
         "FILE:7: identity[1].saml.certificate: found an unknown key; accepted: the keys metadata, issuer, entity_id, groups, subject, leeway",
@@ -32,6 +32,22 @@ FAULTS: dict[str, list[str]] = {
     "alias": [
         "FILE:5: connections[0].dialect: found an alias; accepted: the value, written out",
         "FILE:5: connections[0].dialect: found nothing; accepted: the name of a dialect",
+    ],
+    "approvals": [
+        "FILE:35: approvals.pending.per_caller: found 9; accepted: at most the 5 in all",
+        "FILE:27: approvals.pii.every_group: found 'maybe'; accepted: true or false",
+        "FILE:28: approvals.pii.decide_within: found '8d'; accepted: at most 7d",
+        "FILE:29: approvals.pii.reason: found 'always'; accepted: required or optional",
+        "FILE:30: approvals.pii.when.hours.outside: found '8-18'; accepted: hours in which nobody is asked, such as 08:00-18:00",
+        "FILE:30: approvals.pii.when.hours.days[0]: found 'monday'; accepted: mon or tue or wed or thu or fri or sat or sun",
+        "FILE:30: approvals.pii.when.hours.zone: found 'Mars/Olympus'; accepted: a time zone such as Europe/Berlin or UTC",
+        "FILE:34: approvals.idle.quorum: found 1; accepted: at least 2, one person for each group",
+        "FILE:25: approvals.pii.approvers[0]: found 'stewards'; accepted: a group with the name of its identity, such as \"corp:stewards\"",
+        "FILE:24: approvals.owners: found 'robot'; accepted: a subject with the name of its identity, such as \"corp:robot\"",
+        "FILE:15: roles.engineer.allow[0].approve: found 'nobody'; accepted: idle or pii",
+        "FILE:30: approvals.pii.when.classes[1]: found 'secrets'; accepted: a class whose action under inspection.prompt is approve",
+        "FILE:30: approvals.pii.when.rules[0]: found 'none.such'; accepted: the id of a rule that is loaded",
+        "FILE:32: approvals.idle: found no trigger; accepted: something that needs it: when, a class of its name, or an allow rule's approve",
     ],
     "body-limit": [
         "FILE:15: roles.engineer.allow[0].limits.max_output_tokens: found 0; accepted: a whole number of tokens above zero",
@@ -206,7 +222,7 @@ FAULTS: dict[str, list[str]] = {
         f"FILE:15: roles.engineer.allow[0].endpoints[1]: found 'messages'; accepted: {ENDPOINTS}",
     ],
     "unknown-key": [
-        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, proxy, connections, roles, bindings, budgets, prices, packs, dialects, inspection, tokens, limits, recording, state, admin",
+        "FILE:3: mdoe: found an unknown key; accepted: the keys version, mode, unlisted, identity, proxy, connections, roles, bindings, budgets, prices, packs, dialects, inspection, approvals, tokens, limits, recording, state, admin",
         "FILE:11: connections[0].serve.port: found an unknown key; accepted: the keys path",
     ],
     "unknown-role": [

@@ -56,6 +56,15 @@ async def test_an_intent_is_there_when_it_resolves(recorder: Recorder, path: Pat
     assert rows(path, "SELECT rule FROM finding") == [("secrets.aws-access-key",)]
 
 
+async def test_what_happens_outside_of_exchanges_is_kept_too(recorder: Recorder, path: Path) -> None:
+    await asyncio.gather(*[recorder.note("approval", f"step {number}") for number in range(300)])
+    kept = rows(path, "SELECT detail FROM event WHERE kind = 'approval'")
+    assert kept == [(f"step {number}",) for number in range(300)]
+    recorder.close()
+    with pytest.raises(RecordingError, match="closed"):
+        recorder.note("approval", "late")
+
+
 async def test_a_seal_completes_the_row(recorder: Recorder, path: Path) -> None:
     await recorder.intent(record(prompt_findings=(MASKED,)))
     found = Finding("pii.email", "pii", "stream:choices", 0, 9, Action.FLAG)

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tidegate import reloaded
+from tidegate.approving import plain
 from tidegate.budgeting import Budgeting
+from tidegate.desk import Desk
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
+from tidegate.holding import Holding
 from tidegate.identity.credential import Secret, resolve_all
 from tidegate.identity.own import OwnKeys
 from tidegate.identity.verifier import Verifier
@@ -42,6 +45,8 @@ class Gate:
         """Fetch the keys of the issuers, and start the local model. Raises ``PolicyError`` if it cannot be loaded."""
         await self.start_model()
         await self.addon.verifier.start()
+        if self.addon.holding is not None:
+            await self.addon.holding.desk.start()
 
     async def start_model(self) -> None:
         """Start the processes of the local model, if there is one. Raises ``PolicyError`` if it cannot be loaded."""
@@ -56,6 +61,8 @@ class Gate:
     async def close(self) -> None:
         """Stop fetching keys and the local model, and write what is still to be recorded."""
         self.addon.stop()
+        if self.addon.holding is not None:
+            await self.addon.holding.desk.close()
         if self.addon.ner is not None:
             await self.addon.ner.close()
         await self.addon.verifier.close()
@@ -194,6 +201,8 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
         gateway.close_state()
         recorder.close()
         raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
+    desk = Desk(gateway.ownership.control, recorder, plain=lambda text: plain(gateway.policy.engine, text))
+    gateway.holding = Holding(desk)
     gate = Gate(gateway, problems, SigningKeys(gateway.ownership.control))
     gateway.verifier = gate.verifier_for(policy)
     return gate

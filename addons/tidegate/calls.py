@@ -210,6 +210,7 @@ def _joined(grant: Grant, judged: Sequence[Judged], calls: Calls) -> Judged:
         findings=findings,
         media=_opened(one.media for one in judged),
         calls=calls,
+        approve=tuple(name for one in judged for name in one.approve),
     )
 
 

@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from tidegate import __version__, cli_proprietary
+from tidegate.cli_approvals import approvals
 from tidegate.cli_budgets import budgets
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
 from tidegate.cli_explain import explain
@@ -49,6 +50,7 @@ main.add_command(setup)
 main.add_command(rules)
 main.add_command(revoke)
 main.add_command(budgets)
+main.add_command(approvals)
 
 
 @main.command()

@@ -85,10 +85,12 @@ class _Sum:
     opened: bool = False
     attachments: list[bytes] = field(default_factory=list, repr=False)
     unowned: list[Stored] = field(default_factory=list)
+    approve: list[str] = field(default_factory=list)
 
     def take(self, judged: Judged, place: str = "", said: str = "") -> bool:
         """Add the judgement of a part; say whether it ends the whole. A finding does not: others are found too."""
         self.asked += [judged.asked] if judged.asked is not None else []
+        self.approve += judged.approve
         self.findings += [replace(each, where=_under(place, each.where)) for each in judged.findings]
         if judged.media is not None:
             self.opened = True
@@ -270,6 +272,7 @@ def _took(total: _Sum, judged: Judged | Unopened | Unowned, unit: Unit | None = 
 def _summed(body: reading.Body, outer: Judged, total: _Sum, written: Sequence[tuple[Unit, object]]) -> Judged:
     opened = Opened(unread=tuple(total.unread)) if total.opened else None
     judged = Judged(outer.grant, total.stage, total.denial, _asked(total.asked), b"", tuple(total.findings), opened)
+    judged = replace(judged, approve=tuple(total.approve))
     if total.denial is not None and total.denial.reason is not Reason.FINDING:
         return judged
     masked = strict_json(outer.body)

@@ -1,13 +1,14 @@
 """The order of an exchange, as a pure state machine: events in, actions out. No I/O, no clock, no await.
 
     HEAD ──▶ CALLER ──▶ BODY ──▶ BUDGET ──▶ INTENT ──▶ SENT ──▶ STREAM ──▶ OVER
-      │        │         │└▶ NER ─▶┘│          │        ├─────▶ WHOLE ──▶ OVER
-      │        │         │    │     │          │        │        └▶ CLAIM ─▶┤
+      │        │         │├▶ NER ─▶┤│          │        ├─────▶ WHOLE ──▶ OVER
+      │        │         │└▶ HOLD ▶┘│          │        │        └▶ CLAIM ─▶┤
       │        │         │    │     │          │        └─────▶ SOCKET ─▶ OVER
       ├▶ PASSING (unlisted: pass)   │          │
       └────────┴─────────┴────┴─────┴──────────┴── every refusal ───────▶ OVER
 
-``BUDGET`` is for requests whose rules have budgets; all others go from ``BODY`` or ``NER`` to ``INTENT``.
+``HOLD`` is for requests that people have to approve, after ``NER`` if that is asked too; ``BUDGET`` is for those whose
+rules have budgets. All others go straight on to ``INTENT``.
 
 Each stage takes the product of the one before it (``Route -> Caller -> Grant -> Verdict -> Clearance``), so an
 uninspected request has nothing to carry a credential. An event that does not belong to the stage is a bug and raises
@@ -24,7 +25,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from tidegate import asking, calls, grpc_calls, headers, sockets, spending
+from tidegate import approving, asking, calls, grpc_calls, headers, sockets, spending
+from tidegate.approvals.holding import hold_for
+from tidegate.approvals.spec import Ask
 from tidegate.claiming import LOST, Claims, Looked
 from tidegate.composing import judge_body
 from tidegate.dialects import body as bodies
@@ -98,12 +101,14 @@ from tidegate.steps import (
     Claim,
     Claimed,
     ClientSaid,
+    Decided,
     Emit,
     Event,
     Extract,
     Forward,
     HeadArrived,
     HeldTooLong,
+    Hold,
     Identify,
     IntentKept,
     KeepIntent,
@@ -137,7 +142,7 @@ from tidegate.streams.unpacking import Unpacker, can_undo
 
 JSON = "application/json"
 
-Lookable = BodyArrived | MoreSaid | ModelSaid | AnswerWhole
+Lookable = BodyArrived | MoreSaid | ModelSaid | Decided | AnswerWhole
 """Events that bring much to look at."""
 type Sessions = Callable[[Who, TokenLimits], Session]
 """Gives a caller's session of tokens, as it is at this time."""
@@ -175,6 +180,10 @@ class Crossing:
         self.call: grpc_calls.Call | None = None
         self.heard = 0
         self.meter: Meter | None = None
+        self.ask: Ask | None = None
+        self.approval = ""
+        self.received: BodyArrived | None = None
+        self._told: ModelSaid | None = None
         self._stream: StreamedAnswer | OpaqueAnswer | GrpcAnswer | None = None
         self._packed: Unpacker | None = None
         self._encodings: list[str] = []
@@ -223,6 +232,8 @@ class Crossing:
             return replace(event, looked=self._with_told(event))
         if isinstance(event, MoreSaid):
             return replace(event, looked=self._judge_more(event))
+        if isinstance(event, Decided):
+            return replace(event, looked=self._as_approved())
         return replace(event, looked=self._masked(event))
 
     # request ─────────────────────────────────────────────────────────────────
@@ -299,6 +310,8 @@ class Crossing:
         if isinstance(judged, Unowned):
             return LookUp(judged.stored)
         assert isinstance(judged, Judged)
+        if self.policy.approvals is not None:
+            self.received = event
         self._calls, self.route = judged.calls, judged.grant.route
         if event.owners is not None and judged.stage != "owner":
             self._decide("owner", "allow", f"stored things named: {len(event.owners.own)}")
@@ -331,7 +344,7 @@ class Crossing:
         assert self.policy.ner is not None
         assert self._unread is not None
         looked = event.looked or self._with_told(event)
-        (_, judged, texts), self._unread = self._unread, None
+        (_, judged, texts), self._unread, self._told = self._unread, None, event
         unread = event.unread
         if looked is not None:
             assert isinstance(looked, tuple)
@@ -377,6 +390,75 @@ class Crossing:
         self.heard = grpc.count(judged.body) if self.call is not None else 0
         self.verdict = Verdict(judged.grant, judged.asked, judged.body, judged.findings)
         self._decide("inspect", worst(judged.findings))
+        if self.policy.approvals is not None and (held := self._hold(judged)) is not None:
+            return held
+        self.received = None
+        return self._pay(self.verdict)
+
+    def _hold(self, judged: Judged) -> Step | None:
+        """Ask people, where the policy wants it; ``None``: it does not."""
+        assert self.caller is not None
+        assert self.head is not None
+        assert self.received is not None
+        endpoint = self._endpoint()
+        if endpoint.socket is not None and not endpoint.asked.query:
+            return None  # each message is asked about, with the model that it names
+        needs = approving.needs(self.policy, endpoint, judged, len(self.received.data), self._now)
+        if approving.is_unshowable(judged):
+            return self._refuse("hold", approving.PATH)
+        if not needs:
+            return None
+        if endpoint.socket is not None or (self.call is not None and self.call.live):
+            return self._refuse("hold", approving.IMPOSSIBLE)
+        ask = approving.make(self.policy, self.caller, self.head, judged, needs, data=self.received.data)
+        if isinstance(ask, Denial):
+            return self._refuse("hold", ask)
+        self.ask = ask
+        self.stage = Stage.HOLD
+        return Hold(ask, hold_for(self.head.headers, ask.decide_within))
+
+    def shown(self) -> bytes | None:
+        """Return the body as an approver may see it; ``None`` where something in it cannot be masked.
+
+        Changes nothing here, so a thread may do it.
+        """
+        judged = self._rejudged(approving.for_people(self.policy))
+        if judged.denial is not None:
+            return None
+        if self.call is None or self.grant is None:
+            return judged.body
+        return b"\n".join(grpc_calls.as_json(self.call, judged.body, self.grant.request_bytes))
+
+    def _as_approved(self) -> Judged:
+        return self._rejudged(approving.as_approved(self.policy))
+
+    def _rejudged(self, policy: Policy) -> Judged:
+        """Judge the held request by another policy, with what the model said of it."""
+        assert self.received is not None
+        if self._told is not None and self._told.spans:
+            policy, _ = asking.with_told(policy, self._told.spans)
+        judged = self._judge(self.received, policy)
+        assert isinstance(judged, Judged), "a body that was judged can be judged"
+        return judged
+
+    def _decided(self, event: Decided) -> Step:
+        """Go on with what people have decided on."""
+        assert self.ask is not None
+        assert self.verdict is not None
+        self.approval = event.approval
+        expires = self.verdict.grant.caller.expires
+        if event.denial is not None:
+            return self._refuse("hold", event.denial, detail=event.approval)
+        if expires is not None and event.now >= expires:
+            return self._refuse("hold", claims.refused(Reason.TOKEN_EXPIRED), detail=event.approval)
+        sent = event.looked or self._as_approved()
+        assert isinstance(sent, Judged)
+        if sent.denial is not None:
+            return self._refuse(sent.stage, sent.denial, detail=event.approval)
+        self.verdict = replace(self.verdict, body=sent.body)
+        self._written_type = sent.content_type
+        self._decide("hold", Action.APPROVE, f"{event.approval} {event.detail}")
+        self.received = None
         return self._pay(self.verdict)
 
     def _pay(self, verdict: Verdict) -> Step:
@@ -548,6 +630,7 @@ class Crossing:
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
         assert isinstance(judged, Judged)
+        judged = approving.unheld(self.policy, self._endpoint(), judged, len(event.data), event.now)
         least = self.scanned
         self._scan(judged)
         self.scanned = least if least is Scanned.PARTLY else self.scanned
@@ -1014,6 +1097,7 @@ _ORDER: Mapping[tuple[Stage, type], Callable[[Crossing, Any], Step]] = cast(
         (Stage.BODY, BodyArrived): Crossing._body,
         (Stage.NER, ModelSaid): Crossing._model_said,
         (Stage.BUDGET, Spent): Crossing._spent,
+        (Stage.HOLD, Decided): Crossing._decided,
         (Stage.INTENT, IntentKept): Crossing._intent,
         (Stage.SENT, AnswerBegan): Crossing._answer,
         (Stage.SENT, MoreSaid): Crossing._more,

@@ -13,6 +13,9 @@ STOPPING = Denial(Reason.STOPPING, 503, "The gateway was stopped before this exc
 NO_CREDENTIAL = Denial(
     Reason.CREDENTIAL_UNAVAILABLE, 503, "The gateway has no credential for this model provider right now."
 )
+NO_LONGER_KNOWN = Denial(
+    Reason.NOT_GRANTED, 403, "The policy changed while this request waited, and it no longer knows who you are."
+)
 
 _LIMITS = {
     Reason.ANSWER_TOO_LARGE: "The answer is larger than this connection allows.",

@@ -16,17 +16,18 @@ from typing import Any
 from mitmproxy import http
 
 from tidegate import edits, spending
+from tidegate.approving import HOW
 from tidegate.crossing import Crossing
 from tidegate.dialects.errors import render, status
 from tidegate.evidence.records import ExchangeRecord
 from tidegate.identity.credential import Secret
 from tidegate.judging import readings
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import AnswerLimits, Clearance
+from tidegate.model import AnswerLimits, Caller, Clearance, Decision, Head
 from tidegate.policy.policy import Keep, Policy
 from tidegate.replay.flows import EXCHANGE, masked, safe_state
 from tidegate.state.budgets import Held
-from tidegate.steps import Stage
+from tidegate.steps import BodyArrived, Stage
 
 ECHO = b"[REDACTED:credential]"
 
@@ -96,6 +97,17 @@ class Exchange:
         clear = self.crossing.stage is Stage.SENT
         return clear and self.flow.request.headers.get("upgrade", "").lower() == "websocket"
 
+    def again(self, policy: Policy) -> tuple[Head, Caller, BodyArrived]:
+        """Begin anew under another policy; return what arrived, and whose it is. What was decided is remembered."""
+        old = self.crossing
+        held = old.received
+        assert old.head is not None
+        assert old.caller is not None
+        assert held is not None
+        self.crossing = Crossing(policy, self.id)
+        self.crossing.decisions = [*old.decisions, Decision("hold", "again", None, "the policy has changed")]
+        return old.head, old.caller, BodyArrived(held.data)
+
     # what may leave ──────────────────────────────────────────────────────────
 
     def clear(self, clearance: Clearance | None = None) -> None:
@@ -136,6 +148,8 @@ class Exchange:
         self.crossing.status = status(shape, denial, calls)
         sent = 200 if shape.grpc else self.crossing.status
         fields, body = render(shape, denial, self.id, calls)
+        if self.crossing.approval:
+            fields = (*fields, (HOW, self.crossing.approval))
         told = () if shape.grpc else self.rate_fields
         response = edits.refusal(sent, (*fields, *told), body)
         if self.last and not (self.flow.request.is_http2 or self.flow.request.is_http3):
@@ -289,7 +303,8 @@ class Exchange:
         """Return the flow as the recording keeps it: what was sent and what was emitted, both masked."""
         crossing = self.crossing
         keep = Keep.NONE if crossing.passing else crossing.policy.recording.keep  # what nobody inspected is not kept
-        if crossing.call is not None and crossing.call.live and crossing.verdict is not None:
+        live = crossing.call is not None and crossing.call.live
+        if (live or crossing.ask is not None) and crossing.verdict is not None:  # what was approved is not kept
             self.flow.request.data.content = crossing.masked_body
         if crossing.streamed and self.flow.response is not None:
             self.flow.response.data.content = b"".join(self.kept)

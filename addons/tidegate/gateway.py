@@ -27,7 +27,16 @@ from tidegate.budgeting import Budgeting
 from tidegate.call_relay import Spoken
 from tidegate.claiming import LOST
 from tidegate.crossing import Lookable
-from tidegate.endings import BUG, CLIENT_GONE, NO_CREDENTIAL, NOT_HTTP, STOPPING, UPSTREAM_FAILED, limit
+from tidegate.endings import (
+    BUG,
+    CLIENT_GONE,
+    NO_CREDENTIAL,
+    NO_LONGER_KNOWN,
+    NOT_HTTP,
+    STOPPING,
+    UPSTREAM_FAILED,
+    limit,
+)
 from tidegate.entrance import by_token
 from tidegate.evidence.records import ExchangeRecord, RecordingError
 from tidegate.evidence.store import Recorder
@@ -35,6 +44,7 @@ from tidegate.exchange import Exchange
 from tidegate.extracting import Extractor
 from tidegate.fence import BROKEN, Fence
 from tidegate.guard import guarded
+from tidegate.holding import Holding
 from tidegate.identity.credential import Secret
 from tidegate.identity.verifier import Verifier
 from tidegate.inspection.ner.pool import Pool
@@ -87,6 +97,7 @@ class Gateway(Fence):
         self.counting: Callable[[ExchangeRecord], None] | None = None
         self.revocations: Revocations | None = None
         self.budgeting: Budgeting | None = None
+        self.holding: Holding | None = None
         self.sockets: dict[str, LiveSocket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(THREADS, "tidegate-inspection")
@@ -243,10 +254,50 @@ class Gateway(Fence):
             return self._ask_model(exchange, step)
         if isinstance(step, steps.Spend):
             return self._spend(exchange, step)
+        if isinstance(step, steps.Hold):
+            return self._ask_people(exchange, step)
         if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
             return self._keep_intent(exchange)
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
         return None
+
+    async def _ask_people(self, exchange: Exchange, hold: steps.Hold) -> None:
+        """Have a request wait for people; go on with what they say, or judge it anew by a policy that is new."""
+        assert self.holding is not None
+        crossing, loop = exchange.crossing, asyncio.get_running_loop()
+        large = exchange.request_bytes > THREAD_BYTES
+        shown = await loop.run_in_executor(self._threads, crossing.shown) if large else crossing.shown()
+        said = await self.holding.held(exchange, hold, lambda: self.policy, shown)
+        if crossing.stage is not Stage.HOLD:  # it was stopped meanwhile
+            exchange.refuse()
+            return
+        if said is None:
+            await self._begin_again(exchange)
+            return
+        if large and isinstance(said, steps.Decided) and said.denial is None:
+            step = await self._aside(exchange, said)
+        else:
+            step = crossing.receive(said)
+        waiting = self._judged(exchange, step)
+        if waiting is not None:
+            await waiting
+
+    async def _begin_again(self, exchange: Exchange) -> None:
+        """Judge a held request by the policy now in force, from its head on."""
+        head, caller, event = exchange.again(self.policy)
+        crossing = exchange.crossing
+        crossing.sessions, exchange.credentials = self._sessions, self.credentials
+        known = {each.name for each in self.policy.identities or ()}
+        if caller.identity not in known:
+            step: steps.Step = crossing.receive(steps.Stopped(NO_LONGER_KNOWN))
+        else:
+            step = crossing.receive(steps.HeadArrived(head, caller, now=time.time()))
+        if not isinstance(step, steps.ReadBody):
+            exchange.refuse()
+            return
+        waiting = self._judge(exchange, event)
+        if waiting is not None:
+            await waiting
 
     async def _ask_model(self, exchange: Exchange, ask: steps.AskModel) -> None:
         """Judge a request once the local model has read it, or not in time."""

@@ -224,6 +224,7 @@ def _joined(total: Judged | None, one: Judged, place: str) -> Judged:
         body=total.body + one.body,
         findings=total.findings + one.findings,
         media=one.media if one.media is not None and one.media.unread else total.media,
+        approve=total.approve + one.approve,
     )
 
 

@@ -68,6 +68,8 @@ class Judged:
     content_type: str | None = None
     """That of ``body``, where it is another than the client's."""
     calls: Calls = NO_CALLS
+    approve: tuple[str, ...] = ()
+    """The approvals that the allow rules ask for which cover it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,8 @@ def inspect(  # noqa: PLR0913 - each is another part of what is judged
     )
     if isinstance(found, Denial):
         return Judged(grant, "inspect", found, what)
-    return Judged(grant, "inspect", blocked(found.findings), what, found.body, found.findings)
+    approve = tuple([rule.approve for rule in grant.allows if rule.approve is not None])
+    return Judged(grant, "inspect", blocked(found.findings), what, found.body, found.findings, approve=approve)
 
 
 def again(policy: Policy, judged: Judged, before: tuple[Finding, ...]) -> Judged:

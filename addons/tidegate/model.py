@@ -21,12 +21,13 @@ class Action(enum.StrEnum):
     FLAG = "flag"
     TOKENISE = "tokenise"
     REDACT = "redact"
+    APPROVE = "approve"
     BLOCK = "block"
 
 
 MASKING = (Action.TOKENISE, Action.REDACT)
-ACTING = (*MASKING, Action.BLOCK)
-"""The actions that take a finding out of the text."""
+ACTING = (*MASKING, Action.APPROVE, Action.BLOCK)
+"""The actions that take a finding out of the text; ``approve`` does until somebody has approved."""
 
 
 class Direction(enum.StrEnum):
@@ -137,6 +138,13 @@ class Reason(enum.StrEnum):
     MODALITY_DENIED = "modality_denied"
     CHOICES_LIMIT = "choices_limit"
     NOT_OWNER = "not_owner"
+    APPROVAL_PENDING = "approval_pending"
+    APPROVAL_DENIED = "approval_denied"
+    APPROVAL_EXPIRED = "approval_expired"
+    APPROVAL_USED = "approval_used"
+    APPROVAL_REASON = "approval_reason"
+    APPROVAL_LIMIT = "approval_limit"
+    APPROVAL_IMPOSSIBLE = "approval_impossible"
     # how much of it
     RATE_LIMITED = "rate_limited"
     BUDGET_EXHAUSTED = "budget_exhausted"
@@ -447,6 +455,7 @@ class AllowRule:
     is the rule's key path in the policy. ``head``, ``models``, ``stream`` and ``modalities`` say which requests the
     rule covers; the rest are limits of those.
     ``budgets`` are those that pay for what it allows.
+    ``approve`` names the approval without which it allows nothing.
     """
 
     role: str
@@ -461,6 +470,7 @@ class AllowRule:
     called: tuple[str, ...] | None = None
     choices: int | None = None
     budgets: tuple[str, ...] = ()
+    approve: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

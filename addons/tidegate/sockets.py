@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
+from tidegate.approving import unheld
 from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.errors import render_close, render_message
 from tidegate.dialects.spec import Dialect, Endpoint, JsonObject, Mark
@@ -315,6 +316,7 @@ class Socket:
         if isinstance(judged, Unopened):
             return Extract(judged.attachments)
         assert isinstance(judged, Judged)  # stored things may not be named here, so nobody is asked whose they are
+        judged = unheld(self._policy, self._endpoint, judged, len(said.data), said.now)
         place = f"message {self._heard}"
         self._scan(judged)
         room = max(0, FINDINGS - len(self.prompt_findings))

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidegate.approvals.spec import Ask
 from tidegate.identity.proof import ALONE, Shown
 from tidegate.inspection.attachments import Extraction
 from tidegate.inspection.ner.spec import Ner, NerSpan, Unread
@@ -21,6 +22,7 @@ class Stage(enum.Enum):
     BODY = enum.auto()
     NER = enum.auto()
     BUDGET = enum.auto()
+    HOLD = enum.auto()
     INTENT = enum.auto()
     SENT = enum.auto()
     STREAM = enum.auto()
@@ -106,6 +108,21 @@ class Spent:
     """What a request costs was taken out of its budgets, unless there is a ``denial``."""
 
     denial: Denial | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What came of a ``Hold``: somebody has approved this very request, once and for all, or not (``denial``).
+
+    ``approval`` is the id of the item, ``""`` where none was made; ``detail`` says what was approved, never by what
+    words. ``now`` is a Unix time. ``looked``: what ``Crossing.look`` made of it already.
+    """
+
+    denial: Denial | None
+    approval: str
+    now: float
+    detail: str = ""
+    looked: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +230,7 @@ Event = (
     | MoreSaid
     | ModelSaid
     | Spent
+    | Decided
     | IntentKept
     | AnswerBegan
     | AnswerChunk
@@ -296,6 +314,14 @@ class Spend:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Wait until people have approved the request, ``seconds`` at most; then say ``Decided``."""
+
+    ask: Ask
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class KeepIntent:
     """Record that this exchange is about to be sent; come back with ``IntentKept``."""
 
@@ -373,6 +399,7 @@ Step = (
     | Claim
     | AskModel
     | Spend
+    | Hold
     | KeepIntent
     | Send
     | Stream

@@ -76,6 +76,15 @@ class Intent:
     done: asyncio.Future[None]
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that happened outside of any exchange, and who waits for its row."""
+
+    kind: str
+    detail: str
+    done: asyncio.Future[None]
+
+
 class Recorder:
     """Writes exchanges into one SQLite file. Methods are called from one thread, the event loop's.
 
@@ -94,7 +103,7 @@ class Recorder:
         self.encode = encode
         self.failed = ""
         self._items, self._bytes = capacity
-        self._inbox: queue.SimpleQueue[Intent | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Intent | Note | None] = queue.SimpleQueue()
         self._sealed: collections.deque[Sealed] = collections.deque()
         self._weighed_in = self._weighed_out = 0
         self._lost = [0, 0]  # refused in the loop's thread, lost in the writer's: each written by one thread only
@@ -155,6 +164,16 @@ class Recorder:
             raise RecordingError(f"{self.path}: too many records are waiting to be written")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._inbox.put(Intent(record, done))
+        return done
+
+    def note(self, kind: str, detail: str) -> asyncio.Future[None]:
+        """Record an event that belongs to no exchange, such as an approval; awaited and raises as ``intent``."""
+        if self.failed or self._closing or self._thread is None:
+            raise RecordingError(f"{self.path}: {self.failed or 'the recording is closed'}")
+        if self._inbox.qsize() >= self._items:
+            raise RecordingError(f"{self.path}: too many records are waiting to be written")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.put(Note(kind, detail, done))
         return done
 
     def seal(self, record: ExchangeRecord, state: dict[str, Any] | None) -> None:
@@ -221,7 +240,7 @@ class Recorder:
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
 
-    def _wait(self) -> list[Intent]:
+    def _wait(self) -> list[Intent | Note]:
         """Wait for an intent, or until the seals that are there have waited long enough."""
         while not self._closing:
             left = self._due - time.monotonic() if self._sealed else None
@@ -237,21 +256,23 @@ class Recorder:
                 break
         return []
 
-    def _turn(self, intents: list[Intent]) -> None:
+    def _turn(self, waiting: list[Intent | Note]) -> None:
         """Commit the intents that are waiting, and with them the seals that are due: at most ``BATCH`` of each kind."""
         with contextlib.suppress(queue.Empty):
-            while len(intents) < BATCH:
+            while len(waiting) < BATCH:
                 following = self._inbox.get_nowait()
                 if following is not None:
-                    intents.append(following)
+                    waiting.append(following)
+        intents = [each for each in waiting if isinstance(each, Intent)]
+        notes = [each for each in waiting if isinstance(each, Note)]
         sealed: list[Sealed] = []
         if not intents or len(self._sealed) >= BATCH or time.monotonic() >= self._due:
             self._awake = False  # before the deque is read: a seal that comes later wakes us again
             sealed = [self._sealed.popleft() for _ in range(min(len(self._sealed), BATCH))]
         told = [self._told.popleft() for _ in range(len(self._told))]
-        if intents or sealed or told:
+        if waiting or sealed or told:
             before = self._reported
-            if not self._write(intents, sealed, (*self._gaps(), *told)):
+            if not self._write(intents, sealed, (*self._gaps(), *told), notes):
                 self._told.extendleft(reversed(told))
                 self._reported = before  # the row that tells of losses was lost with the others
 
@@ -265,7 +286,11 @@ class Recorder:
         return (("gap", f"{lost} dropped, {bare} without bodies"),)
 
     def _write(
-        self, intents: Sequence[Intent], sealed: Sequence[Sealed], events: Sequence[tuple[str, str]] = ()
+        self,
+        intents: Sequence[Intent],
+        sealed: Sequence[Sealed],
+        events: Sequence[tuple[str, str]] = (),
+        notes: Sequence[Note] = (),
     ) -> bool:
         """Commit a batch and tell who waits; say whether it is kept. The first fault that does not pass is final."""
         fault: RecordingError | None = None
@@ -273,7 +298,8 @@ class Recorder:
             if self.failed:
                 raise RecordingError(f"{self.path}: {self.failed}")
             states = [self._state(each) for each in sealed]
-            self._commit(intents, sealed, [each for each in states if each is not None], events)
+            said = [*events, *((each.kind, each.detail) for each in notes)]
+            self._commit(intents, sealed, [each for each in states if each is not None], said)
         except RecordingError as error:
             fault = error
         except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it was
@@ -283,7 +309,7 @@ class Recorder:
         else:
             self._lost[1] += len(sealed) if fault is not None else 0
             self._weighed_out += sum(each.weight for each in sealed)
-        _settle(intents, fault)
+        _settle([*intents, *notes], fault)
         if fault is not None and not self.failed and not self._closing:
             time.sleep(LINGER)
             self._inbox.put(None)
@@ -357,9 +383,9 @@ def _many(statement: str, rows: int) -> str:
     return f"{head}VALUES {', '.join([f'({row})'] * rows)}{tail}"
 
 
-def _settle(intents: Sequence[Intent], fault: RecordingError | None) -> None:
+def _settle(intents: Sequence[Intent | Note], fault: RecordingError | None) -> None:
     """Tell who waits, each in its own event loop; a loop that is gone waits for nothing."""
-    loops: dict[asyncio.AbstractEventLoop, list[Intent]] = {}
+    loops: dict[asyncio.AbstractEventLoop, list[Intent | Note]] = {}
     for each in intents:
         loops.setdefault(each.done.get_loop(), []).append(each)
     for loop, those in loops.items():
@@ -367,7 +393,7 @@ def _settle(intents: Sequence[Intent], fault: RecordingError | None) -> None:
             loop.call_soon_threadsafe(_resolve, those, fault)
 
 
-def _resolve(intents: Sequence[Intent], fault: RecordingError | None) -> None:
+def _resolve(intents: Sequence[Intent | Note], fault: RecordingError | None) -> None:
     for each in intents:
         if each.done.done():
             continue  # cancelled: the exchange is over

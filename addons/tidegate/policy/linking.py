@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tidegate.model import ACTING, Action, Connection, Direction, Mode, OnUnknown
+from tidegate.policy.approvals import link_approvals
 from tidegate.policy.budgets import check_attached
 from tidegate.policy.policy import Permissions, Place, Unlisted
 from tidegate.policy.reader import Reader
@@ -17,6 +18,7 @@ from tidegate.policy.source import Node
 from tidegate.policy.upstreams import ConnectionDoc, LimitsDoc, merge
 
 if TYPE_CHECKING:
+    from tidegate.approvals.spec import Approvals
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.rules import Rule
 
@@ -36,6 +38,7 @@ class Linked:
     decisions: Mapping[Direction, Mapping[str, Action]]
     warnings: tuple[str, ...]
     inspections: Inspections | None
+    approvals: Approvals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,17 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
     attached = [each for role in document.roles.values() for rule in role.allow for each in rule.budgets]
     unused = check_attached(reader, document.budgets, attached)
     actions = _actions(reader, document, parts)
+    wanted = {
+        "classes": [cls for (cls, way), act in actions.items() if way is Direction.PROMPT and act is Action.APPROVE],
+        "rules": [rule.id for rule in rules],
+    }
+    approvals = link_approvals(reader, document, wanted, whole=parts.whole)
+    masked = {cls for each in approvals.redacted for cls in each.when.classes}
+
     scored = frozenset(rule.cls for rule in rules) - {rule.cls for rule in rules if rule.score is None}
 
     def decide(some: Mapping[tuple[str, Direction], Action]) -> Mapping[Direction, Mapping[str, Action]]:
-        return {each: _decisions(document.mode, some, rules, each) for each in Direction}
+        return {each: _decisions(document.mode, some, rules, each, masked) for each in Direction}
 
     return Linked(
         connections=connections,
@@ -72,6 +82,7 @@ def link(reader: Reader, document: Document, parts: Parts) -> Linked:
             *_shared(document, connections, permissions, dialects),
         ),
         inspections=linked(reader, document, actions, decide, scored),
+        approvals=approvals.made if document.mode is Mode.ENFORCE else None,
     )
 
 
@@ -190,7 +201,7 @@ class _Roles:
         A token limit means nothing where the dialect counts no tokens. A condition on models means nothing where no
         request can name one: a list of models has no body to name it in, a form has no field for it, bodies inside of a
         body are asked one by one, and what is called by a message has no model unless the dialect says where. With any
-        other body, an unknown model stays unknown.
+        other body, an unknown model stays unknown. Nor does the approval of such a rule, which is one of its models.
         """
         endpoint = self.dialects[self.connections[at[0]].dialect].endpoints[at[1]]
         plain = endpoint.body and bool(endpoint.paths) and endpoint.made_of.may_name_model
@@ -307,14 +318,23 @@ def _thresholds(reader: Reader, document: Document, parts: Parts) -> None:
 
 
 def _decisions(
-    mode: Mode, actions: Mapping[tuple[str, Direction], Action], rules: Sequence[Rule], direction: Direction
+    mode: Mode,
+    actions: Mapping[tuple[str, Direction], Action],
+    rules: Sequence[Rule],
+    direction: Direction,
+    masked: Collection[str],
 ) -> dict[str, Action]:
-    """Give each rule its action; a rule or policy that observes turns what would act into a flag."""
+    """Give each rule its action; a rule or policy that observes turns what would act into a flag.
+
+    ``masked`` are classes that need approval, and are sent masked even so.
+    """
     found: dict[str, Action] = {}
     for rule in rules:
         action = actions.get((rule.cls, direction), Action.BLOCK)
         if rule.score is not None and action in (Action.TOKENISE, Action.REDACT):
             action = Action.FLAG  # other rules of its class can be masked, a score cannot
+        if action is Action.APPROVE and rule.cls in masked and rule.score is None:
+            action = Action.REDACT
         acts = action in ACTING
         found[rule.id] = Action.FLAG if acts and (rule.observe or mode is Mode.OBSERVE) else action
     return found

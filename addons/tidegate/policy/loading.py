@@ -119,6 +119,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         ),
         ner=ner.wanted(linked.actions if linked.inspections is None else linked.inspections.widest()),
         descriptors=described.sets,
+        approvals=linked.approvals,
         tokens=document.tokens if Action.TOKENISE in linked.decisions[Direction.PROMPT].values() else None,
         inspections=linked.inspections,
         budgets=document.budgets.budgets,
@@ -163,6 +164,24 @@ def state_of(path: Path) -> tuple[Path, tuple[Identity, ...] | None]:
     if faults or reader.faults:
         raise PolicyError((*reader.faults, *faults))
     return Path(state.path), document.identities.all
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """What of a policy matters to people who decide: who they can be, and where approvals are kept."""
+
+    identities: tuple[Identity, ...] | None
+    state: State
+
+
+def people_of(path: Path) -> People:
+    """Return who may decide and where, without loading the policy's packs. Raises ``PolicyError``."""
+    reader = Reader(str(path))
+    _, document, faults = _document(path, reader)
+    state, identities = _state(reader, document, path.parent), _identities(reader, document, path.parent)
+    if faults or reader.faults:
+        raise PolicyError((*reader.faults, *faults))
+    return People(identities, state)
 
 
 def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:

@@ -11,6 +11,7 @@ from tidegate.identity.rulesets import RuleSet, joined
 from tidegate.model import ACTING, Action, AllowRule, Caller, Connection, DenyRule, Direction, Fault, Mode, Origin
 
 if TYPE_CHECKING:
+    from tidegate.approvals.spec import Approvals
     from tidegate.dialects.protobuf import Descriptors
     from tidegate.dialects.spec import Dialect
     from tidegate.inspection.engine import Engine
@@ -327,6 +328,7 @@ class Policy:
     the policy has none or wants nothing of it. ``tokens`` says how tokens are kept and restored, ``None`` where nothing
     is tokenised. ``inspections`` are actions of roles of their own, ``None`` where no role has any.
     is tokenised. ``budgets`` are those that rules name; with them, or with ``prices``, the tokens of answers are read.
+    is tokenised. ``approvals`` says who approves what, ``None`` where nothing needs it.
     """
 
     file: str
@@ -352,6 +354,7 @@ class Policy:
     inspections: Inspections | None = field(default=None, repr=False)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     prices: Prices | None = None
+    approvals: Approvals | None = None
     _deciding: dict[Direction, Callable[[Rule], Action]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )

@@ -147,6 +147,7 @@ def _allow(role: str, rule: AllowDoc, endpoint: Endpoint, names: bool, counts: b
         rule.more.called,
         rule.more.choices if chooses else None,
         tuple(str(each.value) for each in rule.budgets),
+        str(rule.approve.value) if rule.approve is not None and (names or rule.models is None) else None,
     )
 
 

@@ -12,6 +12,7 @@ from tidegate.inspection.tokens import TokenLimits
 from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.admin import ADMIN_SECTIONS, read_admin
+from tidegate.policy.approvals import APPROVAL_SECTIONS, ApprovalsDoc, read_approvals
 from tidegate.policy.budgets import BUDGET_SECTIONS, BudgetsDoc, read_budgets
 from tidegate.policy.conditions import (
     CONDITION_SECTIONS,
@@ -59,6 +60,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "packs",
         "dialects",
         "inspection",
+        "approvals",
         "tokens",
         "limits",
         "recording",
@@ -82,6 +84,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "strength",
         "max_age",
         "limits",
+        "approve",
         "mode",
     ),
     "roles.NAME.allow[].limits": ("max_output_tokens", "body", "tools", "called", "choices", "budgets"),
@@ -104,6 +107,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "inspection": ("prompt", "response", "hosts", "thresholds", "encoded_runs", "proprietary", "allow", "ner"),
     **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
+    **APPROVAL_SECTIONS,
     **TOKEN_SECTIONS,
     "recording": ("mode", "keep", "path"),
     "state": ("path", "retain"),
@@ -112,9 +116,10 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 
 ACTIONS: Mapping[Direction, tuple[Action, ...]] = {
     Direction.PROMPT: tuple(Action),
-    Direction.RESPONSE: tuple(each for each in Action if each is not Action.TOKENISE),
+    Direction.RESPONSE: tuple(each for each in Action if each not in (Action.TOKENISE, Action.APPROVE)),
 }
-"""What may be done with findings. A token is given back to who said its value: no answer holds anything to tokenise."""
+"""What may be done with findings. A token is given back to who said its value: no answer holds anything to tokenise.
+Nor is there a request that could wait for somebody's approval of an answer."""
 
 PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
@@ -140,6 +145,7 @@ class AllowDoc:
     body_node: Node | None
     more: AllowMore
     budgets: tuple[Node, ...] = ()
+    approve: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +205,7 @@ class Document:
     detectors: tuple[DetectorDoc, ...]
     allow_files: tuple[AllowFileDoc, ...]
     ner: NerDoc | None
+    approvals: ApprovalsDoc
     tokens: TokenLimits
     limits: LimitsDoc
     recording_mode: RecordingMode
@@ -252,6 +259,7 @@ def read(reader: Reader, root: Node) -> Document:
         detectors=read_detectors(reader, below.get("proprietary")),
         allow_files=read_allow_files(reader, below.get("allow")),
         ner=read_ner(reader, below.get("ner")),
+        approvals=read_approvals(reader, top.get("approvals")),
         tokens=read_tokens(reader, top.get("tokens")),
         limits=read_limits(reader, top.get("limits")),
         recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
@@ -298,6 +306,7 @@ def _allow(reader: Reader, node: Node) -> AllowDoc:
         body_node=limits.get("body"),
         more=read_allow_more(reader, section, limits),
         budgets=reader.texts(limits.get("budgets"), "a list of budgets"),
+        approve=section.get("approve"),
     )
 
 
@@ -369,6 +378,9 @@ def _action(reader: Reader, node: Node, direction: Direction) -> Action:
     known = ACTIONS[direction]
     if node.value in known:
         return Action(str(node.value))
-    notes = {"approve": " (approve is not in this version)", "tokenise": ", since only prompts can be tokenised"}
+    notes = {
+        "approve": ", since only a request can wait for an approval",
+        "tokenise": ", since only prompts can be tokenised",
+    }
     reader.fault(node, " or ".join(known) + notes.get(str(node.value), ""))
     return Action.BLOCK

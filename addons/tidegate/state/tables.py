@@ -96,3 +96,42 @@ def budgets_1(db: Database) -> None:
         "CREATE TABLE budget_reset (id INTEGER PRIMARY KEY, at REAL NOT NULL, budget TEXT NOT NULL, who TEXT, "
         '"by" TEXT NOT NULL, counters INTEGER NOT NULL) STRICT'
     )
+
+
+@migrations()
+def approvals_1(db: Database) -> None:
+    """Create what keeps approvals: items, votes, and every step that an item ever took.
+
+    ``approval.data`` and ``shown`` hold what an approver sees, never a value that was found. At most one item with a
+    digest is open. ``approval_step`` is only added to; ``approval_told`` says up to which step the evidence has it.
+    """
+    db.execute("CREATE TABLE approval_key (id INTEGER PRIMARY KEY CHECK (id = 1), key BLOB NOT NULL) STRICT")
+    db.execute(
+        "CREATE TABLE approval (id TEXT PRIMARY KEY, digest BLOB NOT NULL, print BLOB NOT NULL, "
+        "identity TEXT NOT NULL, subject TEXT NOT NULL, connection TEXT NOT NULL, policy TEXT NOT NULL, "
+        "state TEXT NOT NULL, version INTEGER NOT NULL, scope TEXT NOT NULL, asked REAL NOT NULL, "
+        "decide_by REAL NOT NULL, use_within REAL NOT NULL, use_by REAL, uses INTEGER NOT NULL, "
+        "review TEXT, data TEXT NOT NULL, shown BLOB) STRICT"
+    )
+    db.execute("CREATE UNIQUE INDEX approval_open ON approval (digest) WHERE state IN ('pending', 'approved')")
+    db.execute("CREATE INDEX approval_digest ON approval (digest, asked)")
+    db.execute("CREATE INDEX approval_state ON approval (state, identity, subject)")
+    db.execute("CREATE INDEX approval_asked ON approval (asked)")
+    db.execute(
+        "CREATE TABLE approval_vote (approval TEXT NOT NULL REFERENCES approval (id) ON DELETE CASCADE, "
+        "identity TEXT NOT NULL, subject TEXT NOT NULL, groups TEXT NOT NULL, answer TEXT NOT NULL, "
+        "reason TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (approval, identity, subject)) STRICT"
+    )
+    db.execute(
+        "CREATE TABLE approval_step (seq INTEGER PRIMARY KEY AUTOINCREMENT, approval TEXT NOT NULL, at REAL NOT NULL, "
+        "what TEXT NOT NULL, was TEXT NOT NULL, became TEXT NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL, "
+        "policy TEXT NOT NULL) STRICT"
+    )
+    db.execute("CREATE INDEX approval_step_of ON approval_step (approval)")
+    for verb in ("UPDATE", "DELETE"):
+        db.execute(
+            f"CREATE TRIGGER approval_step_{verb.lower()} BEFORE {verb} ON approval_step "
+            "BEGIN SELECT RAISE(ABORT, 'approval_step is only added to'); END"
+        )
+    db.execute("CREATE TABLE approval_told (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL) STRICT")
+    db.execute("INSERT INTO approval_told VALUES (1, 0)")
