@@ -133,6 +133,9 @@ def line(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:REASON_CHARACTERS]
 
 
+type Decisions = Mapping[Direction, Mapping[str, Action]]
+
+
 def for_people(policy: Policy) -> Policy:
     """Return the policy that masks everything it finds in prompts: what is left may be shown."""
     return _changed(policy, {act: Action.REDACT for act in Action if act is not Action.ALLOW})
@@ -145,8 +148,14 @@ def as_approved(policy: Policy) -> Policy:
 
 def _changed(policy: Policy, other: Mapping[Action, Action]) -> Policy:
     scored = {rule.id for rule in policy.engine.rules if rule.score is not None}
-    prompt = {
-        rule: Action.FLAG if rule in scored and act in other else other.get(act, act)
-        for rule, act in policy.decisions[Direction.PROMPT].items()
-    }
-    return replace(policy, decisions={**policy.decisions, Direction.PROMPT: prompt})
+
+    def change(decisions: Decisions) -> Decisions:
+        prompt = {
+            rule: Action.FLAG if rule in scored and act in other else other.get(act, act)
+            for rule, act in decisions[Direction.PROMPT].items()
+        }
+        return {**decisions, Direction.PROMPT: prompt}
+
+    own = policy.inspections  # parts of a request may be judged by actions of roles: those are changed alike
+    changed = None if own is None else replace(own, decide=lambda actions: change(own.decide(actions)))
+    return replace(policy, decisions=change(policy.decisions), inspections=changed)
