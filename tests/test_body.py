@@ -119,6 +119,9 @@ def test_plain_bodies_have_the_same_cap() -> None:
         (b'{"a":1,"a":1}', "an object holds the same key twice"),
         (b'{"a":1,"\\u0061":2}', "an object holds the same key twice"),
         (b'{"x":[{"b":{"a":1,"a":2}}]}', "an object holds the same key twice"),
+        (b'{"a": 1, "a": 1}', "an object holds the same key twice"),
+        (b'{ "a b" : [ ] , "a b" : [ ] }', "an object holds the same key twice"),
+        (b'{"x": " ", "x": "  "}', "an object holds the same key twice"),
         (b'{"a":NaN}', "NaN and Infinity are not JSON"),
         (b'{"a":-Infinity}', "NaN and Infinity are not JSON"),
         (b'{"a":1e999}', "a number is too large"),
@@ -166,6 +169,18 @@ json_values = st.recursive(
 @given(json_values)
 def test_dump_and_back(value: object) -> None:
     assert strict_json(dump(value)) == value
+
+
+@given(json_values, st.sampled_from([None, 0, 2]))
+def test_spaces_change_nothing(value: object, indent: int | None) -> None:
+    assert strict_json(json.dumps(value, indent=indent, ensure_ascii=False).encode()) == value
+
+
+@given(st.dictionaries(st.text(" ab", max_size=3), json_values, min_size=1), st.data())
+def test_a_second_key_is_seen_among_spaces(value: dict[str, object], data: st.DataObject) -> None:
+    parts = [f"{json.dumps(name)}: {json.dumps(each)}" for name, each in value.items()]
+    parts.insert(data.draw(st.integers(0, len(parts))), data.draw(st.sampled_from(parts)))
+    assert isinstance(strict_json(f"{{{', '.join(parts)}}}".encode()), Denial)
 
 
 def test_dump_writes_what_orjson_does_not_take() -> None:

@@ -92,6 +92,26 @@ def test_a_fork_of_a_context_shares_what_mitmproxy_shares() -> None:
     assert ours.server is made.server
 
 
+def test_connections_are_equal_as_mitmproxy_says() -> None:
+    client, server, other = tflow.tclient_conn(), tflow.tserver_conn(), tflow.tclient_conn()
+    other.id = "another"
+    again = type(client).from_state(client.get_state())
+    for one in (client, server, again, other):
+        for two in (client, server, again, other, None, "client", client.id):
+            assert quick.equal(one, two) == (isinstance(two, connection.Connection) and one.id == two.id)
+
+
+@pytest.mark.parametrize("value", ["0", "17", "017", "", "-1", "1, 1", b"17", b"+1", "1\n", "\u0661"])
+def test_lengths_are_read_as_mitmproxy_reads_them(value: str | bytes) -> None:
+    def read(parse: Callable[..., int]) -> object:
+        try:
+            return parse(value)
+        except ValueError:
+            return None
+
+    assert read(quick.lengths) == read(quick.lengths) == read(quick.lengths.__wrapped__)
+
+
 REQUEST = b"POST /v1 HTTP/1.1\r\nhost: example.com\r\ncontent-length: 5\r\n\r\nhello"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mitmproxy import connection, flow, hooks, http
+from mitmproxy.net.http import validate
 from mitmproxy.optmanager import _Option, unset
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers.http import (
@@ -29,6 +30,9 @@ from mitmproxy.proxy.layers.http._events import RequestHeaders
 
 _original_init = http.Headers.__init__
 _original_handle_event = layer.Layer.handle_event
+
+lengths = functools.lru_cache(maxsize=1024)(validate.parse_content_length)
+"""``parse_content_length``, which reads the length of each message three times."""
 
 _FIXED = 0x4 << 76 | 0x2 << 62
 _FREE = (1 << 128) - 1 - (0xF << 76) - (0x3 << 62)
@@ -164,6 +168,18 @@ def _rarely(self: HttpLayer, child: Any, command: commands.Command) -> layer.Com
         yield command
 
 
+def equal(self: connection.Connection, other: object) -> bool:
+    """Do as ``Connection.__eq__``, whose class asks its metaclass what the other is; mostly it is one of two, or ours.
+
+    A layer compares the peers of its connection at every event.
+    """
+    if self is other:
+        return True
+    kind = type(other)
+    ours = kind is connection.Client or kind is connection.Server or isinstance(other, connection.Connection)
+    return ours and self.id == other.id  # type: ignore[attr-defined]  # it is a connection
+
+
 def fork(self: context.Context) -> context.Context:
     """Do as ``Context.fork``, without making a server for the copy only to put ours in its place."""
     copied = object.__new__(context.Context)
@@ -175,6 +191,8 @@ def fork(self: context.Context) -> context.Context:
 def quicken() -> None:
     """Change mitmproxy's classes. ``tests/test_quick.py`` compares the two."""
     context.Context.fork = fork  # type: ignore[method-assign]
+    connection.Connection.__eq__ = equal  # type: ignore[method-assign]
+    validate.parse_content_length = lengths
     layer.Layer.handle_event = handle_event  # type: ignore[method-assign]
     HttpLayer.event_to_child = event_to_child  # type: ignore[method-assign]
     headers: Any = http.Headers

@@ -274,6 +274,7 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging._srcfile = None  # nor is the place in the code (Logging HOWTO, Optimization)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not in the line, so not asked for
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # the same; typeshed does not know it
     own = logging.getLogger("tidegate")
     own.setLevel(logging.INFO)
     own.addHandler(handler)

@@ -200,7 +200,7 @@ def _at_once(handler: server.ConnectionHandler, start: Start, hook: commands.Sta
     """Run a hook; say whether it is complete. If not, a task goes on with it and completes it."""
     waiting = start(hook)
     (data,) = hook.args()
-    held = isinstance(data, Flow) and data.intercepted
+    held = getattr(data, "intercepted", False)  # only a flow has it
     if waiting is None and not held:
         return True
 

@@ -6,7 +6,7 @@ Immutable once built. Matching is linear in the text whatever the pattern: RE2 a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,9 @@ __all__ = ["Compiled", "CompiledCache", "Engine", "Marker", "RuleError", "Span",
 BLOCK = 16384
 """Bytes that one scan takes in where it is asked where rules may match: a hit sends RE2 over these, not over all."""
 _TOO_LARGE = "RE2 refuses its pattern or its closure (too large)"
+
+type Tails = dict[tuple[bytes, int], tuple[int, int]]
+"""Ends of texts, and how many bytes of each have left; where in it what may become a match starts, and its mask."""
 
 type Ranges = tuple[tuple[int, int], ...]
 """Parts of a text, from and to, in order and apart from each other."""
@@ -128,6 +131,7 @@ class Engine:
         self.detectors: tuple[Detector, ...] = ()
         self.history: History | None = None
         self._words, self._closures, self._spotting = scanners
+        self._tails: dict[tuple[Set[int], Set[int]], Tails] = {}
         self._all = frozenset(range(len(self.compiled)))
         self._regions = frozenset(index for index in self._all if self.compiled[index].end is not None)
 
@@ -208,6 +212,10 @@ class Engine:
     def live(self, data: bytes) -> tuple[int, ...]:
         """Return the indexes of the rules of which some match may start in ``data`` and go on after it."""
         return tuple(self._closures.hits(data))
+
+    def tails(self, active: Set[int], masking: Set[int]) -> Tails:
+        """Return the memory of those who look for the same rules: what the end of a text may still become."""
+        return self._tails.setdefault((active, masking), {})
 
     def spots(self, data: bytes) -> Spots:
         """Say what ``data`` may be disguised in (``decoding``): nothing that can be undone is missing."""

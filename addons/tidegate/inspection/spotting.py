@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tidegate.inspection.patterns import compile_re2, matcher
+from tidegate.inspection.patterns import matcher
 from tidegate.inspection.rules import Rule, Severity
 from tidegate.inspection.scanner import CompiledCache, Scanner, Spotter, scanner, spotter
 from tidegate.inspection.turning import Turn, turned
@@ -76,7 +76,7 @@ _SEARCHED = {
 # Measured per 4 KB of prose: Hyperscan 9 microseconds for these, one search with RE2 for all of them 6. The others are
 # apart because Hyperscan is slower with them in one database: 20 microseconds for _RUN and _SPLIT, 15 one by one.
 _ANY = matcher("|".join(_SEARCHED.values()), longest=False)
-_EACH = [(kind, compile_re2(pattern)) for kind, pattern in _SEARCHED.items()]
+_EACH = [(kind, matcher(pattern, longest=False)) for kind, pattern in _SEARCHED.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,9 @@ class Spotting:
         """Say what a text in UTF-8 may be disguised in: nothing that ``decoding`` could undo is missing."""
         scans = self._scans or self.compile()
         kinds = {scans.kinds[index] for index in scans.others.hits(data)}
-        if _ANY(data, 0, len(data))[0][0] >= 0:
-            kinds.update(kind for kind, pattern in _EACH if pattern.search(data) is not None)
+        size = len(data)
+        if _ANY(data, 0, size)[0][0] >= 0:
+            kinds.update([kind for kind, match in _EACH if match(data, 0, size)[0][0] >= 0])
         runs = [end - 1 for end in scans.runs.ends(data + b"\n")]  # a run ends in front of something else
         return Spots(frozenset(kinds), runs, scans.joints.ends(data))
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # Bytes kept of what has left: \b looks at one, a rule's conditions at LEFT_CONTEXT, the rest is for whole characters.
 CONTEXT = LEFT_CONTEXT + 16
 
+TAIL = 48
+"""Bytes of the end of a text of which is remembered what it may become: a word or two, as models write them."""
+TAILS = 1 << 14
+"""Ends of texts remembered, of all streams: as many as a language has words in pairs that are common, in 4 MB."""
 JUDGED = 1024
 """Spans remembered with a rule's answer about them: a long log repeats its addresses and numbers, a stream its ids."""
 
@@ -84,6 +88,7 @@ class Walk:
         self._active = active
         self._masking = active if masking is None else masking
         self._regions = regions
+        self._tails = engine.tails(self._active, self._masking)
         self._places: Mapping[int, Ranges] | None = None
         self._scanned = 0
         self._resume: dict[int, int] = {}
@@ -144,9 +149,23 @@ class Walk:
         if final or position == end:
             return end, end
         left = max(position - 1, end - self._engine.reach - 1, self.base)
+        tail = self.buffer[left - self.base :]
+        context = position - left
+        if len(tail) > TAIL or any(stop > position for stop in self._resume.values()):
+            return self._opened(tail, position)
+        told = self._tails.get((tail, context))
+        if told is None:
+            limit, free = self._opened(tail, position)
+            if len(self._tails) >= TAILS:
+                self._tails.clear()
+            told = self._tails[tail, context] = limit - left, free - left
+        return told[0] + left, told[1] + left
+
+    def _opened(self, tail: bytes, position: int) -> tuple[int, int]:
+        """Look for what may still become a match in ``tail``, the end of the text, and does not start left of it."""
+        end, base = self.end, self.base
         limit = free = size = len(self.buffer)  # from here on positions are those of the buffer
-        base = self.base
-        for index in self._engine.live(self.buffer[left - self.base :]):
+        for index in self._engine.live(tail):
             if index not in self._active:
                 continue
             compiled, masks = self._engine.compiled[index], index in self._masking

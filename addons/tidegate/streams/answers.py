@@ -216,6 +216,9 @@ class StreamedAnswer:
             return late if self.denial is not None else late + framing.same(frame)
         if not frame.data:
             return framing.same(frame)
+        known = self._events.again(frame.data, frame.name, frame)
+        if known is not None:
+            return self._written(framing, known)
         value = strict_json(frame.data.encode())
         if isinstance(value, Denial):
             return self._deny(MALFORMED)
@@ -224,7 +227,9 @@ class StreamedAnswer:
         self._note(value)
         if self._spec.whole:
             return self._message(framing, frame, value)
-        return self._written(framing, self._events.event(value, frame.name, frame))
+        events = self._events.event(value, frame.name, frame)
+        self._events.learn(frame.data, frame.name)
+        return self._written(framing, events)
 
     def _message(self, framing: Framing, frame: Frame, value: object) -> bytes:
         """Inspect an event that is an answer of its own; what it holds of a text in pieces is the channel's."""

@@ -12,13 +12,15 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from tidegate.dialects.body import dump
+from tidegate.dialects.body import dump, strict_json
 from tidegate.dialects.fields import Leaf, LeafKind, Pointer, Trie, replace, where
 from tidegate.dialects.spec import ALPHABETS, Delta, Drop, Flush, Keep, Source, StreamSpec
+from tidegate.inspection.bodies import put
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
 from tidegate.model import ACTING, Action, Denial, Finding, OnUnknown, Reason
 from tidegate.streams.events import JsonObject, Key, agree, is_true, key_of, set_true, slim, stretch, value_at
+from tidegate.streams.moulds import Moulds, Place
 from tidegate.streams.redactor import Piece, Redactor, placeholder, short_name
 from tidegate.streams.source import JsonSource
 from tidegate.streams.texts import Texts
@@ -206,6 +208,8 @@ class EventRedactor:
         self._shift = 0
         self._next: int | None = None
         self._made = 0
+        self._moulds = Moulds()
+        self._alone: Place | None = None
         self._redacts = self._unnamed is not None
 
     @property
@@ -249,7 +253,53 @@ class EventRedactor:
         denial = self.texts.denial or self._over()
         if denial is not None:
             return denial
+        self._alone = None if late else self._told_alone(work)
         return self._number([*late, Outgoing(value, like, changed)])
+
+    def again(self, data: str, name: str | None = None, like: object = None) -> list[Outgoing] | Denial | None:
+        """Take one event as ``event`` does, not parsed yet; ``None``, and nothing taken, if it must be read."""
+        known = self._moulds.find(data, name)
+        if known is None or (place := known[0]).channel in self._ended or place.channel not in self._channels:
+            return None
+        said, channel = known[1], self._channels[place.channel]
+        channel.at, channel.like = place.pointer, like
+        text = self._say(channel, channel.redactor.feed(said))
+        denial = self.texts.denial or (self._over() if self._held else None)
+        if denial is not None:
+            return denial
+        if text == said:
+            return [Outgoing(channel.last, like)]
+        value = strict_json(data.encode())
+        assert isinstance(value, dict)
+        put(value, place.pointer, text)
+        channel.last = value
+        return [Outgoing(value, like, changed=True)]
+
+    def learn(self, data: str, name: str | None = None) -> None:
+        """Remember the form of the event that ``event`` took last, from its JSON, for ``again``."""
+        place, self._alone = self._alone, None
+        if place is not None:
+            self._moulds.learn(data, name, place)
+
+    def _told_alone(self, work: _Event) -> Place | None:
+        """Return the place of an event's text, if nothing else in it was looked at, taken out, begun or ended.
+
+        Nor would be with another text in that place: nothing that decides about an event stands there.
+        """
+        spec = self._spec
+        if not self._judges or len(work.deltas) != 1 or work.whole or work.source or work.signed or work.dropped:
+            return None
+        (delta, leaf), (at,) = work.deltas[0], work.texts
+        if delta.named or at[0] in self._plan.once or work.anew or spec.sequence is not None:
+            return None
+        if (spec.padding is not None and spec.padding in work.value) or is_true(work.value, delta.ends):
+            return None
+        if delta.continues and not is_true(work.value, delta.continues):
+            return None
+        flushes = self._plan.flushes(work.kind)
+        if any(one.path == delta.path or one.hits(work.value) for one in flushes):
+            return None
+        return Place(leaf.pointer, leaf.text, at)
 
     def pieces(self, value: object) -> frozenset[Pointer]:
         """Point at the texts of an event that continue a channel, whatever its type."""
@@ -457,6 +507,7 @@ class EventRedactor:
                 and self._unnamed.differs(self._at(work, leaf))
             ):
                 self.texts.clean.discard(leaf.text)
+                self._moulds.clear()
         for leaf in work.source:
             if (text := self.texts.check_source(leaf.text, _place(leaf))) != leaf.text:
                 work.edits.append((leaf, text))

@@ -237,11 +237,13 @@ class Texts:
         return self._tells_nothing(_unescaped(body) if simple is None else simple, _in_one_value)
 
     def _simple(self, body: bytes) -> bytes | None:
-        """Undo the escapes of a JSON text that has only the usual two, which is asked more than once of most bodies."""
+        """Undo the escapes of a JSON text that has no backslash of its own, which is asked more than once of most."""
         if self._read is None or self._read[0] is not body:
-            plain = body.replace(b"\\n", b"\n").replace(b'\\"', b'"')
-            # an escaped backslash would have left one: both of its bytes cannot have been taken for such an escape
-            self._read = body, None if b"\\" in plain else plain
+            plain: bytes | None = body
+            if b"\\" in body:
+                plain = None if b"\\u" in body else codecs.escape_decode(body)[0]
+                plain = None if plain is None or b"\\" in plain else plain
+            self._read = body, plain
         return self._read[1]
 
     def _unescaped(self, body: bytes) -> bytes:
