@@ -14,19 +14,15 @@ from rich.console import Console
 
 from tidegate import __version__, cli_proprietary
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
+from tidegate.cli_evidence import evidence, verify
+from tidegate.cli_recording import recording_option
+from tidegate.cli_recording import where as _recording
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
 from tidegate.policy.policy import PolicyError
 
 if TYPE_CHECKING:
     from tidegate.replay.send import Sent
-
-recording_option = click.option(
-    "--recording",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="The recording, instead of the one the policy names.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,6 +33,8 @@ def main() -> None:
 
 main.add_command(scan)
 main.add_command(rules)
+main.add_command(verify)
+main.add_command(evidence)
 
 
 @main.command()
@@ -136,15 +134,6 @@ for each in (cli_proprietary.fingerprint, cli_proprietary.canary, cli_proprietar
 @main.group()
 def flows() -> None:
     """Look at recorded exchanges."""
-
-
-def _recording(recording: Path | None, policy_path: Path | None) -> Path:
-    from tidegate.policy.loading import recording_of
-
-    try:
-        return recording if recording is not None else recording_of(policy_file(policy_path))
-    except PolicyError as error:
-        raise click.exceptions.Exit(show_faults(error)) from None
 
 
 @flows.command("list")

@@ -11,33 +11,25 @@ import asyncio
 import collections
 import contextlib
 import fcntl
-import functools
-import itertools
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # the one SQLite module of the process
 
-from tidegate.evidence import records
+from tidegate import __version__
+from tidegate.evidence.files import Files
+from tidegate.evidence.ledger import Kept, Ledger, Settings
 from tidegate.evidence.records import ExchangeRecord, RecordingError
 
 log = logging.getLogger("tidegate")
-
-PRAGMAS = (
-    "journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON", "secure_delete=ON",
-    "cell_size_check=ON", "trusted_schema=OFF", "temp_store=MEMORY", "journal_size_limit=67108864",
-    "wal_autocheckpoint=1000",
-)  # fmt: skip
-"""FULL: with NORMAL acknowledged rows vanish on power loss. 1,000 pages bound the WAL to 4 MB, so that a checkpoint
-needs little space on a full disk. Never ``mmap_size``."""
 
 SAFE_SQLITE = (3, 51, 3)
 """Older versions can corrupt a WAL database when two connections write at once (the WAL-reset bug)."""
@@ -45,8 +37,8 @@ SAFE_SQLITE = (3, 51, 3)
 BATCH = 256
 """Rows of one transaction: beyond it a row gets no cheaper, and the first in line waits longer."""
 
-ROWS = 64
-"""Rows of one statement: 64 rows of 23 values are far below the 32,766 parameters that SQLite takes."""
+LOOK = 2.0
+"""Seconds after which the writer looks, with nothing to do, whether a reader has left word for the log."""
 
 LINGER = 0.05
 """Seconds a seal waits for company. Nobody waits for it; 50 records in a commit cost three quarters of 20, each."""
@@ -66,6 +58,7 @@ class Sealed:
     record: ExchangeRecord
     state: dict[str, Any] | None
     weight: int
+    chunks: Mapping[str, Sequence[tuple[int, int]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +82,11 @@ class Recorder:
         encode: Callable[[dict[str, Any]], bytes],
         *,
         capacity: tuple[int, int] = (CAPACITY_ITEMS, CAPACITY_BYTES),
+        settings: Settings = Settings(),  # noqa: B008 - frozen
     ) -> None:
         self.path = path
+        self.files = Files(path)
+        self.settings = settings
         self.encode = encode
         self.failed = ""
         self._items, self._bytes = capacity
@@ -104,15 +100,17 @@ class Recorder:
         self._due = 0.0
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._told: collections.deque[tuple[str, str]] = collections.deque()
         self._lock: int | None = None
-        self._db: Any = None
+        self._ledger: Ledger
 
     def start(self) -> None:
         """Open or create the file (0600, in a directory made 0700) and start the writer. Raises ``RecordingError``."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(self.path)
-            self._db = _open(self.path)
+            self._ledger = Ledger(self.files, self.settings)
+            self._ledger.open()
         except (OSError, sqlite3.Error) as error:
             self._unlock()
             raise RecordingError(f"{self.path}: cannot be opened as a recording: {error}") from error
@@ -171,6 +169,15 @@ class Recorder:
         """Count a record that could not even be made; the loss is a row of table ``event`` with the next record."""
         self._lost[0] += 1
 
+    def event(self, kind: str, detail: str = "") -> None:
+        """Put something that happened into the log: a row of table ``event`` and a leaf. Never raises, never waits.
+
+        ``kind`` is one of docs/recording.md's. ``detail`` names things of the policy, never a text that was inspected.
+        May be called from any thread.
+        """
+        self._told.append((kind, detail))
+        self._inbox.put(None)
+
     def close(self) -> None:
         """Write what is waiting, close the file, and end the writer. May be called again."""
         if self._closing:
@@ -189,7 +196,7 @@ class Recorder:
     # ── in the writer thread ─────────────────────────────────────────────────
 
     def _run(self) -> None:
-        self._write([], [], (("start", f"sqlite {sqlite3.sqlite_version}"),))
+        self._write([], [], (("start", self._start()),))
         while not self._closing:
             self._turn(self._wait())
         while not self._inbox.empty() or (self._sealed and not self.failed):
@@ -198,15 +205,27 @@ class Recorder:
             if self._sealed and len(self._sealed) >= before and self._inbox.empty():
                 break  # the disk does not take them
         self._lost[1] += len(self._sealed)
-        self._write([], [], (*self._gaps(), ("stop", "")))
+        self._write([], [], (*self._gaps(), *self._news(), ("stop", "")))
         with contextlib.suppress(sqlite3.Error):
-            self._db.close()
+            self._ledger.close()
+
+    def _start(self) -> str:
+        earlier = f", {self._ledger.earlier} exchanges of before the log" if self._ledger.earlier else ""
+        return f"tidegate {__version__}, sqlite {sqlite3.sqlite_version}{earlier}"
+
+    def _news(self) -> tuple[tuple[str, str], ...]:
+        """Return what happened since the last commit: here, and among those who read the recording."""
+        told = [self._told.popleft() for _ in range(len(self._told))]
+        with contextlib.suppress(sqlite3.Error):  # a lock on the file of keys: next time
+            told += self._ledger.told()
+        return tuple(told)
 
     def _wait(self) -> list[Intent]:
-        """Wait for an intent, or until the seals that are there have waited long enough."""
+        """Wait for an intent, or until the seals that are there have waited long enough, or a checkpoint is due."""
         while not self._closing:
-            left = self._due - time.monotonic() if self._sealed else None
-            if left is not None and left <= 0:
+            left = self._due - time.monotonic() if self._sealed else LOOK
+            left = min(left, self._noting())
+            if left <= 0:
                 break
             try:
                 first = self._inbox.get(timeout=left)
@@ -214,7 +233,14 @@ class Recorder:
                 break
             if first is not None:
                 return [first]
+            if self._told:
+                break
         return []
+
+    def _noting(self) -> float:
+        """Return the seconds until a checkpoint is due."""
+        wait = self._ledger.log.wait()
+        return LOOK if wait is None else wait
 
     def _turn(self, intents: list[Intent]) -> None:
         """Commit the intents that are waiting, and with them the seals that are due: at most ``BATCH`` of each kind."""
@@ -227,9 +253,11 @@ class Recorder:
         if not intents or len(self._sealed) >= BATCH or time.monotonic() >= self._due:
             self._awake = False  # before the deque is read: a seal that comes later wakes us again
             sealed = [self._sealed.popleft() for _ in range(min(len(self._sealed), BATCH))]
-        if intents or sealed:
+        news = self._news()
+        if intents or sealed or news or self._noting() <= 0:
             before = self._reported
-            if not self._write(intents, sealed, self._gaps()):
+            if not self._write(intents, sealed, (*self._gaps(), *news)):
+                self._told.extendleft(reversed(news))
                 self._reported = before  # the row that tells of losses was lost with the others
 
     def _gaps(self) -> tuple[tuple[str, str], ...]:
@@ -250,7 +278,7 @@ class Recorder:
             if self.failed:
                 raise RecordingError(f"{self.path}: {self.failed}")
             states = [self._state(each) for each in sealed]
-            self._commit(intents, sealed, [each for each in states if each is not None], events)
+            self._commit(intents, sealed, states, events)
         except RecordingError as error:
             fault = error
         except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it was
@@ -261,6 +289,8 @@ class Recorder:
             self._lost[1] += len(sealed) if fault is not None else 0
             self._weighed_out += sum(each.weight for each in sealed)
         _settle(intents, fault)
+        if fault is None:
+            self._ledger.log.publish()
         if fault is not None and not self.failed and not self._closing:
             time.sleep(LINGER)
             self._inbox.put(None)
@@ -273,26 +303,19 @@ class Recorder:
         self,
         intents: Sequence[Intent],
         sealed: Sequence[Sealed],
-        states: Sequence[tuple[str, int, bytes]],
+        states: Sequence[Kept | None],
         events: Sequence[tuple[str, str]],
     ) -> None:
-        db, done = self._db, [each.record for each in sealed]
-        db.execute("BEGIN IMMEDIATE")  # a deferred BEGIN that later writes can fail at once, whatever the timeout
-        asked, now = [each.record for each in intents], time.time_ns() // 1000
-        _insert(db, records.INSERT_INTENT, [records.exchange_row(record) for record in asked])
-        _insert(db, records.INSERT_SEAL, [records.exchange_row(record) for record in done])
-        _insert(db, records.INSERT_DECISION, [row for record in done for row in records.decision_rows(record)])
-        _insert(db, records.INSERT_FINDING, [row for each in (*asked, *done) for row in records.finding_rows(each)])
-        _insert(db, records.INSERT_STATE, states)
-        _insert(db, records.INSERT_EVENT, [(now, kind, detail) for kind, detail in events])
-        db.execute("COMMIT")
+        done = [(each.record, kept) for each, kept in zip(sealed, states, strict=True)]
+        marked = any(kind in ("start", "stop") for kind, _ in events)
+        self._ledger.commit([each.record for each in intents], done, events, note=marked)
 
-    def _state(self, sealed: Sealed) -> tuple[str, int, bytes] | None:
+    def _state(self, sealed: Sealed) -> Kept | None:
         """Encode a flow state; one that cannot be encoded is left out and counted, the record is kept."""
         if sealed.state is None:
             return None
         try:
-            return sealed.record.id, records.FLOW_FORMAT, self.encode(sealed.state)
+            return self._ledger.keep(sealed.record.id, self.encode(sealed.state), sealed.chunks)
         except Exception as error:  # noqa: BLE001 - the encoder is the caller's
             log.warning("recording: a flow state could not be encoded: %s", type(error).__name__)
             self._bare[1] += 1
@@ -303,35 +326,14 @@ class Recorder:
         name = getattr(error, "sqlite_errorname", "") or type(error).__name__
         passing = name.startswith(PASSING)
         try:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self._ledger.db.in_transaction:
+                self._ledger.db.execute("ROLLBACK")
         except sqlite3.Error:
             passing = False
         if not passing:
             self.failed = f"recording has stopped: {name}"
         log.error("recording %s: %s", "is waiting" if passing else "has stopped", name)
         return RecordingError(f"{self.path}: not recorded: {name}")
-
-
-def _insert(db: Any, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """Insert rows, many with one statement.
-
-    SQLite then works through all of them without the interpreter's lock; a statement for each row takes the lock back
-    after each, from the thread that serves the clients. Powers of two, so that few statements are ever compiled.
-    """
-    at = 0
-    while at < len(rows):
-        many = min(1 << ((len(rows) - at).bit_length() - 1), ROWS)
-        db.execute(_many(statement, many), list(itertools.chain.from_iterable(rows[at : at + many])))
-        at += many
-
-
-@functools.cache
-def _many(statement: str, rows: int) -> str:
-    """Repeat the row of an ``INSERT ... VALUES (?, ...)``."""
-    head, _, rest = statement.partition("VALUES (")
-    row, _, tail = rest.partition(")")
-    return f"{head}VALUES {', '.join([f'({row})'] * rows)}{tail}"
 
 
 def _settle(intents: Sequence[Intent], fault: RecordingError | None) -> None:
@@ -373,24 +375,3 @@ def _lock(path: Path) -> int:
     if old:
         log.warning("recording: SQLite %s is older than 3.51.3, so only this process may write", sqlite3.sqlite_version)
     return lock
-
-
-def _open(path: Path) -> Any:
-    """Open the file for writing, with every pragma and the schema of today."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # -wal and -shm take its mode
-    path.chmod(0o600)
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            db.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            db.execute(f"PRAGMA application_id={records.APPLICATION_ID}")
-        elif db.execute("PRAGMA application_id").fetchone()[0] != records.APPLICATION_ID:
-            raise RecordingError(f"{path}: found a database of something else; accepted: a recording, or no file yet")
-        for pragma in PRAGMAS:
-            db.execute(f"PRAGMA {pragma}")
-        records.migrations.apply(Database(db))
-        db.execute("PRAGMA recursive_triggers=OFF")
-    except BaseException:
-        db.close()
-        raise
-    return db

@@ -1,0 +1,96 @@
+"""``tidegate verify`` and ``tidegate evidence``: what a recording proves, and its keys."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from tidegate.cli_common import policy_option
+from tidegate.cli_recording import no_stack, recording_argument, recording_option, where
+
+
+@click.command()
+@recording_argument
+@policy_option
+@click.option("--key", metavar="KEY", help="The log's public key (or a file that holds it), as noted elsewhere.")
+@click.option(
+    "--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file of checkpoints that were copied elsewhere; repeat.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def verify(
+    recording: Path | None, policy_path: Path | None, key: str | None, checkpoints: Sequence[Path], *, as_json: bool
+) -> None:
+    """Say what a recording proves, and what it does not.
+
+    RECORDING is the path the policy names, if it is left out. The exit status is 0 if nothing was found to be changed,
+    1 if something was or nothing is proven, 2 if there was nothing that could be read.
+    """
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from tidegate.evidence import verify as verifying
+
+    path = where(recording, policy_path)
+    stage = Progress(
+        SpinnerColumn(), TextColumn("{task.completed:,} events"), TimeElapsedColumn(), transient=True,
+        console=Console(stderr=True),
+    )  # fmt: skip
+    with no_stack(2), stage:
+        task = stage.add_task("", total=None)
+        public = None if key is None else verifying.read_key(key)
+        report = verifying.verify(path, public, checkpoints, lambda seen: stage.update(task, completed=seen))
+    if as_json:
+        told = {name: getattr(report, name) for name in ("sound", "leaves", "proven", "unproven", "faults", "faulty")}
+        click.echo(json.dumps({"recording": str(path), **told}))
+    else:
+        _tell(path, report)
+    sys.exit(0 if report.sound else 1)
+
+
+def _tell(path: Path, report: object) -> None:
+    from rich.text import Text
+
+    from tidegate.evidence.verify import Report
+
+    assert isinstance(report, Report)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{path}: {report.leaves:,} events")
+    for name, lines, style in (
+        ("CHANGED", report.faults, "bold red"),
+        ("proven", report.proven, "green"),
+        ("not proven", report.unproven, "yellow"),
+    ):
+        for line in lines:
+            console.print(Text.assemble((f"{name:>10}  ", style), line))
+    if report.faulty > len(report.faults):
+        console.print(Text.assemble(("   CHANGED  ", "bold red"), f"and {report.faulty - len(report.faults):,} more"))
+    verdict = "sound" if report.sound else "NOT SOUND" if report.faulty else "nothing is proven"
+    console.print(Text.assemble((f"{'verdict':>10}  ", "bold"), verdict))
+
+
+@click.group()
+def evidence() -> None:
+    """Keys, erasure and holds of a recording."""
+
+
+@evidence.command("key")
+@policy_option
+@recording_option
+def evidence_key(policy_path: Path | None, recording: Path | None) -> None:
+    """Print the public key of the log.
+
+    Note it where this machine cannot change it, and give it to `tidegate verify --key`.
+    """
+    from tidegate.evidence import verify as verifying
+    from tidegate.evidence.files import Files
+
+    files = Files(where(recording, policy_path))
+    key = verifying.key_beside(files)
+    if key is None:
+        raise click.ClickException(f"{files.key}: found no key that can be read; it is made at the first start.")
+    click.echo(key.vkey)
