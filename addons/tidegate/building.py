@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tidegate.evidence.ledger import Settings
-from tidegate.evidence.store import Recorder
+from tidegate.evidence.starting import start_recorder
 from tidegate.gateway import Gateway
 from tidegate.identity.credential import resolve_all
 from tidegate.identity.verifier import Verifier
@@ -98,8 +97,7 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     """
     policy = load(path, engine_cache=DiskCache())
     credentials, problems = resolve_all(policy.connections.values())
-    recorder = Recorder(Path(policy.recording.path), encode, settings=Settings(private=True))
-    recorder.start()
+    recorder = start_recorder(policy.recording, encode)
     gateway = Gateway(policy, recorder, Verifier(policy.identities), credentials, replay_caller)
     gateway.ner = _pool(policy)
     gateway.ownership = Ownership(Path(policy.state.path), policy.state.retain)

@@ -23,7 +23,7 @@ from tidegate.identity.credential import Secret
 from tidegate.judging import readings
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import AnswerLimits, Clearance
-from tidegate.policy.policy import Keep, Policy
+from tidegate.policy.policy import Keep, Policy, RecordingMode
 from tidegate.replay.flows import EXCHANGE, masked, safe_state
 from tidegate.steps import Stage
 
@@ -90,6 +90,12 @@ class Exchange:
         """Whether a request is about to be sent that asks for a WebSocket."""
         clear = self.crossing.stage is Stage.SENT
         return clear and self.flow.request.headers.get("upgrade", "").lower() == "websocket"
+
+    @property
+    def strict(self) -> bool:
+        """Whether nothing may be sent before it is recorded."""
+        route, recording = self.crossing.route, self.crossing.policy.recording
+        return recording.mode_of(None if route is None else route.connection.name) is RecordingMode.STRICT
 
     # what may leave ──────────────────────────────────────────────────────────
 

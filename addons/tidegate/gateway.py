@@ -40,7 +40,7 @@ from tidegate.inspection.ner.spec import Unread
 from tidegate.inspection.tokens import Session, TokenLimits, Vault, Who
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Caller, Head, OnUnknown, Outcome, Owners, Reason, Stored
-from tidegate.policy.policy import Policy, RecordingMode
+from tidegate.policy.policy import Policy
 from tidegate.socket_gate import LiveSocket
 from tidegate.socket_relay import Said
 from tidegate.sockets import POLICY
@@ -202,7 +202,7 @@ class Gateway(Fence):
             return None
         if isinstance(step, steps.AskModel):
             return self._ask_model(exchange, step)
-        if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
+        if exchange.strict:
             return self._keep_intent(exchange)
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
         return None
@@ -442,7 +442,7 @@ class Gateway(Fence):
         response = exchange.flow.response
         if exchange.crossing.call is not None and response is not None and not exchange.refused:
             response.trailers = exchange.end_call(())
-        if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
+        if exchange.strict:
             self._seal(exchange)
 
     def _answered(self, exchange: Exchange, step: steps.Step) -> bytes:

@@ -21,20 +21,17 @@ from tidegate.evidence.files import Files, write_whole
 from tidegate.evidence.notes import NoteError, Signer, load_signer, make_signer
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.tree import HEIGHT, TILE, ProofError, Proofs, Tree, leaf_hash, root_of, split
+from tidegate.policy.keeping import CHECKPOINT_EVERY, CHECKPOINT_LEAVES
 
 log = logging.getLogger("tidegate")
-
-LEAVES = 1000
-EVERY = 10.0
-"""A checkpoint after so many leaves or seconds: what a thief of the key could still rewrite is bounded by both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
     """When a checkpoint is due, and where its copies go."""
 
-    leaves: int = LEAVES
-    every: float = EVERY
+    leaves: int = CHECKPOINT_LEAVES
+    every: float = CHECKPOINT_EVERY
     sink: Callable[[str], None] | None = None
 
 

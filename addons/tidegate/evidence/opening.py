@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # the one SQLite module of the process
 
 from tidegate.evidence import records
-from tidegate.evidence.files import Files
 from tidegate.evidence.records import RecordingError
 
 PRAGMAS = (
@@ -75,7 +75,8 @@ class Tiles:
             )
             self._db.execute(
                 "CREATE TABLE closed (number INTEGER PRIMARY KEY, first INTEGER NOT NULL, size INTEGER NOT NULL, "
-                "edge BLOB NOT NULL, sha256 TEXT NOT NULL, closed_us INTEGER NOT NULL, deleted_us INTEGER) STRICT"
+                "edge BLOB NOT NULL, sha256 TEXT NOT NULL, closed_us INTEGER NOT NULL, deleted_us INTEGER, "
+                "told INTEGER NOT NULL DEFAULT 0) STRICT"
             )
             self._db.execute(f"PRAGMA application_id={TILES_ID}")
             self._db.execute("COMMIT")
@@ -93,19 +94,20 @@ class Tiles:
         """Return the closed segments, oldest first."""
         if self._db is None:
             return []
-        names = ("number", "first", "size", "edge", "sha256", "closed_us", "deleted_us")
+        names = ("number", "first", "size", "edge", "sha256", "closed_us", "deleted_us", "told")
         found = self._db.execute(f"SELECT {', '.join(names)} FROM closed ORDER BY number")  # noqa: S608 - our own names
         return [dict(zip(names, row, strict=True)) for row in found]
 
-    def take(self, segment: Any, row: tuple[object, ...]) -> None:
-        """Copy the tiles of a segment that is being closed, and note it. May be done again."""
-        if self._db is None:
-            self._open(create=True)
+    def take(self, tiles: Sequence[tuple[object, ...]], row: tuple[object, ...]) -> None:
+        """Keep the tiles of a segment that is being closed, and note it. May be done again."""
         self._db.execute("BEGIN IMMEDIATE")
-        tiles = segment.execute("SELECT level, number, hashes FROM tile")
         self._db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?, ?)", tiles)
-        self._db.execute("INSERT OR REPLACE INTO closed VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
+        self._db.execute("INSERT OR REPLACE INTO closed VALUES (?, ?, ?, ?, ?, ?, NULL, 0)", row)
         self._db.execute("COMMIT")
+
+    def told(self, number: int) -> None:
+        """Note that the log tells of a closed segment."""
+        self._db.execute("UPDATE closed SET told = 1 WHERE number = ?", [number])
 
     def deleted(self, number: int, at_us: int) -> None:
         """Note that a closed segment is gone."""
@@ -116,8 +118,3 @@ class Tiles:
         if self._db is not None:
             self._db.close()
             self._db = None
-
-
-def tiles_of(files: Files) -> Tiles:
-    """Return the tiles of a recording for reading; without closed segments there are none."""
-    return Tiles(files.tiles)

@@ -89,6 +89,7 @@ class Recorder:
         self.settings = settings
         self.encode = encode
         self.failed = ""
+        self.closed: Callable[[], None] = lambda: None
         self._items, self._bytes = capacity
         self._inbox: queue.SimpleQueue[Intent | None] = queue.SimpleQueue()
         self._sealed: collections.deque[Sealed] = collections.deque()
@@ -102,14 +103,15 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._told: collections.deque[tuple[str, str]] = collections.deque()
         self._lock: int | None = None
+        self._owner = False
         self._ledger: Ledger
 
     def start(self) -> None:
         """Open or create the file (0600, in a directory made 0700) and start the writer. Raises ``RecordingError``."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _lock(self.path)
-            self._ledger = Ledger(self.files, self.settings)
+            self._lock, self._owner = _lock(self.path)
+            self._ledger = Ledger(self.files, self.settings, self.event, owner=self._owner)
             self._ledger.open()
         except (OSError, sqlite3.Error) as error:
             self._unlock()
@@ -187,6 +189,7 @@ class Recorder:
         if self._thread is not None:
             self._thread.join()
         self._unlock()
+        self.closed()
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -291,6 +294,7 @@ class Recorder:
         _settle(intents, fault)
         if fault is None:
             self._ledger.log.publish()
+            self._tend()
         if fault is not None and not self.failed and not self._closing:
             time.sleep(LINGER)
             self._inbox.put(None)
@@ -298,6 +302,13 @@ class Recorder:
             if kind == "gap":
                 log.warning("recording: records were lost: %s", detail)
         return fault is None
+
+    def _tend(self) -> None:
+        """Let the ledger close and delete segments; a fault in that costs no record."""
+        try:
+            self._ledger.tend()
+        except (sqlite3.Error, OSError, RecordingError) as error:
+            self._fault(error)
 
     def _commit(
         self,
@@ -330,6 +341,8 @@ class Recorder:
                 self._ledger.db.execute("ROLLBACK")
         except sqlite3.Error:
             passing = False
+        if name.startswith("SQLITE_FULL") and self._ledger.relieve():
+            self._told.append(("full", "the disk is full; the ballast was given back"))
         if not passing:
             self.failed = f"recording has stopped: {name}"
         log.error("recording %s: %s", "is waiting" if passing else "has stopped", name)
@@ -356,16 +369,18 @@ def _resolve(intents: Sequence[Intent], fault: RecordingError | None) -> None:
             each.done.set_exception(RecordingError(str(fault)))
 
 
-def _lock(path: Path) -> int:
-    """Take the file's lock, or go without it where several writers are safe; returns a file descriptor.
+def _lock(path: Path) -> tuple[int, bool]:
+    """Take the file's lock, or go without it where several writers are safe; returns a file descriptor, and whether.
 
     Raises ``RecordingError`` when another process records into the file and this SQLite has the WAL-reset bug.
     """
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     old = tuple(sqlite3.sqlite_version_info) < SAFE_SQLITE
+    held = True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        held = False
         if old:
             os.close(lock)
             raise RecordingError(
@@ -374,4 +389,4 @@ def _lock(path: Path) -> int:
             ) from None
     if old:
         log.warning("recording: SQLite %s is older than 3.51.3, so only this process may write", sqlite3.sqlite_version)
-    return lock
+    return lock, held

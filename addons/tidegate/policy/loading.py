@@ -20,6 +20,7 @@ from tidegate.inspection.rules import Rule, check_examples, parse_pack
 from tidegate.model import Action, Direction, Fault
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
+from tidegate.policy.keeping import Sink, SinkKind
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.ner_files import open_ner
 from tidegate.policy.policy import Identity, Policy, PolicyError, Recording, State, StaticIdentity
@@ -82,7 +83,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         engine=coded.extend(engine),
         actions=linked.actions,
         decisions=linked.decisions,
-        recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
+        recording=_recording(document, path.parent),
         state=state,
         warnings=(
             *linked.warnings,
@@ -118,7 +119,16 @@ def recording_of(path: Path) -> Path:
     _, document, faults = _document(path, reader)
     if faults or reader.faults:
         raise PolicyError((*reader.faults, *faults))
-    return Path(_absolute(path.parent, document.recording_path))
+    return Path(_absolute(path.parent, document.recording.path))
+
+
+def _recording(document: Document, folder: Path) -> Recording:
+    said = document.recording
+    keeping = said.keeping
+    if keeping.sink is not None and keeping.sink.kind is SinkKind.FILE:
+        keeping = replace(keeping, sink=Sink(SinkKind.FILE, (_absolute(folder, keeping.sink.words[0]),)))
+    modes = {each.name: each.recording for each in document.connections if each.recording is not None}
+    return Recording(said.mode, said.keep, _absolute(folder, said.path), modes, keeping)
 
 
 def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:
@@ -260,7 +270,7 @@ def _identities(document: Document, folder: Path) -> tuple[Identity, ...] | None
 
 def _state(reader: Reader, document: Document, folder: Path) -> State:
     """Find the control store: where the policy says, or beside the recording."""
-    recording = Path(_absolute(folder, document.recording_path))
+    recording = Path(_absolute(folder, document.recording.path))
     node = document.state_path
     path = recording.parent / STATE_NAME if node is None else Path(_absolute(folder, str(node.value)))
     if node is not None and path == recording:

@@ -13,7 +13,7 @@ from tidegate.inspection.urls import HOST
 from tidegate.model import Action, Direction, Mode
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
-from tidegate.policy.policy import Keep, RecordingMode, Unlisted
+from tidegate.policy.policy import Unlisted
 from tidegate.policy.proprietary import (
     PROPRIETARY_SECTIONS,
     AllowFileDoc,
@@ -22,6 +22,7 @@ from tidegate.policy.proprietary import (
     read_detectors,
 )
 from tidegate.policy.reader import Reader
+from tidegate.policy.recording import RECORDING_SECTIONS, RecordingDoc, read_recording
 from tidegate.policy.source import Node
 from tidegate.policy.tokens import TOKEN_SECTIONS, read_tokens
 from tidegate.policy.upstreams import CONNECTION_SECTIONS, ConnectionDoc, LimitsDoc, read_connection, read_limits
@@ -54,7 +55,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     **NER_SECTIONS,
     **PROPRIETARY_SECTIONS,
     **TOKEN_SECTIONS,
-    "recording": ("mode", "keep", "path"),
+    **RECORDING_SECTIONS,
     "state": ("path", "retain"),
 }
 
@@ -69,7 +70,6 @@ PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
 RUNS = 64, 4096
 """Least and most characters of an encoded run: a stream holds 8 Ki in all of one text, and a match beside the run."""
-RECORDING_PATH = "recordings/tidegate.db"
 STATE_NAME = "control.db"
 STATE_RETAIN = 400 * 86400.0
 """OpenAI keeps responses for 30 days, files until they are deleted; what nobody is known to own nobody can use."""
@@ -143,9 +143,7 @@ class Document:
     ner: NerDoc | None
     tokens: TokenLimits
     limits: LimitsDoc
-    recording_mode: RecordingMode
-    keep: Keep
-    recording_path: str
+    recording: RecordingDoc
     state_path: Node | None
     state_retain: float
 
@@ -170,7 +168,6 @@ def read(reader: Reader, root: Node) -> Document:
         reader.fault(connections, "a list of at least one connection", found="an empty list")
     inspection = top.get("inspection", root)
     below = inspection.value if "inspection" in top and isinstance(inspection.value, Mapping) else {}
-    recording = reader.section(top["recording"], SECTIONS["recording"]) if "recording" in top else {}
     state = reader.section(top["state"], SECTIONS["state"]) if "state" in top else {}
     return Document(
         root=root,
@@ -192,9 +189,7 @@ def read(reader: Reader, root: Node) -> Document:
         ner=read_ner(reader, below.get("ner")),
         tokens=read_tokens(reader, top.get("tokens")),
         limits=read_limits(reader, top.get("limits")),
-        recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
-        keep=reader.choice(recording.get("keep"), Keep, Keep.REDACTED),
-        recording_path=reader.text(recording.get("path"), "the path of an SQLite file", RECORDING_PATH),
+        recording=read_recording(reader, top.get("recording")),
         state_path=state.get("path") if reader.text(state.get("path"), "the path of an SQLite file") else None,
         state_retain=reader.seconds(state.get("retain")) or STATE_RETAIN,
     )

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 from tidegate.identity import reference
 from tidegate.model import AnswerLimits, CredentialRef, OnUnknown, Origin
 from tidegate.policy.identities import LOOPBACK
+from tidegate.policy.policy import RecordingMode
 from tidegate.policy.reader import Reader
+from tidegate.policy.recording import read_mode
 from tidegate.policy.source import Node
 
 CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -23,6 +25,7 @@ CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
         "limits",
         "on_unknown",
         "descriptors",
+        "recording",
     ),
     "connections[].serve": ("path",),
     "connections[].credential": ("header", "value"),
@@ -75,6 +78,7 @@ class ConnectionDoc:
     limits: LimitsDoc
     on_unknown: OnUnknown = OnUnknown.BLOCK
     descriptors: Node | None = None
+    recording: RecordingMode | None = None
 
 
 def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
@@ -103,6 +107,7 @@ def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
         limits=read_limits(reader, section.get("limits")),
         on_unknown=reader.choice(section.get("on_unknown"), OnUnknown, OnUnknown.BLOCK),
         descriptors=section.get("descriptors"),
+        recording=read_mode(reader, section.get("recording")),
     )
 
 
