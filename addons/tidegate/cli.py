@@ -15,7 +15,8 @@ from rich.console import Console
 from tidegate import __version__, cli_proprietary
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
 from tidegate.cli_evidence import evidence, verify
-from tidegate.cli_recording import recording_option
+from tidegate.cli_export import export
+from tidegate.cli_recording import recording_option, told
 from tidegate.cli_recording import where as _recording
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
@@ -35,6 +36,7 @@ main.add_command(scan)
 main.add_command(rules)
 main.add_command(verify)
 main.add_command(evidence)
+main.add_command(export)
 
 
 @main.command()
@@ -172,7 +174,9 @@ def flows_show(exchange: str, recording: Path | None, policy_path: Path | None, 
     """
     from tidegate.replay import show
 
-    details = _reading(lambda: show.details(_recording(recording, policy_path), exchange))
+    path = _recording(recording, policy_path)
+    details = _reading(lambda: show.details(path, exchange))
+    _reading(lambda: told(path, "read", f"flows show {details['id']}"))
     if as_json:
         click.echo(json.dumps(details))
     else:

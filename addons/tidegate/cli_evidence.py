@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from tidegate.cli_common import policy_option
 from tidegate.cli_recording import no_stack, recording_argument, recording_option, where
+
+if TYPE_CHECKING:
+    from tidegate.evidence.subjects import Subjects
 
 
 @click.command()
@@ -94,3 +99,55 @@ def evidence_key(policy_path: Path | None, recording: Path | None) -> None:
     if key is None:
         raise click.ClickException(f"{files.key}: found no key that can be read; it is made at the first start.")
     click.echo(key.vkey)
+
+
+@evidence.command("erase")
+@click.argument("subject", metavar="IDENTITY:NAME")
+@policy_option
+@recording_option
+@click.option("--basis", default="", help="Why, for the log: a ticket, a law. No name.")
+@click.confirmation_option(prompt="This destroys a caller's name and bodies for good. Go on?")
+def evidence_erase(subject: str, policy_path: Path | None, recording: Path | None, basis: str) -> None:
+    """Erase a caller: destroy the name and the keys of the bodies. The log stays valid, and tells of it."""
+    with no_stack(), _subjects(recording, policy_path) as subjects:
+        many = subjects.erase(subject, basis)
+    click.echo(f"{subject}: name and {many} keys destroyed; copies of the file of keys must be destroyed too", err=True)
+
+
+@evidence.command("hold")
+@click.argument("subject", metavar="IDENTITY:NAME", required=False)
+@policy_option
+@recording_option
+@click.option("--reason", help="Set a legal hold; without it the holds are listed.")
+@click.option("--release", is_flag=True, help="Lift it.")
+def evidence_hold(
+    subject: str | None, policy_path: Path | None, recording: Path | None, reason: str | None, *, release: bool
+) -> None:
+    """Set, lift or list legal holds: a caller on hold is not erased, and while there is any no segment is deleted.
+
+    IDENTITY:NAME is a caller, or * for everybody.
+    """
+    from tidegate.evidence.queries import moment
+
+    if subject is None and (reason or release):
+        raise click.UsageError("found no caller; accepted: IDENTITY:NAME, or * for everybody.")
+    if reason and release:
+        raise click.UsageError("found --reason and --release; accepted: one of them.")
+    with no_stack(), _subjects(recording, policy_path) as subjects:
+        if subject is not None and (reason or release):
+            known = [each for each, name in subjects.matching(subject) if name == subject]
+            subjects.hold(subject, reason, subject if subject == "*" else (known or ["a caller not seen yet"])[0])
+        for name, at_us, why in subjects.holds():
+            click.echo(f"{name} since {moment(at_us)}: {why}")
+
+
+@contextmanager
+def _subjects(recording: Path | None, policy_path: Path | None) -> Iterator[Subjects]:
+    from tidegate.evidence.files import Files
+    from tidegate.evidence.subjects import Subjects
+
+    subjects = Subjects(Files(where(recording, policy_path)).keys, create=False)
+    try:
+        yield subjects
+    finally:
+        subjects.close()

@@ -41,3 +41,11 @@ def no_stack(status: int = 1) -> Iterator[None]:
     except RecordingError as error:
         click.echo(f"Error: {error}", err=True)
         raise click.exceptions.Exit(status) from None
+
+
+def told(path: Path, kind: str, detail: str) -> None:
+    """Put a reading into the log, or say that it could not be: a copy has none to tell."""
+    from tidegate.evidence.proving import leave_word
+
+    if not leave_word(path, kind, detail):
+        click.echo("note: this reading is not in the log: the recording is a copy, or may not be written", err=True)

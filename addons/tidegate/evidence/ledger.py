@@ -191,9 +191,7 @@ class Ledger:
 
     def told(self) -> list[tuple[str, str]]:
         """Return events that readers left word of; they are forgotten once a commit has them."""
-        if not self._subjects.refresh():
-            return []
-        found = self._subjects.told()
+        found = self._subjects.news()
         self._waiting = [number for number, _, _ in found]
         return [(kind, detail) for _, kind, detail in found]
 

@@ -37,6 +37,9 @@ _TABLES = {
     "pending": "id INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL",
 }
 
+MOST = 256
+"""Events that readers left word of, of one commit."""
+
 EVERYBODY = "*"
 """The name of a legal hold on every caller."""
 
@@ -80,7 +83,7 @@ class Subjects:
             raise RecordingError(f"{path}: cannot be opened as the keys of a recording: {error}") from error
         self._pseudonyms: dict[str, str] = {}
         self._keys: dict[tuple[str, str], DataKey] = {}
-        self._seen = -1
+        self._seen = self._heard = -1
 
     def close(self) -> None:
         """Close the file."""
@@ -200,9 +203,21 @@ class Subjects:
             "INSERT INTO pending (at_us, kind, detail) VALUES (?, ?, ?)", [time.time_ns() // 1000, kind, detail]
         )
 
+    def news(self) -> list[tuple[int, str, str]]:
+        """Return what ``told`` does, without a look into the file where nobody else has written since the last one."""
+        version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
+        if version == self._heard:
+            return []
+        found = self.told()
+        if len(found) < MOST:
+            self._heard = version
+        return found
+
     def told(self) -> list[tuple[int, str, str]]:
         """Return the events that wait to get into the log: number, kind, detail."""
-        return [tuple(row) for row in self._db.execute("SELECT id, kind, detail FROM pending ORDER BY id LIMIT 256")]
+        return [
+            tuple(row) for row in self._db.execute("SELECT id, kind, detail FROM pending ORDER BY id LIMIT ?", [MOST])
+        ]
 
     def logged(self, numbers: Iterable[int]) -> None:
         """Forget events that are in the log now."""
