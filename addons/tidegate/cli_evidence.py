@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from tidegate.cli_common import policy_option
-from tidegate.cli_recording import no_stack, recording_argument, recording_option, where
+from tidegate.cli_recording import no_stack, recording_argument, recording_option, told, where
 
 if TYPE_CHECKING:
     from tidegate.evidence.subjects import Subjects
@@ -50,8 +50,8 @@ def verify(
         public = None if key is None else verifying.read_key(key)
         report = verifying.verify(path, public, checkpoints, lambda seen: stage.update(task, completed=seen))
     if as_json:
-        told = {name: getattr(report, name) for name in ("sound", "leaves", "proven", "unproven", "faults", "faulty")}
-        click.echo(json.dumps({"recording": str(path), **told}))
+        said = {name: getattr(report, name) for name in ("sound", "leaves", "proven", "unproven", "faults", "faulty")}
+        click.echo(json.dumps({"recording": str(path), **said}))
     else:
         _tell(path, report)
     sys.exit(0 if report.sound else 1)
@@ -151,3 +151,48 @@ def _subjects(recording: Path | None, policy_path: Path | None) -> Iterator[Subj
         yield subjects
     finally:
         subjects.close()
+
+
+@evidence.command("keygen")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A new file for the private key."
+)
+def evidence_keygen(out: Path) -> None:
+    """Make an auditor's pair of keys: the private one into a new file (0600), the public one printed for the policy.
+
+    Do this on the auditor's machine: who has the private key opens sealed originals, and nobody else does.
+    """
+    import os
+
+    from tidegate.evidence.sealing import make_auditor
+
+    private, public = make_auditor()
+    try:
+        handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise click.ClickException(f"{out}: cannot be made: {error.strerror}; accepted: a new file") from None
+    with os.fdopen(handle, "w") as file:
+        file.write(private + "\n")
+    click.echo(public)
+
+
+@evidence.command("unseal")
+@click.argument("exchange")
+@policy_option
+@recording_option
+@click.option(
+    "--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True, help="The private key."
+)
+@click.option("--direction", type=click.Choice(["prompt", "response"]), default="prompt", show_default=True)
+def evidence_unseal(exchange: str, policy_path: Path | None, recording: Path | None, key: Path, direction: str) -> None:
+    """Print a sealed original, as it was before masking. That it was opened, and by whom, is an event of the log.
+
+    EXCHANGE is an id, or the beginning of one.
+    """
+    from tidegate.evidence.unsealing import open_original
+
+    path = where(recording, policy_path)
+    with no_stack():
+        name, plain = open_original(path, exchange, direction, key.read_text(encoding="ascii", errors="replace"))
+        told(path, "unsealed", f"{name} {direction}")
+    click.echo(plain, nl=False)

@@ -22,10 +22,12 @@ from tidegate.evidence.records import ExchangeRecord
 from tidegate.identity.credential import Secret
 from tidegate.judging import readings
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import AnswerLimits, Clearance
+from tidegate.model import AnswerLimits, Clearance, Direction
+from tidegate.policy.keeping import Originals
 from tidegate.policy.policy import Keep, Policy, RecordingMode
 from tidegate.replay.flows import EXCHANGE, masked, safe_state
 from tidegate.steps import Stage
+from tidegate.tee import Tee
 
 ECHO = b"[REDACTED:credential]"
 
@@ -59,6 +61,8 @@ class Exchange:
         self.request_bytes = 0
         self.response_bytes = 0
         self.kept: list[bytes] = []
+        self.marks: list[tuple[int, int]] = []
+        self.tee = Tee() if policy.recording.keeping.originals is Originals.SEALED else None
         self.meter: AnswerMeter | None = None
         self.claims: list[Future[None]] = []
         self.timer: asyncio.TimerHandle | None = None
@@ -174,6 +178,8 @@ class Exchange:
         data = self.said(data)
         if self.crossing.policy.recording.keep is not Keep.NONE:
             self.kept.append(data)
+            if self.crossing.streamed:
+                self.marks.append((int((time.perf_counter() - self.clock) * 1e6), len(data)))
         return [data]
 
     @property
@@ -289,6 +295,10 @@ class Exchange:
             edits.hide_findings(self.flow.request, crossing.policy.engine)
         socket = crossing.socket is not None
         return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected, websocket=socket)
+
+    def cut(self) -> Mapping[str, list[tuple[int, int]]]:
+        """Say how the stream that the client got was cut: microseconds since the start, and bytes of each piece."""
+        return {Direction.RESPONSE.value: self.marks} if self.marks else {}
 
     @staticmethod
     def line(record: ExchangeRecord, tokens: Mapping[str, int] | None = None) -> str:

@@ -141,6 +141,8 @@ class Gateway(Fence):
         return self._judge(exchange, event)
 
     def _judge(self, exchange: Exchange, event: steps.BodyArrived) -> Awaitable[None] | None:
+        if exchange.tee is not None:
+            exchange.tee.sent(event.data)
         if exchange.request_bytes > THREAD_BYTES:
             return self._judge_aside(exchange, event)
         step = exchange.crossing.receive(event)
@@ -294,6 +296,8 @@ class Gateway(Fence):
             return []
         try:
             passed = exchange.meter.received(len(chunk), time.monotonic()) if exchange.meter else None
+            if exchange.tee is not None and passed is None:
+                exchange.tee.answered(chunk)
             if passed is not None:
                 step = crossing.receive(steps.Stopped(limit(passed)))
                 data = step.data if isinstance(step, steps.Emit) else b""
@@ -396,6 +400,8 @@ class Gateway(Fence):
             exchange.status_fields += edits.fields(trailers)
         if exchange.crossing.stage in (Stage.WHOLE, Stage.STREAM):  # STREAM: another addon's reply, no callable saw it
             data = flow.response.raw_content or b""
+            if exchange.tee is not None and len(data) <= exchange.limits.bytes:
+                exchange.tee.answered(data)
             if len(data) > exchange.limits.bytes:
                 step = exchange.crossing.receive(steps.Stopped(limit(Reason.ANSWER_TOO_LARGE)))
             elif len(data) > THREAD_BYTES and exchange.crossing.stage is Stage.WHOLE:
@@ -761,7 +767,8 @@ class Gateway(Fence):
         exchange.sealed = True
         exchange.stop_watching()
         record = exchange.record()
-        self.recorder.seal(record, exchange.state())
+        originals = {} if exchange.tee is None else exchange.tee.originals()
+        self.recorder.seal(record, exchange.state(), exchange.cut(), originals)
         flagged = any(each.stage == "media" and each.result == OnUnknown.FLAG for each in record.decisions)
         self._lines.append((logging.WARNING if flagged else logging.INFO, exchange.line(record, exchange.tokens)))
         if len(self._lines) == 1:  # said once the answer is on its way: nobody waits for the log

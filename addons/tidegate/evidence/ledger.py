@@ -21,7 +21,7 @@ import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # the one SQLite module of the process
 
-from tidegate.evidence import payloads, records, segments
+from tidegate.evidence import payloads, records, sealing, segments
 from tidegate.evidence.files import Files
 from tidegate.evidence.log import Cadence, Log
 from tidegate.evidence.opening import Tiles, open_segment
@@ -49,15 +49,17 @@ class Settings:
     segment_age: float = SEGMENT_AGE
     retain: float | None = None
     ballast: int = 0
+    auditor: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A flow state ready to be written, with what belongs beside it."""
+    """What is kept of an exchange beside its rows: the flow state, how bodies were cut, originals to be sealed."""
 
     exchange: str
-    state: bytes
+    state: bytes | None
     chunks: Mapping[str, str]
+    originals: Mapping[str, bytes]
 
 
 class Ledger:
@@ -195,11 +197,6 @@ class Ledger:
         self._waiting = [number for number, _, _ in found]
         return [(kind, detail) for _, kind, detail in found]
 
-    def keep(self, exchange: str, state: bytes, chunks: Mapping[str, Sequence[tuple[int, int]]]) -> Kept:
-        """Make what is kept of an exchange ready to be written."""
-        marks = {each: json.dumps(cut, separators=(",", ":")) for each, cut in chunks.items()}
-        return Kept(exchange, state, marks)
-
     def commit(
         self,
         intents: Sequence[ExchangeRecord],
@@ -217,7 +214,7 @@ class Ledger:
         for each in intents:
             batch.intent(each)
         for each, kept in sealed:
-            batch.seal(each, *self._stored(each, kept))
+            batch.seal(each, self._stored(each, kept))
         for kind, detail in events:
             batch.event(kind, detail)
         self._write(batch, note=note)
@@ -274,21 +271,39 @@ class Ledger:
         name = f"{record.identity or ''}:{record.caller}".encode("utf-8", "backslashreplace").decode()
         return replace(record, caller=self._subjects.pseudonym(name))
 
-    def _stored(
-        self, record: ExchangeRecord, kept: Kept | None
-    ) -> tuple[tuple[object, ...] | None, Stored | None, Kept | None]:
-        """Return the row of a flow state, and how the log commits to it."""
+    def _stored(self, record: ExchangeRecord, kept: Kept | None) -> tuple[Stored, _Bodies] | None:
+        """Return the rows of what is kept of an exchange, and how the log commits to them."""
         if kept is None:
-            return None, None, None
+            return None
+        parts = {f"chunks_{each}": sha256(marks.encode()).hexdigest() for each, marks in kept.chunks.items()}
+        found = self._subjects.data_key(record.caller or "", record.started_us) if self.settings.private else None
+        originals: list[tuple[object, ...]] = []
+        if self.settings.auditor is not None and found is not None:
+            for direction, plain in kept.originals.items():
+                sealed = sealing.seal(self.settings.auditor, found.key, record.id, direction, plain)
+                originals.append((record.id, direction, found.id, sealed.wrapped, sealed.data))
+                parts[f"original_{direction}"] = payloads.original(found.id, sealed.wrapped, sealed.data)
+        chunks: list[tuple[object, ...]] = [(record.id, each, marks) for each, marks in kept.chunks.items()]
+        if kept.state is None:
+            return Stored(None, None, None, None, parts), _Bodies([], chunks, originals)
         salt = os.urandom(32)
         data, key = kept.state, None
-        if self.settings.private:
-            found = self._subjects.data_key(record.caller or "", record.started_us)
+        if found is not None:
             nonce, key = os.urandom(12), found.id
             data = nonce + AESGCM(found.key).encrypt(nonce, salt + self._zstd.compress(data), record.id.encode())
-        parts = {f"chunks_{each}": sha256(marks.encode()).hexdigest() for each, marks in kept.chunks.items()}
-        stored = Stored(records.FLOW_FORMAT, sha256(data).hexdigest(), payloads.salted(salt, kept.state), key, parts)
-        return (record.id, records.FLOW_FORMAT, data, None if key else salt, key), stored, kept
+        commitment = payloads.salted(salt, kept.state)
+        stored = Stored(records.FLOW_FORMAT, sha256(data).hexdigest(), commitment, key, parts)
+        row = (record.id, records.FLOW_FORMAT, data, None if key else salt, key)
+        return stored, _Bodies([row], chunks, originals)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bodies:
+    """Rows of tables ``flow_state``, ``chunk`` and ``original``."""
+
+    states: list[tuple[object, ...]]
+    chunks: list[tuple[object, ...]]
+    originals: list[tuple[object, ...]]
 
 
 class _Batch:
@@ -301,7 +316,8 @@ class _Batch:
             each: []
             for each in (
                 records.INSERT_INTENT, records.INSERT_SEAL, records.INSERT_DECISION, records.INSERT_FINDING,
-                records.INSERT_STATE, records.INSERT_CHUNKS, records.INSERT_EVENT,
+                records.INSERT_STATE, records.INSERT_CHUNKS,
+                records.INSERT_ORIGINAL, records.INSERT_EVENT,
             )
         }  # fmt: skip
 
@@ -311,18 +327,17 @@ class _Batch:
         self.rows[records.INSERT_FINDING] += findings
         self.leaves.append(payloads.intent(self.at_us, row, findings))
 
-    def seal(
-        self, record: ExchangeRecord, state: tuple[object, ...] | None, stored: Stored | None, kept: Kept | None
-    ) -> None:
+    def seal(self, record: ExchangeRecord, kept: tuple[Stored, _Bodies] | None) -> None:
         row, findings = records.exchange_row(record), list(records.finding_rows(record))
         decisions = list(records.decision_rows(record))
         self.rows[records.INSERT_SEAL].append(row)
         self.rows[records.INSERT_FINDING] += findings
         self.rows[records.INSERT_DECISION] += decisions
-        if state is not None:
-            self.rows[records.INSERT_STATE].append(state)
         if kept is not None:
-            self.rows[records.INSERT_CHUNKS] += [(record.id, each, marks) for each, marks in kept.chunks.items()]
+            self.rows[records.INSERT_STATE] += kept[1].states
+            self.rows[records.INSERT_CHUNKS] += kept[1].chunks
+            self.rows[records.INSERT_ORIGINAL] += kept[1].originals
+        stored = None if kept is None else kept[0]
         self.leaves.append(payloads.sealed(self.at_us, row, findings, decisions, stored))
 
     def event(self, kind: str, detail: str) -> None:

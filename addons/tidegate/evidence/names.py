@@ -46,11 +46,15 @@ class Names:
         """Return the pseudonyms of callers with that subject, or that ``identity:subject``."""
         return [] if self._subjects is None else [pseudonym for pseudonym, _ in self._subjects.matching(caller)]
 
+    def key(self, key: str) -> bytes | None:
+        """Return a data key; ``None`` if it was destroyed or the file of keys is not here."""
+        return None if self._subjects is None else self._subjects.key(key)
+
     def open(self, exchange: str, data: bytes, salt: bytes | None, key: str | None) -> tuple[bytes, bytes]:
         """Return a stored body and its salt. Raises ``RecordingError`` where the key is gone or does not fit."""
         if key is None:
             return data, salt or b""
-        found = None if self._subjects is None else self._subjects.key(key)
+        found = self.key(key)
         if found is None:
             raise RecordingError(f"exchange {exchange}: its bodies were erased, or the file of keys is not here")
         try:

@@ -33,9 +33,9 @@ class Stored:
     ``parts`` are further hashes by name: chunk marks and sealed originals.
     """
 
-    format: int
-    state: str
-    plain: str
+    format: int | None
+    state: str | None
+    plain: str | None
     key: str | None
     parts: Mapping[str, str]
 
@@ -68,9 +68,14 @@ def sealed(
         "findings": places(findings), "kind": "sealed", "v": 1,
     }  # fmt: skip
     if stored is not None:
-        said["stored"] = {"format": stored.format, "plain": stored.plain, "state": stored.state, **stored.parts}
-        if stored.key is not None:
-            said["stored"]["key"] = stored.key
+        kept = {
+            "format": stored.format,
+            "key": stored.key,
+            "plain": stored.plain,
+            "state": stored.state,
+            **stored.parts,
+        }
+        said["stored"] = {name: value for name, value in kept.items() if value is not None}
     return _encode(said)
 
 

@@ -10,6 +10,7 @@ from tidegate.evidence.ledger import Settings
 from tidegate.evidence.log import Cadence
 from tidegate.evidence.sinks import Copier
 from tidegate.evidence.store import Recorder
+from tidegate.policy.keeping import Originals
 from tidegate.policy.policy import Recording
 
 
@@ -24,6 +25,7 @@ def start_recorder(recording: Recording, encode: Callable[[dict[str, Any]], byte
         segment_age=said.segment_age,
         retain=said.retain,
         ballast=said.ballast,
+        auditor=said.auditor if said.originals is Originals.SEALED else None,
     )
     recorder = Recorder(Path(recording.path), encode, settings=settings)
     if copier is not None:

@@ -11,6 +11,7 @@ import asyncio
 import collections
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import queue
@@ -51,6 +52,9 @@ PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
 """Errors after which sqlite has rolled back cleanly and the same connection may be used again."""
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """A finished exchange, on its way to the writer. ``weight`` is an estimate in bytes."""
@@ -58,7 +62,8 @@ class Sealed:
     record: ExchangeRecord
     state: dict[str, Any] | None
     weight: int
-    chunks: Mapping[str, Sequence[tuple[int, int]]] = MappingProxyType({})
+    chunks: Mapping[str, Sequence[tuple[int, int]]]
+    originals: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +151,17 @@ class Recorder:
         self._inbox.put(Intent(record, done))
         return done
 
-    def seal(self, record: ExchangeRecord, state: dict[str, Any] | None) -> None:
+    def seal(
+        self,
+        record: ExchangeRecord,
+        state: dict[str, Any] | None,
+        chunks: Mapping[str, Sequence[tuple[int, int]]] = NOTHING,
+        originals: Mapping[str, bytes] = NOTHING,
+    ) -> None:
         """Record how an exchange ended, with the flow state as the policy keeps it. Never raises, never waits.
+
+        ``chunks`` say by direction how a body was cut: microseconds since the start, and bytes. ``originals`` are
+        bodies before masking; they are sealed to the auditor, or left out where there is none.
 
         When too many bytes are waiting the bodies are left out; when too many records are, the record is dropped.
         Both count.
@@ -156,12 +170,12 @@ class Recorder:
         if self.failed or self._closing or self._thread is None or waiting >= 2 * self._items:
             self._lost[0] += 1  # twice the room of intents: what was acknowledged as sent may still be completed
             return
-        weight = record.request_bytes + record.response_bytes + 1024
-        if state is not None and self._weighed_in - self._weighed_out + weight > self._bytes:
-            state, weight = None, 1024
+        weight = record.request_bytes + record.response_bytes + 1024 + sum(map(len, originals.values()))
+        if (state is not None or originals) and self._weighed_in - self._weighed_out + weight > self._bytes:
+            state, chunks, originals, weight = None, NOTHING, NOTHING, 1024
             self._bare[0] += 1
         self._weighed_in += weight
-        self._sealed.append(Sealed(record, state, weight))
+        self._sealed.append(Sealed(record, state, weight, chunks, originals))
         if not self._awake:
             self._awake = True
             self._due = time.monotonic() + LINGER
@@ -323,10 +337,12 @@ class Recorder:
 
     def _state(self, sealed: Sealed) -> Kept | None:
         """Encode a flow state; one that cannot be encoded is left out and counted, the record is kept."""
-        if sealed.state is None:
+        if sealed.state is None and not sealed.originals:
             return None
         try:
-            return self._ledger.keep(sealed.record.id, self.encode(sealed.state), sealed.chunks)
+            state = None if sealed.state is None else self.encode(sealed.state)
+            marks = {each: json.dumps(cut, separators=(",", ":")) for each, cut in sealed.chunks.items()}
+            return Kept(sealed.record.id, state, marks, sealed.originals)
         except Exception as error:  # noqa: BLE001 - the encoder is the caller's
             log.warning("recording: a flow state could not be encoded: %s", type(error).__name__)
             self._bare[1] += 1
