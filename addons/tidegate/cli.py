@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from tidegate import __version__, cli_proprietary
+from tidegate import __version__, cli_flows, cli_proprietary
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
 from tidegate.cli_evidence import evidence, verify
 from tidegate.cli_export import export
@@ -160,6 +160,10 @@ def flows_list(recording: Path | None, policy_path: Path | None, as_json: bool, 
         terminal = Console()
         console = terminal if terminal.is_terminal else Console(width=200)  # a pipe has no width; nothing is lost in it
         console.print(queries.table(rows, console.width))
+
+
+for each in cli_flows.COMMANDS:
+    flows.add_command(each)
 
 
 @flows.command("show")

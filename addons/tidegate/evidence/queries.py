@@ -173,40 +173,45 @@ def show(path: Path, prefix: str) -> Row:
         return {**names.named(row), "decisions": decisions, "finding_list": findings}
 
 
-def states(path: Path, ids: Sequence[str] | None = None) -> list[StoredState]:
+def states(path: Path, ids: Sequence[str] | None = None, *, strict: bool = True) -> list[StoredState]:
     """Return the stored flow states in the order of their exchanges: all, or those of ``ids`` (prefixes will do).
+
+    Not ``strict``: ``ids`` are whole ids, and those without a flow state are left out.
 
     Those that were erased are left out. Raises ``RecordingError``, also for an id that has no flow state.
     """
-    wanted = None if ids is None else {find(path, each) for each in ids}
+    wanted = None if ids is None else {find(path, each) for each in ids} if strict else set(ids)
     found: dict[str, StoredState] = {}
     with names_of(Files(path)) as names:
         for file in _segments(path):
             with reading(file) as db:
-                for each in _states(db, wanted, names):
+                for each in _states(db, wanted, names, strict=strict):
                     found[each.exchange] = each
     missing = set(wanted or ()) - set(found)
-    if missing:
+    if missing and strict:
         raise RecordingError(
             f"{path}: found no bodies for {', '.join(sorted(missing))}; accepted: an exchange that kept them"
         )
     return [found[each] for each in sorted(found)]
 
 
-def _states(db: Database, wanted: set[str] | None, names: Names) -> Iterator[StoredState]:
+def _states(db: Database, wanted: set[str] | None, names: Names, *, strict: bool) -> Iterator[StoredState]:
     coded = "salt" in {each.name for each in db["flow_state"].columns}  # an older recording has none of them
     more = "s.salt AS salt, s.key AS key" if coded else "NULL AS salt, NULL AS key"
-    for row in db.query(
+    query = (
         f"SELECT e.*, s.format AS format, s.state AS state, {more} "  # noqa: S608 - our own names
-        "FROM exchange e JOIN flow_state s ON s.exchange = e.id ORDER BY e.id"
-    ):
+        "FROM exchange e JOIN flow_state s ON s.exchange = e.id"
+    )
+    if wanted is None:
+        rows: Iterator[Row] = db.query(f"{query} ORDER BY e.id")
+    else:
+        rows = (row for each in sorted(wanted) for row in db.query(f"{query} WHERE e.id = ?", [each]))
+    for row in rows:
         form, state, salt, key = (row.pop(each) for each in ("format", "state", "salt", "key"))
-        if wanted is not None and row["id"] not in wanted:
-            continue
         try:
             state, _ = names.open(row["id"], state, salt, key)
         except RecordingError:
-            if wanted is not None:
+            if wanted is not None and strict:
                 raise
             continue
         yield StoredState(row["id"], form, state, {**names.named(row), "rules": _rules(db, row)}, _masked(db, row))

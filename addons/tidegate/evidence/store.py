@@ -181,6 +181,11 @@ class Recorder:
             self._due = time.monotonic() + LINGER
             self._inbox.put(None)
 
+    def drain(self) -> None:
+        """Wait while much is waiting to be written: for who records as fast as a file can be read."""
+        while len(self._sealed) > BATCH and not self.failed:
+            time.sleep(LINGER / 10)
+
     def lose(self) -> None:
         """Count a record that could not even be made; the loss is a row of table ``event`` with the next record."""
         self._lost[0] += 1
