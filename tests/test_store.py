@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 from sqlite_utils.utils import sqlite3
 
-from tidegate.evidence import store
+from tidegate.evidence import opening, store
 from tidegate.evidence.records import COLUMNS, ExchangeRecord, RecordingError, bare_path
 from tidegate.evidence.store import Recorder
 from tidegate.model import Action, Decision, Finding, Outcome, Reason
@@ -114,7 +115,7 @@ def test_tables_are_strict_and_columns_are_as_listed(recorder: Recorder, path: P
 
 def test_the_connection_is_durable(recorder: Recorder) -> None:
     asked = {
-        name: recorder._db.execute(f"PRAGMA {name}").fetchone()[0]
+        name: recorder._ledger.db.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("synchronous", "journal_mode", "secure_delete")
     }
     assert asked == {"synchronous": 2, "journal_mode": "wal", "secure_delete": 1}
@@ -131,7 +132,7 @@ def test_files_are_private(path: Path) -> None:
         made.close()
     finally:
         os.umask(before)
-    assert set(modes) == {f"tidegate.db{end}" for end in ("", "-wal", "-shm", ".lock")}
+    assert set(modes) == {f"tidegate.db{end}" for end in ("", "-wal", "-shm", ".lock", ".key", ".keys", ".checkpoint")}
     assert set(modes.values()) == {0o600}
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
@@ -153,7 +154,7 @@ async def test_a_seal_does_not_wait_for_company_for_long(recorder: Recorder, pat
 
 
 async def test_another_writer_gives_an_error_and_then_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PRAGMAS", (*(p for p in store.PRAGMAS if "busy" not in p), "busy_timeout=10"))
+    monkeypatch.setattr(opening, "PRAGMAS", (*(p for p in opening.PRAGMAS if "busy" not in p), "busy_timeout=10"))
     recorder = Recorder(path, lambda _: b"")
     recorder.start()
     other = sqlite3.connect(path, isolation_level=None)
@@ -171,14 +172,14 @@ async def test_another_writer_gives_an_error_and_then_room(path: Path, monkeypat
 
 async def test_a_full_disk_gives_an_error_and_is_survived(recorder: Recorder, path: Path) -> None:
     await recorder.intent(record("ex_1"))
-    pages = recorder._db.execute("PRAGMA page_count").fetchone()[0]
-    recorder._db.execute(f"PRAGMA max_page_count={pages}")
+    pages = recorder._ledger.db.execute("PRAGMA page_count").fetchone()[0]
+    recorder._ledger.db.execute(f"PRAGMA max_page_count={pages}")
     recorder.encode = lambda _: b"x" * 100_000
     recorder.seal(record("ex_big"), {})
     await asyncio.sleep(store.LINGER * 2)  # from then on a seal that cannot be written holds up what comes after it
     with pytest.raises(RecordingError, match="SQLITE_FULL"):
         await recorder.intent(record("ex_2"))
-    recorder._db.execute("PRAGMA max_page_count=1000000")
+    recorder._ledger.db.execute("PRAGMA max_page_count=1000000")
     await recorder.intent(record("ex_3"))
     recorder.close()
     assert {name for (name,) in rows(path, "SELECT id FROM exchange")} == {"ex_1", "ex_3", "ex_big"}
@@ -203,7 +204,7 @@ class Broken:
 
 
 async def test_a_failed_sync_is_final(recorder: Recorder, path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    broken = recorder._db = Broken(recorder._db)
+    broken = recorder._ledger.db = Broken(recorder._ledger.db)
     with pytest.raises(RecordingError, match="SQLITE_IOERR_FSYNC"):
         await recorder.intent(record())
     calls = broken.calls
@@ -367,17 +368,16 @@ def test_acknowledged_intents_survive_kill_9(path: Path) -> None:
         assert len(told) >= 120
         assert set(told) <= stored
         assert rows(path, "PRAGMA integrity_check") == [("ok",)]
-        path.unlink()
-        for end in ("-wal", "-shm"):
-            Path(f"{path}{end}").unlink(missing_ok=True)
+        shutil.rmtree(path.parent)
 
 
 def test_every_column_is_documented(recorder: Recorder, path: Path) -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "recording.md").read_text()
-    tables = [
-        name for (name,) in rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'") if name[0] not in "_s"
-    ]
-    assert sorted(tables) == ["decision", "event", "exchange", "finding", "flow_state"]
+    tables = rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")
+    tables = sorted(name for (name,) in tables if not name.startswith(("_", "sqlite_")))
+    assert " ".join(tables) == (
+        "checkpoint chunk decision event exchange finding flow_state leaf original segment tile"
+    )
     for table in tables:
         for _, column, *_ in rows(path, f"PRAGMA table_info({table})"):
             assert f"`{column}`" in page, f"docs/recording.md does not name {table}.{column}"

@@ -13,7 +13,7 @@ from tidegate import reloaded
 from tidegate.approving import plain
 from tidegate.budgeting import Budgeting
 from tidegate.desk import Desk
-from tidegate.evidence.store import Recorder
+from tidegate.evidence.starting import start_recorder
 from tidegate.gateway import Gateway
 from tidegate.holding import Holding
 from tidegate.identity.credential import Secret, resolve_all
@@ -186,8 +186,7 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     """
     policy = load(path, engine_cache=DiskCache())
     credentials, problems = resolve_all(policy.connections.values())
-    recorder = Recorder(Path(policy.recording.path), encode)
-    recorder.start()
+    recorder = start_recorder(policy.recording, encode)
     gateway = Gateway(policy, recorder, Verifier(policy.identities), credentials, replay_caller)
     gateway.ner = _pool(policy)
     gateway.ownership = Ownership(Path(policy.state.path), policy.state.retain)

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from tidegate import __version__, cli_proprietary
+from tidegate import __version__, cli_flows, cli_proprietary
 from tidegate.cli_approvals import approvals
 from tidegate.cli_budgets import budgets
 from tidegate.cli_common import load_policy, policy_file, policy_option, show_faults
+from tidegate.cli_evidence import evidence, verify
 from tidegate.cli_explain import explain
+from tidegate.cli_export import export
 from tidegate.cli_login import login, logout
+from tidegate.cli_recording import recording_option, told
+from tidegate.cli_recording import where as _recording
 from tidegate.cli_revoke import revoke
 from tidegate.cli_rules import rules
 from tidegate.cli_scan import scan
@@ -27,13 +31,6 @@ from tidegate.policy.policy import Policy, PolicyError
 
 if TYPE_CHECKING:
     from tidegate.replay.send import Sent
-
-recording_option = click.option(
-    "--recording",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="The recording, instead of the one the policy names.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,6 +48,9 @@ main.add_command(rules)
 main.add_command(revoke)
 main.add_command(budgets)
 main.add_command(approvals)
+main.add_command(verify)
+main.add_command(evidence)
+main.add_command(export)
 
 
 @main.command()
@@ -161,15 +161,6 @@ def flows() -> None:
     """Look at recorded exchanges."""
 
 
-def _recording(recording: Path | None, policy_path: Path | None) -> Path:
-    from tidegate.policy.loading import recording_of
-
-    try:
-        return recording if recording is not None else recording_of(policy_file(policy_path))
-    except PolicyError as error:
-        raise click.exceptions.Exit(show_faults(error)) from None
-
-
 @flows.command("list")
 @policy_option
 @recording_option
@@ -194,6 +185,10 @@ def flows_list(recording: Path | None, policy_path: Path | None, as_json: bool, 
         console.print(queries.table(rows, console.width))
 
 
+for each in cli_flows.COMMANDS:
+    flows.add_command(each)
+
+
 @flows.command("show")
 @click.argument("exchange")
 @policy_option
@@ -206,7 +201,9 @@ def flows_show(exchange: str, recording: Path | None, policy_path: Path | None, 
     """
     from tidegate.replay import show
 
-    details = _reading(lambda: show.details(_recording(recording, policy_path), exchange))
+    path = _recording(recording, policy_path)
+    details = _reading(lambda: show.details(path, exchange))
+    _reading(lambda: told(path, "read", f"flows show {details['id']}"))
     if as_json:
         click.echo(json.dumps(details))
     else:

@@ -23,11 +23,13 @@ from tidegate.evidence.records import ExchangeRecord
 from tidegate.identity.credential import Secret
 from tidegate.judging import readings
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import AnswerLimits, Caller, Clearance, Decision, Head
-from tidegate.policy.policy import Keep, Policy
+from tidegate.model import AnswerLimits, Caller, Clearance, Decision, Direction, Head
+from tidegate.policy.keeping import Originals
+from tidegate.policy.policy import Keep, Policy, RecordingMode
 from tidegate.replay.flows import EXCHANGE, masked, safe_state
 from tidegate.state.budgets import Held
 from tidegate.steps import BodyArrived, Stage
+from tidegate.tee import Tee
 
 ECHO = b"[REDACTED:credential]"
 
@@ -61,6 +63,8 @@ class Exchange:
         self.request_bytes = 0
         self.response_bytes = 0
         self.kept: list[bytes] = []
+        self.marks: list[tuple[int, int]] = []
+        self.tee = Tee() if policy.recording.keeping.originals is Originals.SEALED else None
         self.meter: AnswerMeter | None = None
         self.claims: list[Future[None]] = []
         self.held: Held | None = None
@@ -107,6 +111,12 @@ class Exchange:
         self.crossing = Crossing(policy, self.id)
         self.crossing.decisions = [*old.decisions, Decision("hold", "again", None, "the policy has changed")]
         return old.head, old.caller, BodyArrived(held.data)
+
+    @property
+    def strict(self) -> bool:
+        """Whether nothing may be sent before it is recorded."""
+        route, recording = self.crossing.route, self.crossing.policy.recording
+        return recording.mode_of(None if route is None else route.connection.name) is RecordingMode.STRICT
 
     # what may leave ──────────────────────────────────────────────────────────
 
@@ -191,6 +201,8 @@ class Exchange:
         data = self.said(data)
         if self.crossing.policy.recording.keep is not Keep.NONE:
             self.kept.append(data)
+            if self.crossing.streamed:
+                self.marks.append((int((time.perf_counter() - self.clock) * 1e6), len(data)))
         return [data]
 
     @property
@@ -314,6 +326,10 @@ class Exchange:
             edits.hide_findings(self.flow.request, crossing.policy.engine)
         socket = crossing.socket is not None
         return safe_state(self.flow, keep, self.id, self.path, self.target, inspected=inspected, websocket=socket)
+
+    def cut(self) -> Mapping[str, list[tuple[int, int]]]:
+        """Say how the stream that the client got was cut: microseconds since the start, and bytes of each piece."""
+        return {Direction.RESPONSE.value: self.marks} if self.marks else {}
 
     @staticmethod
     def line(record: ExchangeRecord, tokens: Mapping[str, int] | None = None) -> str:

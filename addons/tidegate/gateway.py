@@ -52,7 +52,7 @@ from tidegate.inspection.ner.spec import Unread
 from tidegate.inspection.tokens import Session, TokenLimits, Vault, Who
 from tidegate.limits.answer import AnswerMeter
 from tidegate.model import Caller, Denial, Head, OnUnknown, Outcome, Owners, Reason, Stored
-from tidegate.policy.policy import Policy, RecordingMode
+from tidegate.policy.policy import Policy
 from tidegate.socket_gate import LiveSocket
 from tidegate.socket_relay import Said
 from tidegate.sockets import POLICY
@@ -191,6 +191,8 @@ class Gateway(Fence):
         return self._judge(exchange, event)
 
     def _judge(self, exchange: Exchange, event: steps.BodyArrived) -> Awaitable[None] | None:
+        if exchange.tee is not None:
+            exchange.tee.sent(event.data)
         if exchange.request_bytes > THREAD_BYTES:
             return self._judge_aside(exchange, event)
         step = exchange.crossing.receive(event)
@@ -256,7 +258,7 @@ class Gateway(Fence):
             return self._spend(exchange, step)
         if isinstance(step, steps.Hold):
             return self._ask_people(exchange, step)
-        if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
+        if exchange.strict:
             return self._keep_intent(exchange)
         self._send(exchange, exchange.crossing.receive(steps.IntentKept(kept=True)))
         return None
@@ -409,6 +411,8 @@ class Gateway(Fence):
             return []
         try:
             passed = exchange.meter.received(len(chunk), time.monotonic()) if exchange.meter else None
+            if exchange.tee is not None and passed is None:
+                exchange.tee.answered(chunk)
             if passed is not None:
                 step = crossing.receive(steps.Stopped(limit(passed)))
                 data = step.data if isinstance(step, steps.Emit) else b""
@@ -511,6 +515,8 @@ class Gateway(Fence):
             exchange.status_fields += edits.fields(trailers)
         if exchange.crossing.stage in (Stage.WHOLE, Stage.STREAM):  # STREAM: another addon's reply, no callable saw it
             data = flow.response.raw_content or b""
+            if exchange.tee is not None and len(data) <= exchange.limits.bytes:
+                exchange.tee.answered(data)
             if len(data) > exchange.limits.bytes:
                 step = exchange.crossing.receive(steps.Stopped(limit(Reason.ANSWER_TOO_LARGE)))
             elif len(data) > THREAD_BYTES and exchange.crossing.stage is Stage.WHOLE:
@@ -557,7 +563,7 @@ class Gateway(Fence):
         response = exchange.flow.response
         if exchange.crossing.call is not None and response is not None and not exchange.refused:
             response.trailers = exchange.end_call(())
-        if exchange.crossing.policy.recording.mode is RecordingMode.STRICT:
+        if exchange.strict:
             self._seal(exchange)
 
     def _answered(self, exchange: Exchange, step: steps.Step) -> bytes:
@@ -884,7 +890,8 @@ class Gateway(Fence):
         if exchange.held is not None:
             self._settle(exchange)
         record = exchange.record()
-        self.recorder.seal(record, exchange.state())
+        originals = {} if exchange.tee is None else exchange.tee.originals()
+        self.recorder.seal(record, exchange.state(), exchange.cut(), originals)
         if self.counting is not None:
             self.counting(record)
         flagged = any(each.stage == "media" and each.result == OnUnknown.FLAG for each in record.decisions)

@@ -16,6 +16,8 @@ from rich.text import Text
 from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # the one SQLite module of the process
 
+from tidegate.evidence.files import Files
+from tidegate.evidence.names import Names, names_of
 from tidegate.evidence.records import APPLICATION_ID, RecordingError
 from tidegate.model import Action, Direction, Finding
 
@@ -76,11 +78,34 @@ def list_flows(
     an age (``30m``, ``2h``, ``3d``) or a date or time in ISO 8601, UTC unless it says otherwise. Raises
     ``RecordingError``.
     """
+    found: dict[str, Row] = {}
+    with names_of(Files(path)) as names:
+        where, values = _conditions(names, outcome, caller, connection, rule, since)
+        for file in reversed(_segments(path)):  # ids sort by time, and what a later segment says of one holds
+            with reading(file) as db:
+                rows = db["exchange"].rows_where(where, values, order_by="id DESC", limit=limit + len(found))
+                for row in rows:
+                    if row["id"] not in found and not (row["outcome"] is None and _ended(path, file, row["id"])):
+                        found[row["id"]] = {**names.named(row), "rules": _rules(db, row)}
+            if len(found) >= limit:
+                break
+    return [found[each] for each in sorted(found, reverse=True)[:limit]]
+
+
+def _conditions(
+    names: Names, outcome: str | None, caller: str | None, connection: str | None, rule: str | None, since: str | None
+) -> tuple[str | None, dict[str, Any]]:
     where: list[str] = []
-    values: dict[str, Any] = {"limit": limit}
+    values: dict[str, Any] = {}
+    known = [] if caller is None else names.pseudonyms(caller)
+    marks = "".join(f", :caller{at}" for at in range(len(known)))
     for condition, name, value in (
         ("coalesce(outcome, 'open') = :outcome", "outcome", outcome),
-        (":caller IN (caller, coalesce(identity, '') || ':' || caller)", "caller", caller),
+        (
+            f"(:caller = coalesce(identity, '') || ':' || caller OR caller IN (:caller{marks}))",
+            "caller",
+            caller,
+        ),
         ("connection = :connection", "connection", connection),
         ("id IN (SELECT exchange FROM finding WHERE rule = :rule)", "rule", rule),
         ("started_us >= :since", "since", None if since is None else since_us(since)),
@@ -88,17 +113,35 @@ def list_flows(
         if value is not None:
             where.append(condition)
             values[name] = value
-    with reading(path) as db:
-        found = db["exchange"].rows_where(" AND ".join(where) or None, values, order_by="id DESC", limit=limit)
-        return [{**row, "rules": _rules(db, row)} for row in found]
+    values.update((f"caller{at}", each) for at, each in enumerate(known))
+    return " AND ".join(where) or None, values
+
+
+def _segments(path: Path) -> list[Path]:
+    """Return the segments of a recording, oldest first; at least its own path, whatever is there."""
+    return [file for _, file in Files(path).segments()] or [path]
+
+
+def _ended(path: Path, file: Path, exchange: str) -> bool:
+    """Say whether a segment after ``file`` has the row of an exchange: it then says how that one ended."""
+    segments = _segments(path)
+    for later in segments[segments.index(file) + 1 :]:
+        with reading(later) as db:
+            if db.execute("SELECT 1 FROM exchange WHERE id = ?", [exchange]).fetchone():
+                return True
+    return False
 
 
 def find(path: Path, prefix: str) -> str:
     """Return the id of the one exchange that begins with ``prefix``. Raises ``RecordingError`` for none or several."""
-    with reading(path) as db:
-        found = _matching(db, prefix)
+    found: set[str] = set()
+    for file in _segments(path):
+        with reading(file) as db:
+            found.update(_matching(db, prefix))
+    if prefix in found:
+        return prefix
     if len(found) == 1:
-        return found[0]
+        return found.pop()
     if not found:
         raise RecordingError(f"{path}: found no exchange {prefix!r}; accepted: the beginning of an id of `flows list`")
     raise RecordingError(f"{path}: found several exchanges that begin with {prefix!r}; accepted: more of the id")
@@ -116,36 +159,62 @@ def show(path: Path, prefix: str) -> Row:
     ``prefix`` is the beginning of its id. Raises ``RecordingError``.
     """
     exchange = find(path, prefix)
-    with reading(path) as db:
-        row = next(iter(db["exchange"].rows_where("id = ?", [exchange])))
-        decisions = list(db["decision"].rows_where("exchange = ?", [exchange], order_by="seq"))
-        findings = list(db["finding"].rows_where("exchange = ?", [exchange], order_by="seq"))
+    row: Row = {}
+    decisions: list[Row] = []
+    findings: list[Row] = []
+    for file in _segments(path):
+        with reading(file) as db:
+            row = next(iter(db["exchange"].rows_where("id = ?", [exchange])), row)
+            decisions = list(db["decision"].rows_where("exchange = ?", [exchange], order_by="seq")) or decisions
+            findings = list(db["finding"].rows_where("exchange = ?", [exchange], order_by="seq")) or findings
     for each in (*decisions, *findings):
         del each["exchange"], each["seq"]
-    return {**row, "decisions": decisions, "finding_list": findings}
+    with names_of(Files(path)) as names:
+        return {**names.named(row), "decisions": decisions, "finding_list": findings}
 
 
-def states(path: Path, ids: Sequence[str] | None = None) -> list[StoredState]:
+def states(path: Path, ids: Sequence[str] | None = None, *, strict: bool = True) -> list[StoredState]:
     """Return the stored flow states in the order of their exchanges: all, or those of ``ids`` (prefixes will do).
 
-    Raises ``RecordingError``, also for an id that has no flow state.
+    Not ``strict``: ``ids`` are whole ids, and those without a flow state are left out.
+
+    Those that were erased are left out. Raises ``RecordingError``, also for an id that has no flow state.
     """
-    wanted = None if ids is None else [find(path, each) for each in ids]
-    with reading(path) as db:
-        found = []
-        for row in db.query(
-            "SELECT e.*, s.format AS format, s.state AS state FROM exchange e JOIN flow_state s ON s.exchange = e.id "
-            "ORDER BY e.id"
-        ):
-            if wanted is None or row["id"] in wanted:
-                form, state = row.pop("format"), row.pop("state")
-                found.append(StoredState(row["id"], form, state, {**row, "rules": _rules(db, row)}, _masked(db, row)))
-    missing = set(wanted or ()) - {each.exchange for each in found}
-    if missing:
+    wanted = None if ids is None else {find(path, each) for each in ids} if strict else set(ids)
+    found: dict[str, StoredState] = {}
+    with names_of(Files(path)) as names:
+        for file in _segments(path):
+            with reading(file) as db:
+                for each in _states(db, wanted, names, strict=strict):
+                    found[each.exchange] = each
+    missing = set(wanted or ()) - set(found)
+    if missing and strict:
         raise RecordingError(
             f"{path}: found no bodies for {', '.join(sorted(missing))}; accepted: an exchange that kept them"
         )
-    return found
+    return [found[each] for each in sorted(found)]
+
+
+def _states(db: Database, wanted: set[str] | None, names: Names, *, strict: bool) -> Iterator[StoredState]:
+    coded = "salt" in {each.name for each in db["flow_state"].columns}  # an older recording has none of them
+    more = "s.salt AS salt, s.key AS key" if coded else "NULL AS salt, NULL AS key"
+    query = (
+        f"SELECT e.*, s.format AS format, s.state AS state, {more} "  # noqa: S608 - our own names
+        "FROM exchange e JOIN flow_state s ON s.exchange = e.id"
+    )
+    if wanted is None:
+        rows: Iterator[Row] = db.query(f"{query} ORDER BY e.id")
+    else:
+        rows = (row for each in sorted(wanted) for row in db.query(f"{query} WHERE e.id = ?", [each]))
+    for row in rows:
+        form, state, salt, key = (row.pop(each) for each in ("format", "state", "salt", "key"))
+        try:
+            state, _ = names.open(row["id"], state, salt, key)
+        except RecordingError:
+            if wanted is not None and strict:
+                raise
+            continue
+        yield StoredState(row["id"], form, state, {**names.named(row), "rules": _rules(db, row)}, _masked(db, row))
 
 
 def _masked(db: Database, row: Row) -> tuple[Finding, ...]:

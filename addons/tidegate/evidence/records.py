@@ -88,8 +88,13 @@ INSERT_INTENT = (
 INSERT_SEAL = INSERT_INTENT.replace("DO NOTHING", f"DO UPDATE SET {_SETTLED}")
 INSERT_FINDING = "INSERT OR REPLACE INTO finding VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_DECISION = "INSERT OR REPLACE INTO decision VALUES (?, ?, ?, ?, ?, ?)"
-INSERT_STATE = "INSERT OR REPLACE INTO flow_state VALUES (?, ?, ?)"
+INSERT_STATE = "INSERT OR REPLACE INTO flow_state (exchange, format, state, salt, key) VALUES (?, ?, ?, ?, ?)"
 INSERT_EVENT = "INSERT INTO event VALUES (?, ?, ?)"
+INSERT_LEAF = "INSERT INTO leaf VALUES (?, ?)"
+INSERT_TILE = "INSERT INTO tile VALUES (?, ?, ?)"
+INSERT_NOTE = "INSERT INTO checkpoint VALUES (?, ?, ?)"
+INSERT_CHUNKS = "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)"
+INSERT_ORIGINAL = "INSERT OR REPLACE INTO original VALUES (?, ?, ?, ?, ?)"
 
 migrations = Migrations("tidegate")
 
@@ -144,6 +149,40 @@ def usage_1(db: Database) -> None:
     for name in ("input_tokens", "output_tokens", "cached_tokens", "tokens_estimated"):
         db.execute(f"ALTER TABLE exchange ADD COLUMN {name} INTEGER")
     db.execute("ALTER TABLE exchange ADD COLUMN cost REAL")
+
+
+@migrations()
+def log_1(db: Database) -> None:
+    """Create the log: leaves, which nothing may change, its full tiles and checkpoints, and where it had come to.
+
+    ``segment`` has one row: the number of this file, its first leaf, and the edge of the tree before it. ``chunk``
+    holds how a body was cut, in pieces of [microseconds, bytes]; ``original`` what only the auditor's key opens.
+    """
+    db.execute("CREATE TABLE leaf (seq INTEGER PRIMARY KEY, payload TEXT NOT NULL) STRICT")
+    for verb in ("UPDATE", "DELETE"):
+        db.execute(
+            f"CREATE TRIGGER leaf_{verb.lower()} BEFORE {verb} ON leaf "
+            "BEGIN SELECT RAISE(ABORT, 'the log only grows'); END"
+        )
+    db.execute(
+        "CREATE TABLE tile (level INTEGER NOT NULL, number INTEGER NOT NULL, hashes BLOB NOT NULL, "
+        "PRIMARY KEY (level, number)) STRICT"
+    )
+    db.execute("CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, note TEXT NOT NULL) STRICT")
+    db.execute(
+        "CREATE TABLE segment (number INTEGER PRIMARY KEY, first INTEGER NOT NULL, edge BLOB NOT NULL, "
+        "earlier INTEGER NOT NULL, closed INTEGER NOT NULL DEFAULT 0) STRICT"
+    )
+    db.execute("ALTER TABLE flow_state ADD COLUMN salt BLOB")
+    db.execute("ALTER TABLE flow_state ADD COLUMN key TEXT")
+    db.execute(
+        "CREATE TABLE chunk (exchange TEXT NOT NULL, direction TEXT NOT NULL, marks TEXT NOT NULL, "
+        "PRIMARY KEY (exchange, direction)) STRICT, WITHOUT ROWID"
+    )
+    db.execute(
+        "CREATE TABLE original (exchange TEXT NOT NULL, direction TEXT NOT NULL, key TEXT, wrapped BLOB NOT NULL, "
+        "data BLOB NOT NULL, PRIMARY KEY (exchange, direction)) STRICT"
+    )
 
 
 def bare_path(path: str) -> str:

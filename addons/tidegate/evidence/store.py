@@ -11,33 +11,26 @@ import asyncio
 import collections
 import contextlib
 import fcntl
-import functools
-import itertools
+import json
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # the one SQLite module of the process
 
-from tidegate.evidence import records
+from tidegate import __version__
+from tidegate.evidence.files import Files
+from tidegate.evidence.ledger import Kept, Ledger, Settings
 from tidegate.evidence.records import ExchangeRecord, RecordingError
 
 log = logging.getLogger("tidegate")
-
-PRAGMAS = (
-    "journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON", "secure_delete=ON",
-    "cell_size_check=ON", "trusted_schema=OFF", "temp_store=MEMORY", "journal_size_limit=67108864",
-    "wal_autocheckpoint=1000",
-)  # fmt: skip
-"""FULL: with NORMAL acknowledged rows vanish on power loss. 1,000 pages bound the WAL to 4 MB, so that a checkpoint
-needs little space on a full disk. Never ``mmap_size``."""
 
 SAFE_SQLITE = (3, 51, 3)
 """Older versions can corrupt a WAL database when two connections write at once (the WAL-reset bug)."""
@@ -45,8 +38,8 @@ SAFE_SQLITE = (3, 51, 3)
 BATCH = 256
 """Rows of one transaction: beyond it a row gets no cheaper, and the first in line waits longer."""
 
-ROWS = 64
-"""Rows of one statement: 64 rows of 23 values are far below the 32,766 parameters that SQLite takes."""
+LOOK = 2.0
+"""Seconds after which the writer looks, with nothing to do, whether a reader has left word for the log."""
 
 LINGER = 0.05
 """Seconds a seal waits for company. Nobody waits for it; 50 records in a commit cost three quarters of 20, each."""
@@ -59,6 +52,9 @@ PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
 """Errors after which sqlite has rolled back cleanly and the same connection may be used again."""
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """A finished exchange, on its way to the writer. ``weight`` is an estimate in bytes."""
@@ -66,6 +62,8 @@ class Sealed:
     record: ExchangeRecord
     state: dict[str, Any] | None
     weight: int
+    chunks: Mapping[str, Sequence[tuple[int, int]]]
+    originals: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +96,14 @@ class Recorder:
         encode: Callable[[dict[str, Any]], bytes],
         *,
         capacity: tuple[int, int] = (CAPACITY_ITEMS, CAPACITY_BYTES),
+        settings: Settings = Settings(),  # noqa: B008 - frozen
     ) -> None:
         self.path = path
+        self.files = Files(path)
+        self.settings = settings
         self.encode = encode
         self.failed = ""
+        self.closed: Callable[[], None] = lambda: None
         self._items, self._bytes = capacity
         self._inbox: queue.SimpleQueue[Intent | Note | None] = queue.SimpleQueue()
         self._sealed: collections.deque[Sealed] = collections.deque()
@@ -115,14 +117,16 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._told: collections.deque[tuple[str, str]] = collections.deque()
         self._lock: int | None = None
-        self._db: Any = None
+        self._owner = False
+        self._ledger: Ledger
 
     def start(self) -> None:
         """Open or create the file (0600, in a directory made 0700) and start the writer. Raises ``RecordingError``."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _lock(self.path)
-            self._db = _open(self.path)
+            self._lock, self._owner = _lock(self.path)
+            self._ledger = Ledger(self.files, self.settings, self.event, owner=self._owner)
+            self._ledger.open()
         except (OSError, sqlite3.Error) as error:
             self._unlock()
             raise RecordingError(f"{self.path}: cannot be opened as a recording: {error}") from error
@@ -176,8 +180,17 @@ class Recorder:
         self._inbox.put(Note(kind, detail, done))
         return done
 
-    def seal(self, record: ExchangeRecord, state: dict[str, Any] | None) -> None:
+    def seal(
+        self,
+        record: ExchangeRecord,
+        state: dict[str, Any] | None,
+        chunks: Mapping[str, Sequence[tuple[int, int]]] = NOTHING,
+        originals: Mapping[str, bytes] = NOTHING,
+    ) -> None:
         """Record how an exchange ended, with the flow state as the policy keeps it. Never raises, never waits.
+
+        ``chunks`` say by direction how a body was cut: microseconds since the start, and bytes. ``originals`` are
+        bodies before masking; they are sealed to the auditor, or left out where there is none.
 
         When too many bytes are waiting the bodies are left out; when too many records are, the record is dropped.
         Both count.
@@ -186,25 +199,31 @@ class Recorder:
         if self.failed or self._closing or self._thread is None or waiting >= 2 * self._items:
             self._lost[0] += 1  # twice the room of intents: what was acknowledged as sent may still be completed
             return
-        weight = record.request_bytes + record.response_bytes + 1024
-        if state is not None and self._weighed_in - self._weighed_out + weight > self._bytes:
-            state, weight = None, 1024
+        weight = record.request_bytes + record.response_bytes + 1024 + sum(map(len, originals.values()))
+        if (state is not None or originals) and self._weighed_in - self._weighed_out + weight > self._bytes:
+            state, chunks, originals, weight = None, NOTHING, NOTHING, 1024
             self._bare[0] += 1
         self._weighed_in += weight
-        self._sealed.append(Sealed(record, state, weight))
+        self._sealed.append(Sealed(record, state, weight, chunks, originals))
         if not self._awake:
             self._awake = True
             self._due = time.monotonic() + LINGER
             self._inbox.put(None)
+
+    def drain(self) -> None:
+        """Wait while much is waiting to be written: for who records as fast as a file can be read."""
+        while len(self._sealed) > BATCH and not self.failed:
+            time.sleep(LINGER / 10)
 
     def lose(self) -> None:
         """Count a record that could not even be made; the loss is a row of table ``event`` with the next record."""
         self._lost[0] += 1
 
     def event(self, kind: str, detail: str = "") -> None:
-        """Put something that happened into table ``event``. Never raises, never waits; may be called from any thread.
+        """Put something that happened into the log: a row of table ``event`` and a leaf. Never raises, never waits.
 
-        ``detail`` names things of the policy, never a text that was inspected.
+        ``kind`` is one of docs/recording.md's. ``detail`` names things of the policy, never a text that was inspected.
+        May be called from any thread.
         """
         self._told.append((kind, detail))
         self._inbox.put(None)
@@ -218,6 +237,7 @@ class Recorder:
         if self._thread is not None:
             self._thread.join()
         self._unlock()
+        self.closed()
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -227,7 +247,7 @@ class Recorder:
     # ── in the writer thread ─────────────────────────────────────────────────
 
     def _run(self) -> None:
-        self._write([], [], (("start", f"sqlite {sqlite3.sqlite_version}"),))
+        self._write([], [], (("start", self._start()),))
         while not self._closing:
             self._turn(self._wait())
         while not self._inbox.empty() or (self._sealed and not self.failed):
@@ -236,15 +256,27 @@ class Recorder:
             if self._sealed and len(self._sealed) >= before and self._inbox.empty():
                 break  # the disk does not take them
         self._lost[1] += len(self._sealed)
-        self._write([], [], (*self._gaps(), *self._told, ("stop", "")))
+        self._write([], [], (*self._gaps(), *self._news(), ("stop", "")))
         with contextlib.suppress(sqlite3.Error):
-            self._db.close()
+            self._ledger.close()
+
+    def _start(self) -> str:
+        earlier = f", {self._ledger.earlier} exchanges of before the log" if self._ledger.earlier else ""
+        return f"tidegate {__version__}, sqlite {sqlite3.sqlite_version}{earlier}"
+
+    def _news(self) -> tuple[tuple[str, str], ...]:
+        """Return what happened since the last commit: here, and among those who read the recording."""
+        told = [self._told.popleft() for _ in range(len(self._told))]
+        with contextlib.suppress(sqlite3.Error):  # a lock on the file of keys: next time
+            told += self._ledger.told()
+        return tuple(told)
 
     def _wait(self) -> list[Intent | Note]:
-        """Wait for an intent, or until the seals that are there have waited long enough."""
+        """Wait for an intent, or until the seals that are there have waited long enough, or a checkpoint is due."""
         while not self._closing:
-            left = self._due - time.monotonic() if self._sealed else None
-            if left is not None and left <= 0:
+            left = self._due - time.monotonic() if self._sealed else LOOK
+            left = min(left, self._noting())
+            if left <= 0:
                 break
             try:
                 first = self._inbox.get(timeout=left)
@@ -255,6 +287,11 @@ class Recorder:
             if self._told:
                 break
         return []
+
+    def _noting(self) -> float:
+        """Return the seconds until a checkpoint is due."""
+        wait = self._ledger.log.wait()
+        return LOOK if wait is None else wait
 
     def _turn(self, waiting: list[Intent | Note]) -> None:
         """Commit the intents that are waiting, and with them the seals that are due: at most ``BATCH`` of each kind."""
@@ -269,11 +306,11 @@ class Recorder:
         if not intents or len(self._sealed) >= BATCH or time.monotonic() >= self._due:
             self._awake = False  # before the deque is read: a seal that comes later wakes us again
             sealed = [self._sealed.popleft() for _ in range(min(len(self._sealed), BATCH))]
-        told = [self._told.popleft() for _ in range(len(self._told))]
-        if waiting or sealed or told:
+        news = self._news()
+        if waiting or sealed or news or self._noting() <= 0:
             before = self._reported
-            if not self._write(intents, sealed, (*self._gaps(), *told), notes):
-                self._told.extendleft(reversed(told))
+            if not self._write(intents, sealed, (*self._gaps(), *news), notes):
+                self._told.extendleft(reversed(news))
                 self._reported = before  # the row that tells of losses was lost with the others
 
     def _gaps(self) -> tuple[tuple[str, str], ...]:
@@ -299,7 +336,7 @@ class Recorder:
                 raise RecordingError(f"{self.path}: {self.failed}")
             states = [self._state(each) for each in sealed]
             said = [*events, *((each.kind, each.detail) for each in notes)]
-            self._commit(intents, sealed, [each for each in states if each is not None], said)
+            self._commit(intents, sealed, states, said)
         except RecordingError as error:
             fault = error
         except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it was
@@ -310,6 +347,9 @@ class Recorder:
             self._lost[1] += len(sealed) if fault is not None else 0
             self._weighed_out += sum(each.weight for each in sealed)
         _settle([*intents, *notes], fault)
+        if fault is None:
+            self._ledger.log.publish()
+            self._tend()
         if fault is not None and not self.failed and not self._closing:
             time.sleep(LINGER)
             self._inbox.put(None)
@@ -318,30 +358,32 @@ class Recorder:
                 log.warning("recording: records were lost: %s", detail)
         return fault is None
 
+    def _tend(self) -> None:
+        """Let the ledger close and delete segments; a fault in that costs no record."""
+        try:
+            self._ledger.tend()
+        except (sqlite3.Error, OSError, RecordingError) as error:
+            self._fault(error)
+
     def _commit(
         self,
         intents: Sequence[Intent],
         sealed: Sequence[Sealed],
-        states: Sequence[tuple[str, int, bytes]],
+        states: Sequence[Kept | None],
         events: Sequence[tuple[str, str]],
     ) -> None:
-        db, done = self._db, [each.record for each in sealed]
-        db.execute("BEGIN IMMEDIATE")  # a deferred BEGIN that later writes can fail at once, whatever the timeout
-        asked, now = [each.record for each in intents], time.time_ns() // 1000
-        _insert(db, records.INSERT_INTENT, [records.exchange_row(record) for record in asked])
-        _insert(db, records.INSERT_SEAL, [records.exchange_row(record) for record in done])
-        _insert(db, records.INSERT_DECISION, [row for record in done for row in records.decision_rows(record)])
-        _insert(db, records.INSERT_FINDING, [row for each in (*asked, *done) for row in records.finding_rows(each)])
-        _insert(db, records.INSERT_STATE, states)
-        _insert(db, records.INSERT_EVENT, [(now, kind, detail) for kind, detail in events])
-        db.execute("COMMIT")
+        done = [(each.record, kept) for each, kept in zip(sealed, states, strict=True)]
+        marked = any(kind in ("start", "stop") for kind, _ in events)
+        self._ledger.commit([each.record for each in intents], done, events, note=marked)
 
-    def _state(self, sealed: Sealed) -> tuple[str, int, bytes] | None:
+    def _state(self, sealed: Sealed) -> Kept | None:
         """Encode a flow state; one that cannot be encoded is left out and counted, the record is kept."""
-        if sealed.state is None:
+        if sealed.state is None and not sealed.originals:
             return None
         try:
-            return sealed.record.id, records.FLOW_FORMAT, self.encode(sealed.state)
+            state = None if sealed.state is None else self.encode(sealed.state)
+            marks = {each: json.dumps(cut, separators=(",", ":")) for each, cut in sealed.chunks.items()}
+            return Kept(sealed.record.id, state, marks, sealed.originals)
         except Exception as error:  # noqa: BLE001 - the encoder is the caller's
             log.warning("recording: a flow state could not be encoded: %s", type(error).__name__)
             self._bare[1] += 1
@@ -352,35 +394,16 @@ class Recorder:
         name = getattr(error, "sqlite_errorname", "") or type(error).__name__
         passing = name.startswith(PASSING)
         try:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self._ledger.db.in_transaction:
+                self._ledger.db.execute("ROLLBACK")
         except sqlite3.Error:
             passing = False
+        if name.startswith("SQLITE_FULL") and self._ledger.relieve():
+            self._told.append(("full", "the disk is full; the ballast was given back"))
         if not passing:
             self.failed = f"recording has stopped: {name}"
         log.error("recording %s: %s", "is waiting" if passing else "has stopped", name)
         return RecordingError(f"{self.path}: not recorded: {name}")
-
-
-def _insert(db: Any, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """Insert rows, many with one statement.
-
-    SQLite then works through all of them without the interpreter's lock; a statement for each row takes the lock back
-    after each, from the thread that serves the clients. Powers of two, so that few statements are ever compiled.
-    """
-    at = 0
-    while at < len(rows):
-        many = min(1 << ((len(rows) - at).bit_length() - 1), ROWS)
-        db.execute(_many(statement, many), list(itertools.chain.from_iterable(rows[at : at + many])))
-        at += many
-
-
-@functools.cache
-def _many(statement: str, rows: int) -> str:
-    """Repeat the row of an ``INSERT ... VALUES (?, ...)``."""
-    head, _, rest = statement.partition("VALUES (")
-    row, _, tail = rest.partition(")")
-    return f"{head}VALUES {', '.join([f'({row})'] * rows)}{tail}"
 
 
 def _settle(intents: Sequence[Intent | Note], fault: RecordingError | None) -> None:
@@ -403,16 +426,18 @@ def _resolve(intents: Sequence[Intent | Note], fault: RecordingError | None) -> 
             each.done.set_exception(RecordingError(str(fault)))
 
 
-def _lock(path: Path) -> int:
-    """Take the file's lock, or go without it where several writers are safe; returns a file descriptor.
+def _lock(path: Path) -> tuple[int, bool]:
+    """Take the file's lock, or go without it where several writers are safe; returns a file descriptor, and whether.
 
     Raises ``RecordingError`` when another process records into the file and this SQLite has the WAL-reset bug.
     """
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     old = tuple(sqlite3.sqlite_version_info) < SAFE_SQLITE
+    held = True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        held = False
         if old:
             os.close(lock)
             raise RecordingError(
@@ -421,25 +446,4 @@ def _lock(path: Path) -> int:
             ) from None
     if old:
         log.warning("recording: SQLite %s is older than 3.51.3, so only this process may write", sqlite3.sqlite_version)
-    return lock
-
-
-def _open(path: Path) -> Any:
-    """Open the file for writing, with every pragma and the schema of today."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # -wal and -shm take its mode
-    path.chmod(0o600)
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            db.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            db.execute(f"PRAGMA application_id={records.APPLICATION_ID}")
-        elif db.execute("PRAGMA application_id").fetchone()[0] != records.APPLICATION_ID:
-            raise RecordingError(f"{path}: found a database of something else; accepted: a recording, or no file yet")
-        for pragma in PRAGMAS:
-            db.execute(f"PRAGMA {pragma}")
-        records.migrations.apply(Database(db))
-        db.execute("PRAGMA recursive_triggers=OFF")
-    except BaseException:
-        db.close()
-        raise
-    return db
+    return lock, held

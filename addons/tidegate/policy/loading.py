@@ -23,6 +23,7 @@ from tidegate.policy.budgets import parse_prices
 from tidegate.policy.certificate_files import open_authorities
 from tidegate.policy.coded import Coded, open_all, scored_whole_only, whole_only
 from tidegate.policy.descriptor_files import open_descriptors
+from tidegate.policy.keeping import Sink, SinkKind
 from tidegate.policy.linking import Parts, link
 from tidegate.policy.memory import remembering
 from tidegate.policy.ner_files import open_ner
@@ -107,7 +108,7 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
         engine=coded.extend(engine),
         actions=linked.actions,
         decisions=linked.decisions,
-        recording=Recording(document.recording_mode, document.keep, _absolute(path.parent, document.recording_path)),
+        recording=_recording(document, path.parent),
         state=state,
         admin=document.admin,
         warnings=(
@@ -144,7 +145,7 @@ def load_packs(paths: Sequence[Path], *, engine_cache: CompiledCache | None = No
 
 def recording_of(path: Path) -> Path:
     """Return where a policy records, without loading its packs. Raises ``PolicyError``."""
-    return Path(_absolute(path.parent, read_document(path).recording_path))
+    return Path(_absolute(path.parent, read_document(path).recording.path))
 
 
 def read_document(path: Path) -> Document:
@@ -182,6 +183,15 @@ def people_of(path: Path) -> People:
     if faults or reader.faults:
         raise PolicyError((*reader.faults, *faults))
     return People(identities, state)
+
+
+def _recording(document: Document, folder: Path) -> Recording:
+    said = document.recording
+    keeping = said.keeping
+    if keeping.sink is not None and keeping.sink.kind is SinkKind.FILE:
+        keeping = replace(keeping, sink=Sink(SinkKind.FILE, (_absolute(folder, keeping.sink.words[0]),)))
+    modes = {each.name: each.recording for each in document.connections if each.recording is not None}
+    return Recording(said.mode, said.keep, _absolute(folder, said.path), modes, keeping)
 
 
 def _document(path: Path, reader: Reader) -> tuple[_Text, Document, list[Fault]]:
@@ -337,7 +347,7 @@ def _identities(reader: Reader, document: Document, folder: Path) -> tuple[Ident
 
 def _state(reader: Reader, document: Document, folder: Path) -> State:
     """Find the control store: where the policy says, or beside the recording."""
-    recording = Path(_absolute(folder, document.recording_path))
+    recording = Path(_absolute(folder, document.recording.path))
     node = document.state_path
     path = recording.parent / STATE_NAME if node is None else Path(_absolute(folder, str(node.value)))
     if node is not None and path == recording:

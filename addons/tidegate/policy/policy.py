@@ -5,10 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tidegate.identity.rulesets import RuleSet, joined
 from tidegate.model import ACTING, Action, AllowRule, Caller, Connection, DenyRule, Direction, Fault, Mode, Origin
+from tidegate.policy.keeping import Keeping
 
 if TYPE_CHECKING:
     from tidegate.approvals.spec import Approvals
@@ -50,11 +52,20 @@ class Keep(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Where and how exchanges are recorded. ``path`` is the absolute path of the SQLite file."""
+    """Where and how exchanges are recorded. ``path`` is the absolute path of the SQLite file.
+
+    ``modes`` are those of connections that say otherwise than ``mode``, by name.
+    """
 
     mode: RecordingMode
     keep: Keep
     path: str
+    modes: Mapping[str, RecordingMode] = MappingProxyType({})
+    keeping: Keeping = field(default_factory=Keeping)
+
+    def mode_of(self, connection: str | None) -> RecordingMode:
+        """Return the mode for exchanges with a connection."""
+        return self.mode if connection is None else self.modes.get(connection, self.mode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from tidegate.policy.conditions import (
 from tidegate.policy.entrances import ENTRANCE_SECTIONS, read_proxy
 from tidegate.policy.identities import IDENTITY_SECTIONS, Identities, read_identities
 from tidegate.policy.ner import NER_SECTIONS, NerDoc, read_ner
-from tidegate.policy.policy import Admin, Keep, ProxyAuthentication, RecordingMode, Unlisted
+from tidegate.policy.policy import Admin, ProxyAuthentication, Unlisted
 from tidegate.policy.proprietary import (
     PROPRIETARY_SECTIONS,
     AllowFileDoc,
@@ -34,6 +34,7 @@ from tidegate.policy.proprietary import (
     read_detectors,
 )
 from tidegate.policy.reader import Reader
+from tidegate.policy.recording import RECORDING_SECTIONS, RecordingDoc, read_recording
 from tidegate.policy.source import Node
 from tidegate.policy.tokens import TOKEN_SECTIONS, read_tokens
 from tidegate.policy.upstreams import (
@@ -109,7 +110,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     **PROPRIETARY_SECTIONS,
     **APPROVAL_SECTIONS,
     **TOKEN_SECTIONS,
-    "recording": ("mode", "keep", "path"),
+    **RECORDING_SECTIONS,
     "state": ("path", "retain"),
 }
 
@@ -123,7 +124,6 @@ Nor is there a request that could wait for somebody's approval of an answer."""
 
 PACKS = ("packs/*.yaml",)
 DIALECTS = ("dialects/*.yaml",)
-RECORDING_PATH = "recordings/tidegate.db"
 STATE_NAME = "control.db"
 STATE_RETAIN = 400 * 86400.0
 """OpenAI keeps responses for 30 days, files until they are deleted; what nobody is known to own nobody can use."""
@@ -208,9 +208,7 @@ class Document:
     approvals: ApprovalsDoc
     tokens: TokenLimits
     limits: LimitsDoc
-    recording_mode: RecordingMode
-    keep: Keep
-    recording_path: str
+    recording: RecordingDoc
     state_path: Node | None
     state_retain: float
     admin: Admin
@@ -236,7 +234,6 @@ def read(reader: Reader, root: Node) -> Document:
         reader.fault(connections, "a list of at least one connection", found="an empty list")
     inspection = top.get("inspection", root)
     below = inspection.value if "inspection" in top and isinstance(inspection.value, Mapping) else {}
-    recording = reader.section(top["recording"], SECTIONS["recording"]) if "recording" in top else {}
     state = reader.section(top["state"], SECTIONS["state"]) if "state" in top else {}
     identities = read_identities(reader, top.get("identity"))
     return Document(
@@ -262,9 +259,7 @@ def read(reader: Reader, root: Node) -> Document:
         approvals=read_approvals(reader, top.get("approvals")),
         tokens=read_tokens(reader, top.get("tokens")),
         limits=read_limits(reader, top.get("limits")),
-        recording_mode=reader.choice(recording.get("mode"), RecordingMode, RecordingMode.STRICT),
-        keep=reader.choice(recording.get("keep"), Keep, Keep.REDACTED),
-        recording_path=reader.text(recording.get("path"), "the path of an SQLite file", RECORDING_PATH),
+        recording=read_recording(reader, top.get("recording")),
         state_path=state.get("path") if reader.text(state.get("path"), "the path of an SQLite file") else None,
         state_retain=reader.seconds(state.get("retain")) or STATE_RETAIN,
         admin=read_admin(reader, top, identities),

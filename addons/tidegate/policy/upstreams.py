@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 from tidegate.identity import reference
 from tidegate.model import AnswerLimits, CredentialRef, OnUnknown, Origin
 from tidegate.policy.oidc import LOOPBACK
+from tidegate.policy.policy import RecordingMode
 from tidegate.policy.reader import Reader
+from tidegate.policy.recording import read_mode
 from tidegate.policy.source import Node
 
 CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -25,6 +27,7 @@ CONNECTION_SECTIONS: Mapping[str, tuple[str, ...]] = {
         "encoded_runs",
         "descriptors",
         "labels",
+        "recording",
     ),
     "connections[].serve": ("path",),
     "connections[].credential": ("header", "value"),
@@ -82,6 +85,7 @@ class ConnectionDoc:
     encoded_runs: int | None = None
     descriptors: Node | None = None
     labels: tuple[str, ...] = ()
+    recording: RecordingMode | None = None
 
 
 def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
@@ -112,6 +116,7 @@ def read_connection(reader: Reader, node: Node) -> ConnectionDoc:
         encoded_runs=read_runs(reader, section.get("encoded_runs")),
         descriptors=section.get("descriptors"),
         labels=tuple(filter(None, map(reader.name, reader.items(section.get("labels"), "a list of labels")))),
+        recording=read_mode(reader, section.get("recording")),
     )
 
 

@@ -242,12 +242,14 @@ def _server(host: str, port: int, tls: bool) -> Fixed:
 # ── out of a recording ───────────────────────────────────────────────────────
 
 
-def load_recording(path: Path, ids: Sequence[str] | None = None) -> list[http.HTTPFlow]:
+def load_recording(path: Path, ids: Sequence[str] | None = None, *, strict: bool = True) -> list[http.HTTPFlow]:
     """Return the recorded flows in routed form, oldest first: all, or those whose ids begin with one of ``ids``.
+
+    Not ``strict``: ``ids`` are whole ids, and those without bodies are left out.
 
     The comment of a flow says how its exchange ended and which rules fired. Raises ``RecordingError``.
     """
-    return [_flow(path, stored) for stored in queries.states(path, ids)]
+    return [_flow(path, stored) for stored in queries.states(path, ids, strict=strict)]
 
 
 def _flow(path: Path, stored: queries.StoredState) -> http.HTTPFlow:

@@ -97,12 +97,14 @@ class Viewer:
     def load(self, loader: Loader) -> None:
         """Add the one option."""
         loader.add_option("recording", str, "", "The recording to look at, made by tidegate.")
+        loader.add_option("exchanges", str, "", "Only these exchanges: ids, with commas between them.")
 
     def configure(self, updated: AbstractSet[str]) -> None:
         """Read the recording. Raises ``OptionsError``, which ends the start of mitmproxy."""
         if "recording" in updated and ctx.options.recording:
             try:
-                self._flows = load_recording(Path(ctx.options.recording))
+                ids = [each for each in ctx.options.exchanges.split(",") if each]
+                self._flows = load_recording(Path(ctx.options.recording), ids or None)
             except RecordingError as error:
                 raise exceptions.OptionsError(f"recording: {error}") from None
 

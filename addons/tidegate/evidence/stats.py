@@ -1,0 +1,81 @@
+"""Sums over a recording: how exchanges ended, by whom, with what, how long they took, what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from tidegate.evidence.files import Files
+from tidegate.evidence.names import names_of
+from tidegate.evidence.queries import printable, reading, since_us
+from tidegate.evidence.records import RecordingError
+
+GROUPS = ("outcome", "reason", "connection", "model", "caller")
+"""The columns whose values are counted."""
+
+
+def stats(path: Path, since: str | None = None) -> dict[str, Any]:
+    """Return the sums as JSON values. Raises ``RecordingError``."""
+    low = 0 if since is None else since_us(since)
+    counts: dict[str, dict[str, int]] = {each: {} for each in (*GROUPS, "rule")}
+    durations: list[int] = []
+    total = sent = given = 0
+    segments = Files(path).segments()
+    if not segments:
+        raise RecordingError(f"{path}: found no file; accepted: a recording made by tidegate")
+    with names_of(Files(path)) as names:
+        for _, file in segments:
+            with reading(file) as db:
+                for row in db.query(
+                    "SELECT outcome, reason, connection, model, identity, caller, count(*) AS times, "
+                    "sum(request_bytes) AS sent, sum(response_bytes) AS given FROM exchange WHERE started_us >= ? "
+                    "GROUP BY outcome, reason, connection, model, identity, caller",
+                    [low],
+                ):
+                    named = names.named(row)
+                    total, sent, given = total + row["times"], sent + row["sent"], given + row["given"]
+                    for each in GROUPS:
+                        value = named[each] or ("open" if each == "outcome" else None)
+                        if value is not None:
+                            counts[each][value] = counts[each].get(value, 0) + row["times"]
+                for row in db.query(
+                    "SELECT f.rule AS rule, count(*) AS times FROM finding f JOIN exchange e ON e.id = f.exchange "
+                    "WHERE e.started_us >= ? GROUP BY f.rule",
+                    [low],
+                ):
+                    counts["rule"][row["rule"]] = counts["rule"].get(row["rule"], 0) + row["times"]
+                asked = "SELECT duration_us FROM exchange WHERE duration_us IS NOT NULL AND started_us >= ?"
+                durations += (row[0] for row in db.execute(asked, [low]))
+    durations.sort()
+    return {
+        "exchanges": total,
+        "request_bytes": sent,
+        "response_bytes": given,
+        "ms": {f"p{share}": _share(durations, share) for share in (50, 95, 99)},
+        **{each: dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))) for each, found in counts.items()},
+    }
+
+
+def _share(durations: list[int], share: int) -> float | None:
+    return None if not durations else round(durations[min(len(durations) - 1, len(durations) * share // 100)] / 1000, 2)
+
+
+def table(found: dict[str, Any], most: int = 10) -> Table:
+    """Render ``stats`` for a terminal: of each column the ``most`` frequent values."""
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("what", "value", "exchanges"):
+        view.add_column(name, justify="right" if name == "exchanges" else "left", overflow="fold")
+    view.add_row("all", "", f"{found['exchanges']:,}")
+    view.add_row("bytes", "from clients", f"{found['request_bytes']:,}")
+    view.add_row("bytes", "to clients", f"{found['response_bytes']:,}")
+    for name, value in found["ms"].items():
+        view.add_row("ms", name, "" if value is None else f"{value:,}")
+    for column in (*GROUPS, "rule"):
+        for value, times in list(found[column].items())[:most]:
+            view.add_row(column if column != "rule" else "findings of", Text(printable(value)), f"{times:,}")
+        if len(found[column]) > most:
+            view.add_row(column, f"and {len(found[column]) - most} more", "")
+    return view

@@ -1,0 +1,218 @@
+"""Segments: closed, hashed, proven, deleted by age while their hashes stay; a full disk; remote file systems."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import stat
+from pathlib import Path
+
+import pytest
+from sqlite_utils.utils import sqlite3
+
+from tidegate.evidence import ledger as ledgers
+from tidegate.evidence import queries, segments
+from tidegate.evidence.files import Files
+from tidegate.evidence.ledger import Settings
+from tidegate.evidence.log import Cadence
+from tidegate.evidence.opening import Tiles
+from tidegate.evidence.records import ExchangeRecord, RecordingError
+from tidegate.evidence.store import Recorder
+from tidegate.evidence.subjects import Subjects
+from tidegate.evidence.verify import verify
+from tidegate.model import Outcome
+
+FLIPS = int(os.environ.get("TIDEGATE_CAMPAIGN_FLIPS", "150"))
+
+
+def record(name: str, outcome: Outcome | None = None) -> ExchangeRecord:
+    return ExchangeRecord(name, 1_000_000, "POST", "/x", identity="corp", caller="alice", outcome=outcome)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(ledgers, "TEND", 0.0)
+    return tmp_path / "rec" / "tidegate.db"
+
+
+def fill(path: Path, many: int, first: int = 0, **settings: object) -> None:
+    """Record exchanges, one commit each, so that every one may close a segment."""
+
+    async def run() -> None:
+        made = Settings(private=True, cadence=Cadence(leaves=7), **settings)
+        recorder = Recorder(path, lambda state: repr(state).encode(), settings=made)
+        recorder.start()
+        for at in range(first, first + many):
+            await recorder.intent(record(f"ex_{at:04}"))
+            recorder.seal(record(f"ex_{at:04}", Outcome.ANSWERED), {"said": f"text {at}" * 40})
+        recorder.close()
+
+    asyncio.run(run())
+
+
+def names(path: Path) -> list[str]:
+    return sorted(each.name for each in path.parent.iterdir() if each.suffix == ".db")
+
+
+def test_a_large_segment_is_closed_and_the_next_one_goes_on(path: Path) -> None:
+    fill(path, 140, segment_bytes=110_000)
+    closed = Tiles(Files(path).tiles)
+    rows = closed.rows()
+    assert len(rows) >= 2
+    assert names(path)[0] == "tidegate-00002.db"
+    for row in rows:
+        file = Files(path).segment(row["number"])
+        assert stat.S_IMODE(file.stat().st_mode) == 0o440
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
+        assert not Path(f"{file}-wal").exists()
+    closed.close()
+    report = verify(path)
+    assert report.faults == []
+    assert report.sound
+    listed = queries.list_flows(path, limit=200)
+    assert [row["id"] for row in listed] == [f"ex_{at:04}" for at in reversed(range(140))]
+    assert {row["outcome"] for row in listed} == {"answered"}
+    assert {row["caller"] for row in listed} == {"alice"}
+    assert len(queries.states(path)) == 140
+    assert queries.show(path, "ex_0001")["outcome"] == "answered"
+    assert queries.list_flows(path, outcome="open") == []
+
+
+def test_an_old_segment_is_closed(path: Path) -> None:
+    fill(path, 3, segment_age=0.001)
+    assert len(names(path)) > 2
+    assert verify(path).faults == []
+
+
+def test_a_closed_segment_is_taken_up_after_a_stop(path: Path) -> None:
+    for at in range(4):
+        fill(path, 20, at * 20, segment_bytes=110_000)
+    report = verify(path)
+    assert report.faults == []
+    assert len(queries.list_flows(path, limit=200)) == 80
+
+
+def test_every_bit_of_a_closed_segment_counts(path: Path) -> None:
+    fill(path, 40, segment_bytes=110_000)
+    data, chosen = path.read_bytes(), random.Random(3)
+    path.chmod(0o600)
+    for _ in range(FLIPS):
+        at = chosen.randrange(len(data))
+        path.write_bytes(data[:at] + bytes((data[at] ^ 1 << chosen.randrange(8),)) + data[at + 1 :])
+        assert verify(path).faulty, at
+    path.write_bytes(data)
+    assert verify(path).faults == []
+
+
+def test_what_was_kept_long_enough_goes_and_the_log_stays_provable(path: Path) -> None:
+    fill(path, 40, segment_bytes=110_000)
+    before = Tiles(Files(path).tiles).rows()
+    fill(path, 5, 40, segment_bytes=110_000, retain=0.001)
+    assert not path.exists()
+    rows = Tiles(Files(path).tiles).rows()
+    assert [row["deleted_us"] is not None for row in rows[: len(before)]] == [True] * len(before)
+    report = verify(path)
+    assert report.faults == []
+    assert report.sound
+    assert any("deleted segments: the log has their hashes" in each for each in report.unproven)
+    fill(path, 5, 45, segment_bytes=110_000)
+    assert verify(path).faults == []
+    assert not path.exists()  # no name is used twice
+
+
+def test_a_segment_that_is_missing_without_a_word_is_found(path: Path) -> None:
+    fill(path, 140, segment_bytes=110_000)
+    middle = Files(path).segment(2)
+    middle.unlink()
+    assert any("segment 2 is missing" in each for each in verify(path).faults)
+
+
+def test_a_legal_hold_keeps_every_segment(path: Path) -> None:
+    fill(path, 20, segment_bytes=110_000)
+    subjects = Subjects(Files(path).keys)
+    subjects.hold("corp:alice", "case 7", "corp:alice")
+    subjects.close()
+    fill(path, 5, 40, segment_bytes=110_000, retain=0.001)
+    assert path.exists()
+
+
+def test_a_reader_delays_the_closing_and_breaks_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "PATIENCE", 0.05)
+    fill(path, 1)
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM leaf").fetchone()
+    fill(path, 40, 1, segment_bytes=110_000)
+    reader.close()
+    assert verify(path).faults == []
+    fill(path, 1, 50)
+    rows = Tiles(Files(path).tiles).rows()
+    assert rows[0]["number"] == 1
+    assert verify(path).faults == []
+
+
+async def test_a_full_disk_gives_the_ballast_back_and_is_told(path: Path) -> None:
+    recorder = Recorder(path, lambda _: b"x" * 100_000, settings=Settings(ballast=1 << 20))
+    recorder.start()
+    assert Files(path).ballast.stat().st_size == 1 << 20
+    await recorder.intent(record("ex_1"))
+    db = recorder._ledger.db
+    db.execute(f"PRAGMA max_page_count={db.execute('PRAGMA page_count').fetchone()[0]}")
+    recorder._ledger.ballast.roomy = lambda: False
+    recorder.seal(record("ex_big", Outcome.ANSWERED), {})
+    for _ in range(200):
+        await asyncio.sleep(0.05)
+        if not Files(path).ballast.exists():
+            break
+    assert not Files(path).ballast.exists()
+    recorder._ledger.db.execute("PRAGMA max_page_count=1000000")
+    await recorder.intent(record("ex_2"))
+    recorder.close()
+    db = sqlite3.connect(path)
+    assert ("full", "the disk is full; the ballast was given back") in db.execute(
+        "SELECT kind, detail FROM event"
+    ).fetchall()
+    db.close()
+    assert verify(path).faults == []
+
+
+MOUNTS = (
+    "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw\n"
+    "30 22 0:40 / /srv/share rw - nfs4 server:/export rw,vers=4.2\n"
+    "31 22 0:41 / /srv/over rw - overlay overlay rw,lowerdir=/a,upperdir=/srv/share/up,workdir=/w\n"
+    "32 22 0:42 / /srv/local rw - overlay overlay rw,lowerdir=/a,upperdir=/var/up,workdir=/w\n"
+    "33 22 0:43 / /srv/with\\040space rw - cifs //server/x rw\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/var/lib", None), ("/srv/local/x", None), ("/srv/share/x", "nfs4"), ("/srv/over", "overlay over nfs4"),
+        ("/srv/with space", "cifs"), ("/srv/sharex", None),
+    ],
+)  # fmt: skip
+def test_a_network_file_system_is_refused(tmp_path: Path, folder: str, kind: str | None) -> None:
+    (tmp_path / "mounts").write_text(MOUNTS)
+    path = Path(folder) / "tidegate.db"
+    if kind is None:
+        segments.refuse_remote(path, tmp_path / "mounts")
+        return
+    with pytest.raises(RecordingError, match=f"found a file system of the kind {kind}; accepted: a local one"):
+        segments.refuse_remote(path, tmp_path / "mounts")
+
+
+def test_the_log_tells_of_every_closed_and_deleted_segment(path: Path) -> None:
+    fill(path, 40, segment_bytes=110_000)
+    fill(path, 5, 40, segment_bytes=110_000, retain=0.001)
+    told: dict[str, set[int]] = {}
+    for _, file in Files(path).segments():
+        db = sqlite3.connect(file)
+        for kind, detail in db.execute("SELECT kind, detail FROM event WHERE kind IN ('segment', 'deleted')"):
+            told.setdefault(kind, set()).add(json.loads(detail)["number"])
+        db.close()
+    assert told["deleted"]
+    assert told["segment"]
