@@ -211,7 +211,10 @@ async def test_a_terminal_is_signed_in_by_its_user(
     app: Any, browser: httpx.AsyncClient, verifier: Verifier, clock: Clock
 ) -> None:
     async with a.client(app) as terminal:
-        given = (await terminal.post("/saml/device")).json()
+        described = (await terminal.get("/.well-known/openid-configuration")).json()
+        assert described["device_authorization_endpoint"] == f"{a.URL}/saml/device"
+        asks = {"client_id": "tidegate", "scope": "openid"}  # as RFC 8628 has it; nobody needs them here
+        given = (await terminal.post("/saml/device", data=asks)).json()
         assert re.fullmatch(r"[A-Z]{4}-[A-Z]{4}", given["user_code"])
         assert given["device_code"] not in json.dumps({**given, "device_code": ""})
         assert (await asked(terminal, given["device_code"])).json()["error"] == "authorization_pending"

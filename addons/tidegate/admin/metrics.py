@@ -7,9 +7,11 @@ models that a provider answered for, of which the first ``MODELS_MOST`` have a l
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from tidegate.admin import names
 from tidegate.evidence.records import ExchangeRecord
@@ -22,7 +24,16 @@ MODELS_MOST = 200
 MODEL_CHARACTERS = 128
 OTHER, NONE = "other", ""
 
-Reading = Callable[[], Mapping[str, float]]
+
+class _Rising(Collector):
+    """A counter that somebody else counts."""
+
+    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
+        self._name, self._text, self._read = name, text, read
+
+    def collect(self) -> Iterable[Metric]:
+        """Read it."""
+        yield CounterMetricFamily(self._name, self._text, value=self._read())
 
 
 class Metrics:
@@ -76,8 +87,10 @@ class Metrics:
 
     def watch(self, name: str, text: str, read: Callable[[], float], *, rising: bool = False) -> None:
         """Have a number read at each scrape; ``rising``: it only ever grows."""
-        gauge = Gauge(name + "_total" * rising, text, registry=self.registry)
-        gauge.set_function(read)
+        if rising:
+            self.registry.register(_Rising(name, text, read))
+        else:
+            Gauge(name, text, registry=self.registry).set_function(read)
 
     def drain(self) -> None:
         """Count the records that are waiting."""

@@ -110,9 +110,11 @@ async def metadata(visit: Visit) -> Response:
     url = visit.services.tokens.url
     if not url:
         return refused(404, "no_keys", "This gateway gives out no tokens: its policy has no admin.url.")
+    device = {"device_authorization_endpoint": f"{url}/saml/device"} if visit.services.signing_in.files else {}
     return told(
         {
             "issuer": url,
+            **device,
             "token_endpoint": f"{url}/token",
             "jwks_uri": f"{url}/jwks",
             "revocation_endpoint": f"{url}/revoke",

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -108,8 +109,14 @@ class Admin:
 
     async def _alive(self) -> bool:
         """Ask the data path's loop for a sign."""
+        ping: Future[None] = Future()
+
+        def answer() -> None:
+            if ping.set_running_or_notify_cancel():  # else it came too late
+                ping.set_result(None)
+
         try:
-            ping = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)
+            self._loop.call_soon_threadsafe(answer)
             await asyncio.wait_for(asyncio.wrap_future(ping), PING_SECONDS)
         except (TimeoutError, RuntimeError):
             return False
