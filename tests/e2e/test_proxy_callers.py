@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tests.e2e.harness import (
     free_port,
     mitm,
     policy,
+    post,
     started,
     tidegate_run,
     token,
@@ -442,6 +444,22 @@ def test_who_connects_over_tls(
     assert known.caller(before) == caller
     if certificate == "foreign.pem":
         assert reason(reply) == "certificate_refused"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_resumed_session_is_known_by_its_certificate(known: Known, version: ssl.TLSVersion) -> None:
+    """Programs on Go and Node resume sessions by themselves."""
+    before = len(known.callers())
+    session, context = None, known.context("good.pem")
+    context.maximum_version = version
+    for _ in range(2):
+        connection = socket.create_connection(("127.0.0.1", known.gate.port), timeout=20)
+        with context.wrap_socket(connection, server_hostname="127.0.0.1", session=session) as client:
+            client.sendall(post("/one/v1/chat/completions", chat("hi")))
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            assert client.session_reused is (session is not None)
+            session = client.session
+    assert known.caller(before) == known.caller(before + 1) == "machines:build-7"
 
 
 @pytest.mark.parametrize(
