@@ -28,7 +28,7 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.http._http1 import Http1Connection
 
-from tidegate import call_relay, socket_relay
+from tidegate import call_relay, resuming, socket_relay
 from tidegate.socket_relay import Cut
 from tidegate.sockets import POLICY
 
@@ -114,6 +114,7 @@ def harden(keeper: Keeper | None) -> None:
     socket_relay.harden(_ask)
     if getattr(HttpStream, "tidegate_hardened", False):
         return
+    resuming.harden()
     _handle_event = HttpStream._handle_event
     HttpStream._handle_event = lambda self, event: _stream(self, event, _handle_event)  # type: ignore[method-assign]
     _layer_event = HttpLayer._handle_event

@@ -291,6 +291,13 @@ def policy(folder: Path, upstream: str, *, name: str = "policy.yaml", **changes:
     return path
 
 
+def few_rules(folder: Path) -> dict[str, object]:
+    """Put a small pack in place of the shipped ones, for a gate that starts at once; return what a policy changes."""
+    (folder / "packs").symlink_to(ROOT / "tests" / "data" / "packs", target_is_directory=True)
+    actions = {"secrets": "block", "pii": "redact"}
+    return {"inspection": {"prompt": actions, "response": {"secrets": "redact", "pii": "redact"}}}
+
+
 CREDENTIAL = "upstream-credential-CANARY-7f3a9c"
 
 

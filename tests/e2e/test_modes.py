@@ -388,7 +388,12 @@ def transparent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             bare = listed("plain", plain)
             del bare["credential"]  # the policy allows none where there is no TLS
             connections = [listed("secure", secure), bare]
-            path = policy(folder, "", connections=connections, unlisted="pass")
+            identity = [
+                {"name": "local", "static": {"tokens": "tokens.yaml"}},
+                {"name": "net", "source": {"addresses": ["10.91.0.0/24"]}},
+            ]
+            bindings = [{"groups": ["local:dev"], "subjects": ["net:10.91.0.2"], "roles": ["dev"]}]
+            path = policy(folder, "", connections=connections, unlisted="pass", identity=identity, bindings=bindings)
             access = token(folder)
             regular = free_port()
             options = [
@@ -440,6 +445,20 @@ def test_transparent_without_tls(transparent: Transparent) -> None:
             holds(client, url, transparent.token, transparent.plain, credential=False)
 
     inside(transparent.net.path(transparent.net.client), work)
+
+
+@pytest.mark.root
+@transparent_only
+def test_transparent_for_a_caller_who_is_known_by_address(transparent: Transparent) -> None:
+    def work() -> list[int]:
+        url, body = f"http://{SERVER}/v1/chat/completions", {"model": "sample-small", "messages": []}
+        with httpx.Client(timeout=60, headers={"host": NAME, "x-forwarded-for": "192.0.2.9"}) as client:
+            tokens: list[dict[str, str]] = [{}, {"authorization": "Bearer tg_wrong"}]
+            return [client.post(url, json=body, headers=each).status_code for each in tokens]
+
+    transparent.plain.requests.clear()
+    assert inside(transparent.net.path(transparent.net.client), work) == [200, 401]
+    assert len(transparent.plain.requests) == 1
 
 
 @pytest.mark.root

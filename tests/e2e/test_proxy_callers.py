@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -21,7 +22,20 @@ import openai
 import pytest
 import yaml
 
-from tests.e2e.harness import CREDENTIAL, ROOT, Process, chat, free_port, mitm, policy, started, tidegate_run, token
+from tests.e2e.harness import (
+    CREDENTIAL,
+    ROOT,
+    Process,
+    chat,
+    few_rules,
+    free_port,
+    mitm,
+    policy,
+    post,
+    started,
+    tidegate_run,
+    token,
+)
 from tests.e2e.peers import SecureUpstream, authority
 from tests.e2e.test_modes import MASKED, leaking, listed, trusting
 from tests.e2e.wiring import Client
@@ -90,7 +104,8 @@ def required(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explicit]:
 
 @pytest.fixture(scope="module")
 def optional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explicit]:
-    yield from explicit("tidegate-run", tmp_path_factory.mktemp("optional"))
+    folder = tmp_path_factory.mktemp("optional")
+    yield from explicit("tidegate-run", folder, **few_rules(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +299,7 @@ def test_curl(required: Explicit, target: str, more: tuple[str, ...]) -> None:
 
 
 def test_no_log_and_no_recording_holds_a_proxy_password(tmp_path: Path) -> None:
-    for found in explicit("mitmdump", tmp_path, proxy={"authentication": "required"}):
+    for found in explicit("mitmdump", tmp_path, proxy={"authentication": "required"}, **few_rules(tmp_path)):
         wrong = "tg_CANARY-of-a-wrong-token"
         with httpx.Client(proxy=found.proxy(found.alice), verify=trusting(tmp_path), timeout=20) as client:
             assert ask(client, found.secure).status_code == 200
@@ -391,7 +406,8 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
     roles = [{"groups": ["local:dev", "machines:ci", "net:near"], "roles": ["dev"]}]
     with leaking() as upstream:
         connections = [listed("one", upstream)]
-        path = policy(folder, upstream.url, identity=identity, bindings=roles, connections=connections)
+        changes: dict[str, object] = {"identity": identity, "bindings": roles, "connections": connections}
+        path = policy(folder, upstream.url, **changes, **few_rules(folder))
         regular, reverse, alice = free_port(), free_port(), token(folder, "alice")
         with start("tidegate-run", path, regular, "--mode", f"reverse@{reverse}") as gate:
             gate.port = reverse
@@ -428,6 +444,22 @@ def test_who_connects_over_tls(
     assert known.caller(before) == caller
     if certificate == "foreign.pem":
         assert reason(reply) == "certificate_refused"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_resumed_session_is_known_by_its_certificate(known: Known, version: ssl.TLSVersion) -> None:
+    """Programs on Go and Node resume sessions by themselves."""
+    before = len(known.callers())
+    session, context = None, known.context("good.pem")
+    context.maximum_version = version
+    for _ in range(2):
+        connection = socket.create_connection(("127.0.0.1", known.gate.port), timeout=20)
+        with context.wrap_socket(connection, server_hostname="127.0.0.1", session=session) as client:
+            client.sendall(post("/one/v1/chat/completions", chat("hi")))
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            assert client.session_reused is (session is not None)
+            session = client.session
+    assert known.caller(before) == known.caller(before + 1) == "machines:build-7"
 
 
 @pytest.mark.parametrize(
