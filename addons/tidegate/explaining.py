@@ -88,7 +88,7 @@ class _About:
 def explain(policy: Policy, document: Document, head: Head, caller: Caller, data: bytes, now: float) -> Explained:
     """Judge a request as the gate would at a Unix time, and say why. Nothing is sent, looked up or recorded."""
     crossing = Crossing(policy, "explained")
-    step = crossing.receive(HeadArrived(head, caller, now))
+    step = crossing.receive(HeadArrived(head, caller, now=now))
     told: list[str] = []
     if isinstance(step, ReadBody):
         step = crossing.receive(BodyArrived(data))

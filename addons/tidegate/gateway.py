@@ -103,7 +103,7 @@ class Gateway(Fence):
         fields, origin = edits.fields(request.headers), edits.origin(flow, self.policy)
         http1 = not (request.is_http2 or request.is_http3)
         head = Head(request.method, request.path, fields, origin, http1, edits.peer(flow))
-        step = exchange.crossing.receive(steps.HeadArrived(head, known, time.time()))
+        step = exchange.crossing.receive(steps.HeadArrived(head, known, now=time.time()))
         edits.hide_credentials(flow.request)
         if isinstance(step, steps.Identify):
             caller = self.verifier.cached(step.token, time.time())
