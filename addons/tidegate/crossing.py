@@ -294,7 +294,6 @@ class Crossing:
             return self._refuse("grant", grant)
         self.grant = grant
         self._decide("grant", "allow", ",".join(grant.roles))
-        self._observed(grant.observed if not grant.observing else ())
         self.policy = seen_by(self.policy, grant)
         if self.policy.tokens is not None and self.sessions is not None:
             assert self.head is not None
@@ -377,7 +376,7 @@ class Crossing:
         return self._judged(replace(judged, findings=(*judged.findings, *findings)))
 
     def _judged(self, judged: Judged) -> Step:
-        if judged.grant.observed and judged.denial is None:
+        if judged.denial is None or not judged.denial.observed:
             self._observed(judged.grant.observed)
         self.asked = judged.asked or self.asked
         self._scan(judged)
