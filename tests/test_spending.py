@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.recorded import rows
 from tests.wire import RECORDED, always, dialect
@@ -343,3 +346,30 @@ def test_what_is_read_of_recorded_answers_is_what_they_call_the_total(streamed: 
             wrong.append((row.id, row.api, found, told))
     assert checked > (100 if streamed else 1500)
     assert len(wrong) <= checked // 50, wrong
+
+
+STREAM = b"".join(
+    b"data: %s\n\n" % json.dumps(each).encode()
+    for each in (
+        *({"choices": [{"index": 0, "delta": {"content": text}}]} for text in ("Hel", "lo ", "w\u00f6rld", "")),
+        {"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 3}},
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.booleans())
+def test_what_is_read_does_not_depend_on_how_a_stream_is_cut(cuts: list[int], told: bool) -> None:
+    data = STREAM if told else STREAM[: STREAM.index(b'data: {"choices": [], ')]
+    openai = dialect("openai")
+    endpoint = openai.endpoints["chat"]
+    gate = StreamedAnswer(
+        endpoint, openai.error, NO_RULES, always(Action.ALLOW), "ex-1", AnswerHead("text/event-stream")
+    )
+    gate.meter = Meter(openai.usage.counts["chat"])
+    places = [0, *sorted(min(each, len(data)) for each in cuts), len(data)]
+    for start, end in pairwise(places):
+        gate.feed(data[start:end])
+    gate.end()
+    expected = Usage(12, 3) if told else Usage(10, 3, 0, estimated=True)
+    assert gate.meter.total(30, complete=True) == expected

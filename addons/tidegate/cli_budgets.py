@@ -30,7 +30,7 @@ def budgets() -> None:
 @budgets.command("list")
 @policy_option
 @click.option("--budget", help="Only this budget.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; spending in 10**-12 of the currency.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def budgets_list(policy_path: Path | None, budget: str | None, *, as_json: bool) -> None:
     """List what is used of each budget, by holder; what is not listed is unused."""
     rows: list[Row] = _with(policy_path, lambda store: store.rows().result())
@@ -115,12 +115,15 @@ def _console() -> Console:
 
 
 def _as_json(row: Row) -> dict[str, Any]:
+    from tidegate.limits.budgets import UNIT, Metric
+
+    money = row.metric == Metric.SPEND
     return {
         "budget": row.budget,
         "holder": row.who,
         "metric": row.metric,
-        "used": row.used,
-        "limit": row.most,
+        "used": row.used / UNIT if money else row.used,
+        "limit": row.most / UNIT if money else row.most,
         "window_seconds": row.window,
         "reset_seconds": None if row.reset is None else round(row.reset, 1),
     }

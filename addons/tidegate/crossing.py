@@ -463,7 +463,8 @@ class Crossing:
     def _pay(self, verdict: Verdict) -> Step:
         """Have what the request costs taken out of the budgets of its rules, if they have any."""
         policy = self.policy
-        self.meter = spending.meter(policy, self._dialect(), self._endpoint())
+        if policy.budgets or policy.prices is not None:
+            self.meter = spending.meter(self._dialect(), self._endpoint())
         if policy.budgets:
             size = len(verdict.body)
             order = spending.order(policy, self._dialect(), verdict.grant, verdict.asked, size, verdict.findings)

@@ -38,10 +38,8 @@ _TOO_MANY_GROUPS = Denial(
 )
 
 
-def meter(policy: Policy, dialect: Dialect, endpoint: Endpoint) -> Meter | None:
-    """Return what reads the tokens of an answer, ``None`` where the policy asks for none."""
-    if not policy.budgets and policy.prices is None:
-        return None
+def meter(dialect: Dialect, endpoint: Endpoint) -> Meter:
+    """Return what reads the tokens of an answer."""
     return Meter(dialect.usage.counts.get(endpoint.name))
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from tests.e2e.harness import ANSWER, Upstream, chat_sse, http_answer, policy, tidegate_run, token
+from tidegate.cli import main
 from tidegate.evidence import queries
 
 openai = pytest.importorskip("openai")
@@ -98,7 +100,7 @@ class Setting:
             base_url=f"{self.url}/anthropic", api_key=self.tokens[group], timeout=20, max_retries=0
         )
 
-    def settled(self, budget: str, metric: str, used: int) -> None:
+    def settled(self, budget: str, metric: str, used: float) -> None:
         """Wait until a budget says that so much of it is used."""
         until, found = time.monotonic() + 15, None
         while time.monotonic() < until:
@@ -110,10 +112,6 @@ class Setting:
 
 
 def listed(path: Path, *options: str) -> list[dict[str, Any]]:
-    from click.testing import CliRunner
-
-    from tidegate.cli import main
-
     found = CliRunner().invoke(main, ["budgets", "list", "--policy", str(path), "--json", *options])
     assert found.exit_code == 0, found.output
     return [json.loads(line) for line in found.output.splitlines()]
@@ -124,6 +122,7 @@ BUDGETS: dict[str, dict[str, object]] = {
     "counted": {"tokens": "1000/1h", "requests": "50/1m"},
     "paid": {"spend": "0.001/1d"},
     "single": {"concurrent": 1},
+    "quick": {"requests": "1/2s"},
     "claude": {"requests": "5/1m", "tokens": "100000/1m"},
 }
 
@@ -163,6 +162,21 @@ def test_the_sdk_raises_its_own_error_and_does_not_ask_again(setting: Setting) -
     assert len(setting.upstream.requests) == before
 
 
+def test_the_sdk_waits_as_long_as_it_is_told_and_then_passes(setting: Setting) -> None:
+    setting.upstream.says(answer(3, 4))
+    url, secret = f"{setting.url}/openai/v1", setting.tokens["quick"]
+    client = openai.OpenAI(base_url=url, api_key=secret, timeout=20, max_retries=4)
+    said = [{"role": "user", "content": "hi"}]
+    before = len(setting.upstream.requests)
+    for _ in range(2):
+        assert client.chat.completions.create(model="sample-small", messages=said).choices
+    assert len(setting.upstream.requests) == before + 2
+    denied = sum(
+        each["reason"] == "rate_limited" and each["caller"] == "user-quick" for each in rows(setting.folder, 3)
+    )
+    assert denied >= 1
+
+
 def test_tokens_are_held_and_then_settled_with_what_the_answer_tells(setting: Setting) -> None:
     setting.upstream.says(answer(20, 30))
     found = ask(setting.url, setting.tokens["counted"], max_tokens=500)
@@ -194,7 +208,7 @@ def usage_event(prompt: int, completion: int) -> bytes:
 def test_spending_is_counted_by_the_price_table(setting: Setting) -> None:
     setting.upstream.says(answer(100, 20, cached=40))
     assert ask(setting.url, setting.tokens["paid"], max_tokens=20).status_code == 200
-    setting.settled("paid", "spend", 280 * 10**6)  # 60 at 1, 40 at 0.5, 20 at 10 for a million, in 10**-12
+    setting.settled("paid", "spend", 0.00028)  # 60 at 1, 40 at 0.5, 20 at 10 for a million
     found = ask(setting.url, setting.tokens["paid"], model="other")
     assert (found.status_code, found.json()["error"]["code"]) == (403, "model_unpriced")
     dear = ask(setting.url, setting.tokens["paid"], max_tokens=90)
@@ -202,6 +216,10 @@ def test_spending_is_counted_by_the_price_table(setting: Setting) -> None:
     row = next(each for each in rows(setting.folder, 1) if each["caller"] == "user-paid")
     told = (row["input_tokens"], row["output_tokens"], row["cached_tokens"], row["tokens_estimated"], row["cost"])
     assert told == (100, 20, 40, 0, 0.00028)
+    shown = CliRunner().invoke(main, ["flows", "show", row["id"], "--policy", str(setting.policy)]).output
+    assert "100 in (40 of them cached), 20 out, cost 0.000280" in shown
+    everything = CliRunner().invoke(main, ["flows", "list", "--policy", str(setting.policy)]).output
+    assert " 100+20 " in everything
 
 
 def test_anthropic_reads_its_own_header_fields(setting: Setting) -> None:
@@ -397,10 +415,6 @@ def test_a_grpc_call_is_refused_with_its_own_status(tmp_path: Path) -> None:
 
 
 def test_the_command_lists_gives_back_and_says_who_did(setting: Setting) -> None:
-    from click.testing import CliRunner
-
-    from tidegate.cli import main
-
     setting.upstream.says(answer(3, 4))
     for _ in range(3):
         last = ask(setting.url, setting.tokens["two"])
