@@ -265,3 +265,29 @@ def test_a_message_in_the_middle_of_a_connection_is_refused(policy: Policy, name
     endpoint = policy.dialects["openai"].endpoints["chat"]
     denial = approving.unheld(policy, endpoint, found.looked, len(body), None).denial
     assert denial is (None if name == "nothing" else approving.IMPOSSIBLE)
+
+
+def test_a_call_of_a_tool_waits_like_any_request_also_in_a_list(folder: Path) -> None:
+    connection = {"name": "mcp", "dialect": "mcp", "upstream": "http://127.0.0.1:9/mcp", "serve": {"path": "/mcp"}}
+    approvals = {**APPROVALS, "spend": {"approvers": ["local:boss"], "when": {"tools": ["launch"]}}}
+    roles = {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"]}]}}
+    path = written(
+        folder, "http://127.0.0.1:9", name="mcp.yaml", connections=[connection], inspection=INSPECTION,
+        approvals=approvals, roles=roles,
+    )  # fmt: skip
+    loaded = load(path, engine_cache=DiskCache())
+
+    def call(tool: str, number: int, **arguments: str) -> dict[str, Any]:
+        params = {"name": tool, "arguments": arguments}
+        return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+
+    old = ("mcp-protocol-version", "2025-03-26")
+    bodies = {
+        "pii class pii": call("mail", 1, to=MAIL),
+        "spend tool launch": [call("mail", 1, to="me"), call("launch", 2)],
+    }
+    for label, body in bodies.items():
+        exchange, step = held(loaded, json.dumps(body).encode(), old, path="/mcp")
+        assert step.ask.labels == (label,)
+        assert MAIL.encode() not in (exchange.shown() or MAIL.encode())
+        assert json.loads(sent(exchange)) == body

@@ -105,6 +105,10 @@ def test_a_quorum_and_a_yes_that_is_taken_back(terminal: Terminal) -> None:
     assert "you have voted on it already" in terminal.run("approve", approval, who="bob").output
     assert "is approved" in terminal.run("approve", approval, who="carol").output
     assert "approved" in terminal.run("list").output
+    told = json.loads(terminal.run("revoke", approval, "--reason", "own", "--json", who="bob").output)
+    assert (told["state"], told["by"]) == ("revoked", "local:bob")
+    approval = terminal.ask(b"2")
+    assert "is approved" in terminal.run("approve", approval, who="carol").output
     assert "is revoked" in terminal.run("revoke", approval, "--reason", "a mistake", who="carol").output
 
 

@@ -111,15 +111,20 @@ def show(approval: str, policy_path: Path | None, *, as_json: bool) -> None:
 @policy_option
 @token_option
 @reason_option
+@json_option
 @click.option("--break-glass", is_flag=True, help="Let it pass on your word alone; needs a reason, and a review after.")
-def approve(approval: str, policy_path: Path | None, token: str | None, reason: str, *, break_glass: bool) -> None:
+def approve(
+    approval: str, policy_path: Path | None, token: str | None, reason: str, *, break_glass: bool, as_json: bool
+) -> None:
     """Say yes. The request passes once enough people have."""
     from tidegate.approvals.spec import Answer
 
-    if break_glass:
-        _act(policy_path, approval, token, reason, lambda desk, one, who, why: desk.break_glass(one, who, why))
-    else:
-        _act(policy_path, approval, token, reason, lambda desk, one, who, why: desk.decide(one, who, Answer.YES, why))
+    async def work(desk: Desk, one: str, who: Person, why: str) -> Item | Refusal:
+        if break_glass:
+            return await desk.break_glass(one, who, why)
+        return await desk.decide(one, who, Answer.YES, why)
+
+    _act(policy_path, approval, (token, reason), work, as_json=as_json)
 
 
 @approvals.command()
@@ -127,11 +132,18 @@ def approve(approval: str, policy_path: Path | None, token: str | None, reason: 
 @policy_option
 @token_option
 @must_reason
-def deny(approval: str, policy_path: Path | None, token: str | None, reason: str) -> None:
+@json_option
+def deny(approval: str, policy_path: Path | None, token: str | None, reason: str, *, as_json: bool) -> None:
     """Say no. One no is enough."""
     from tidegate.approvals.spec import Answer
 
-    _act(policy_path, approval, token, reason, lambda desk, one, who, why: desk.decide(one, who, Answer.NO, why))
+    _act(
+        policy_path,
+        approval,
+        (token, reason),
+        lambda desk, one, who, why: desk.decide(one, who, Answer.NO, why),
+        as_json=as_json,
+    )
 
 
 @approvals.command()
@@ -139,9 +151,10 @@ def deny(approval: str, policy_path: Path | None, token: str | None, reason: str
 @policy_option
 @token_option
 @must_reason
-def revoke(approval: str, policy_path: Path | None, token: str | None, reason: str) -> None:
+@json_option
+def revoke(approval: str, policy_path: Path | None, token: str | None, reason: str, *, as_json: bool) -> None:
     """Take back a yes that was not used up."""
-    _act(policy_path, approval, token, reason, lambda desk, one, who, why: desk.revoke(one, who, why))
+    _act(policy_path, approval, (token, reason), lambda desk, *said: desk.revoke(*said), as_json=as_json)
 
 
 @approvals.command()
@@ -149,9 +162,10 @@ def revoke(approval: str, policy_path: Path | None, token: str | None, reason: s
 @policy_option
 @token_option
 @must_reason
-def review(approval: str, policy_path: Path | None, token: str | None, reason: str) -> None:
+@json_option
+def review(approval: str, policy_path: Path | None, token: str | None, reason: str, *, as_json: bool) -> None:
     """Note that you have looked at a request that was let pass by breaking the glass."""
-    _act(policy_path, approval, token, reason, lambda desk, one, who, why: desk.review(one, who, why))
+    _act(policy_path, approval, (token, reason), lambda desk, *said: desk.review(*said), as_json=as_json)
 
 
 @approvals.command()
@@ -206,16 +220,18 @@ async def _live(desk: Desk, until: float | None) -> None:
 def _act(
     policy_path: Path | None,
     approval: str,
-    token: str | None,
-    reason: str,
+    said: tuple[str | None, str],
     work: Callable[[Desk, str, Person, str], Awaitable[Item | Refusal]],
+    *,
+    as_json: bool,
 ) -> None:
-    """Do something with an approval as an identified person; say what came of it."""
+    """Do something with an approval as an identified person; say what came of it. ``said``: the token, and why."""
+    from tidegate import desk as desks
     from tidegate.approving import line
     from tidegate.state.approvals import Item
 
     policy = _people(policy_path)
-    why = line(reason)
+    token, why = said[0], line(said[1])
 
     async def run(desk: Desk) -> tuple[str, Item | Refusal]:
         person = await _person(policy, token)
@@ -225,6 +241,9 @@ def _act(
     name, found = _with_desk(policy, run)
     if not isinstance(found, Item):
         raise click.ClickException(f"{approval}: {found}.")
+    if as_json:
+        click.echo(json.dumps({**desks.as_json(found, time.time()), "by": name}))
+        return
     voted = f"{found.id} is {found.state}" if found.state != "pending" else f"{found.id} still needs others"
     click.echo(f"{voted}; recorded as decided by {name}.")
 

@@ -184,6 +184,7 @@ class Crossing:
         self.approval = ""
         self.received: BodyArrived | None = None
         self._told: ModelSaid | None = None
+        self._admitted: Grant | None = None
         self._stream: StreamedAnswer | OpaqueAnswer | GrpcAnswer | None = None
         self._packed: Unpacker | None = None
         self._encodings: list[str] = []
@@ -292,7 +293,7 @@ class Crossing:
         grant = permission.admit(self.policy, self.route, caller, situation)
         if isinstance(grant, Denial):
             return self._refuse("grant", grant)
-        self.grant = grant
+        self.grant = self._admitted = grant
         self._decide("grant", "allow", ",".join(grant.roles))
         self.policy = seen_by(self.policy, grant)
         if self.policy.tokens is not None and self.sessions is not None:
@@ -436,7 +437,7 @@ class Crossing:
         assert self.received is not None
         if self._told is not None and self._told.spans:
             policy, _ = asking.with_told(policy, self._told.spans)
-        judged = self._judge(self.received, policy)
+        judged = self._judge(self.received, policy, self._admitted)
         assert isinstance(judged, Judged), "a body that was judged can be judged"
         return judged
 
@@ -518,12 +519,11 @@ class Crossing:
         if judged.denial is None and judged.media.unread:
             self._decide("media", judged.grant.route.connection.on_unknown, media.told(judged.media.unread))
 
-    def _judge(self, event: BodyArrived, policy: Policy) -> Judged | Unopened | Unowned:
+    def _judge(self, event: BodyArrived, policy: Policy, admitted: Grant | None = None) -> Judged | Unopened | Unowned:
         """Decode and read a body, then judge it with the rest of its request."""
-        data = event.data
-        assert self.grant is not None
-        assert self.head is not None
-        grant, head = self.grant, self.head
+        data, grant, head = event.data, admitted or self.grant, self.head
+        assert grant is not None
+        assert head is not None
         endpoint = self._dialect().endpoints[grant.route.endpoint]
         if len(data) > grant.request_bytes:
             return Judged(grant, "body", too_large(grant.request_bytes))
