@@ -499,6 +499,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--detection", action="store_true", help="measure what the rules find instead (--detection -h)")
     parser.add_argument("--ner", action="store_true", help="measure a local model instead (--ner -h)")
     parser.add_argument("--streams", action="store_true", help="measure live masking instead (--streams -h)")
+    parser.add_argument("--evidence", action="store_true", help="measure the recording instead (--evidence -h)")
     parser.add_argument("--without-gate", action="store_true", help="measure stock and slim mitmproxy only")
     for name, kind in (("port", int), ("target", int), ("folder", str), ("path", str), ("size", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
@@ -514,6 +515,10 @@ def main() -> None:
 
         _bench_ner.main([word for word in sys.argv[1:] if word != "--ner"])
         return
+    if "--evidence" in sys.argv[1:]:
+        import _bench_evidence
+
+        sys.exit(_bench_evidence.main([word for word in sys.argv[1:] if word != "--evidence"]))
     if "--streams" in sys.argv[1:]:
         import _bench_streams
 
