@@ -1,4 +1,4 @@
-"""Evidence of a real gate: sealed originals, checkpoints outside, a proof after kill -9, a bundle, no canary in any file."""
+"""Evidence of a real gate: sealed originals, checkpoints outside, a proof after kill -9, no canary in any file."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class _Verification:
                 self.wanted.add(parse(note)[0].size)
         closed = self._closed()
         collecting = gc.isenabled()
-        gc.disable()  # what is expected of a segment is many small objects without a cycle: looking at them is most of the work
+        gc.disable()  # many small objects without a cycle: the collector would be most of the work
         try:
             for number, path in segments:
                 self._segment(number, path, closed)
