@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import itertools
 import json
 import os
@@ -503,6 +504,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--streams", action="store_true", help="measure live masking instead (--streams -h)")
     parser.add_argument("--budgets", action="store_true", help="measure what a budget adds instead (--budgets -h)")
     parser.add_argument("--approvals", action="store_true", help="measure held requests instead (--approvals -h)")
+    parser.add_argument("--evidence", action="store_true", help="measure the recording instead (--evidence -h)")
     parser.add_argument("--without-gate", action="store_true", help="measure stock and slim mitmproxy only")
     for name, kind in (("port", int), ("target", int), ("folder", str), ("path", str), ("size", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
@@ -511,41 +513,16 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+OTHERS = ("detection", "ner", "streams", "identity", "permissions", "budgets", "approvals", "evidence")
+"""What else is measured, each by a script of its own."""
+
+
 def main() -> None:
     """Run, or play one of the parts."""
-    if "--identity" in sys.argv[1:]:
-        import _bench_identity
-
-        _bench_identity.main([word for word in sys.argv[1:] if word != "--identity"])
-        return
-    if "--ner" in sys.argv[1:]:
-        import _bench_ner
-
-        _bench_ner.main([word for word in sys.argv[1:] if word != "--ner"])
-        return
-    if "--permissions" in sys.argv[1:]:
-        import _bench_permissions
-
-        sys.exit(_bench_permissions.main([word for word in sys.argv[1:] if word != "--permissions"]))
-    if "--budgets" in sys.argv[1:]:
-        import _bench_budgets
-
-        _bench_budgets.main([word for word in sys.argv[1:] if word != "--budgets"])
-        return
-    if "--approvals" in sys.argv[1:]:
-        import _bench_approvals
-
-        _bench_approvals.main([word for word in sys.argv[1:] if word != "--approvals"])
-        return
-    if "--streams" in sys.argv[1:]:
-        import _bench_streams
-
-        sys.exit(_bench_streams.main([word for word in sys.argv[1:] if word != "--streams"]))
-    if "--detection" in sys.argv[1:]:
-        import _bench_detection
-
-        words = [word for word in sys.argv[1:] if word != "--detection"]
-        sys.exit(_bench_detection.detection(_bench_detection.arguments(words)))
+    for name in OTHERS:
+        if f"--{name}" in sys.argv[1:]:
+            main_of = importlib.import_module(f"_bench_{name}").main
+            sys.exit(main_of([word for word in sys.argv[1:] if word != f"--{name}"]))
     options = arguments()
     try:
         match options.role:

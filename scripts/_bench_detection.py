@@ -574,5 +574,10 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def main(words: Sequence[str]) -> int:
+    """Measure, and print a table or JSON."""
+    return detection(arguments(words))
+
+
 if __name__ == "__main__":
-    sys.exit(detection(arguments([word for word in sys.argv[1:] if word != "--detection"])))
+    sys.exit(main([word for word in sys.argv[1:] if word != "--detection"]))
