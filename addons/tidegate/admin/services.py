@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from tidegate.admin.metrics import Metrics
+from tidegate.admin.sessions import Sessions
 from tidegate.model import Caller, Denial
 from tidegate.policy.policy import Policy
 
@@ -16,7 +17,8 @@ class Services:
 
     ``identify`` names the holder of a token. ``alive`` says whether the data path turns, ``ready`` what is fit and what
     is not. ``failing`` says for each identity whether its keys could not be fetched. ``reload`` loads the policy's file
-    again, and returns what to mind; it raises ``PolicyError`` and leaves the policy in force.
+    again, and returns what to mind; it raises ``PolicyError`` and leaves the policy in force. ``changed`` is another
+    text whenever what the pages show may have changed.
     """
 
     policy: Callable[[], Policy]
@@ -27,3 +29,5 @@ class Services:
     reload: Callable[[], Awaitable[tuple[str, ...]]]
     now: Callable[[], float]
     metrics: Metrics
+    sessions: Sessions
+    changed: Callable[[], str]
