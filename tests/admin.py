@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 
+from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.services import Services
 from tidegate.model import Caller, Denial, Reason
@@ -51,6 +53,11 @@ def always[T](value: T) -> Callable[[], Awaitable[T]]:
 def services(the_policy: Any = None, **changes: Any) -> Services:
     chosen = the_policy or policy()
     ready: Mapping[str, bool] = {"policy": True, "recording": True}
+    metrics = changes.pop("metrics", Metrics())
+
+    async def verifier() -> Any:
+        return changes.get("verifier", SimpleNamespace(own=None))
+
     values: dict[str, Any] = {
         "policy": lambda: chosen,
         "identify": identify,
@@ -58,9 +65,12 @@ def services(the_policy: Any = None, **changes: Any) -> Services:
         "ready": always(ready),
         "failing": dict,
         "reload": always(()),
-        "now": lambda: 1_800_000_000.0,
-        "metrics": Metrics(),
-        **changes,
+        "now": time.time,
+        "metrics": metrics,
+        "tokens": Tokens(
+            lambda: chosen, verifier, changes.pop("revocations", None), metrics, changes.get("now", time.time)
+        ),
+        **{name: value for name, value in changes.items() if name != "verifier"},
     }
     return Services(**values)
 

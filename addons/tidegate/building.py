@@ -11,6 +11,7 @@ from typing import Any
 from tidegate.evidence.store import Recorder
 from tidegate.gateway import Gateway
 from tidegate.identity.credential import resolve_all
+from tidegate.identity.own import OwnKeys
 from tidegate.identity.verifier import Verifier
 from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.ner.pool import NerError, Pool
@@ -21,6 +22,7 @@ from tidegate.replay.flows import encode
 from tidegate.state.control import StateError
 from tidegate.state.ownership import Ownership
 from tidegate.state.revocations import Revocations
+from tidegate.state.signing import SigningKeys
 
 
 @dataclass(slots=True)
@@ -29,6 +31,7 @@ class Gate:
 
     addon: Gateway
     problems: tuple[str, ...]
+    signing: SigningKeys | None = None
 
     async def start(self) -> None:
         """Fetch the keys of the issuers, and start the local model. Raises ``PolicyError`` if it cannot be loaded."""
@@ -80,7 +83,8 @@ class Gate:
 
     def verifier_for(self, policy: Policy) -> Verifier:
         """Make a verifier for a policy; each event loop that verifies tokens needs one of its own."""
-        return Verifier(policy.identities, revoked=self.addon.verifier.revoked)
+        own = OwnKeys(policy, self.signing) if policy.admin.url and self.signing is not None else None
+        return Verifier(policy.identities, revoked=self.addon.verifier.revoked, own=own)
 
     def body_limit(self) -> int:
         """Return the bytes above which mitmproxy itself may end a message: more than any connection accepts."""
@@ -116,4 +120,6 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
         gateway.close_state()
         recorder.close()
         raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
-    return Gate(gateway, problems)
+    gate = Gate(gateway, problems, SigningKeys(gateway.ownership.control))
+    gateway.verifier = gate.verifier_for(policy)
+    return gate

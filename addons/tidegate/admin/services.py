@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.sessions import Sessions
 from tidegate.model import Caller, Denial
@@ -31,3 +32,4 @@ class Services:
     metrics: Metrics
     sessions: Sessions
     changed: Callable[[], str]
+    tokens: Tokens

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from tidegate.admin import names, operating, pages, signing_in
+from tidegate.admin import names, operating, pages, signing_in, tokens
 from tidegate.admin.app import build
 from tidegate.admin.callers import Callers
 from tidegate.admin.doors import Door
+from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.services import Services
 from tidegate.admin.serving import AdminServer
@@ -23,7 +24,7 @@ from tidegate.admin.sessions import Sessions
 from tidegate.building import Gate
 from tidegate.policy.policy import Policy
 
-DOORS: tuple[Door, ...] = (*operating.DOORS, *signing_in.DOORS, *pages.DOORS)
+DOORS: tuple[Door, ...] = (*operating.DOORS, *tokens.DOORS, *signing_in.DOORS, *pages.DOORS)
 """Every route of the listener."""
 
 TICK_SECONDS = 1.0
@@ -54,6 +55,7 @@ class Admin:
             metrics=self._metrics,
             sessions=Sessions(),
             changed=self._changed,
+            tokens=Tokens(self._policy, self._callers.verifier, gate.addon.revocations, self._metrics, time.time),
         )
 
     @property

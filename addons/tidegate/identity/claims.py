@@ -63,12 +63,18 @@ _REGISTRY = _Registry(strict_check_header=False)
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Who holds a token, and what has to be asked again each time it is shown: is it revoked? ``issued`` is ``iat``."""
+    """Who holds a token, and what has to be asked again each time it is shown: is it revoked? ``issued`` is ``iat``.
+
+    ``named`` is the token's ``sub`` where that is not the caller's subject. ``also`` are issuer, ``jti`` and subject of
+    the token that this one was given for (``issuing``).
+    """
 
     caller: Caller
     issuer: str
     jti: str | None
     issued: float | None
+    named: str | None = None
+    also: tuple[str, str | None, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from tidegate.identity import claims
 from tidegate.identity.claims import Verified
 from tidegate.identity.jwks import KeySet
 from tidegate.identity.keys import KeySource
+from tidegate.identity.own import OwnKeys
 from tidegate.identity.static import PREFIX, StaticTokens
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.policy import Identity, OidcIdentity, StaticIdentity
@@ -60,11 +61,15 @@ class Verifier:
         identities: Sequence[Identity] | None,
         sources: Sequence[KeySource] | None = None,
         revoked: Revoked | None = None,
+        own: OwnKeys | None = None,
     ) -> None:
         known = tuple(identities or ())
         if sources is None:
             sources = [KeySource(each) for each in known if isinstance(each, OidcIdentity)]
-        self._sources = {source.identity.issuer: source for source in sources}
+        self._sources: dict[str, KeySource] = {source.identity.issuer: source for source in sources}
+        self._own = own
+        if own is not None:
+            self._sources[own.identity.issuer] = own
         self._static = tuple(StaticTokens(each) for each in known if isinstance(each, StaticIdentity))
         self.revoked = revoked
         self._secret = secrets.token_bytes(32)
@@ -88,6 +93,11 @@ class Verifier:
     def sources(self) -> tuple[KeySource, ...]:
         """The providers' keys, for health and messages."""
         return tuple(self._sources.values())
+
+    @property
+    def own(self) -> OwnKeys | None:
+        """The keys of this gateway's own tokens, where it gives any out."""
+        return self._own
 
     def cached(self, token: str, now: float) -> Caller | Denial | None:
         """Answer at once, or ``None``: then ``identify`` has to be awaited. Static tokens always have an answer."""
@@ -127,6 +137,8 @@ class Verifier:
             answer = claims.verify(peeked, source.identity, keys, now)
             if isinstance(answer, Denial) and answer.reason is Reason.KEY_UNKNOWN and source.failing:
                 return _UNAVAILABLE  # the key may be new, and nobody can tell
+        if self._own is not None and source is self._own and isinstance(answer, Verified):
+            answer = self._own.named(answer, token)
         until = now + REFUSED_SECONDS
         if isinstance(answer, Verified) and answer.caller.expires is not None:
             until = min(now + CACHE_SECONDS, answer.caller.expires + source.identity.leeway)
@@ -146,7 +158,9 @@ class Verifier:
         if isinstance(answer, Denial):
             return answer
         if self.revoked is not None:
-            revoked = self.revoked(answer.issuer, answer.jti, answer.caller.subject, answer.issued)
+            revoked = self.revoked(answer.issuer, answer.jti, answer.named or answer.caller.subject, answer.issued)
+            if revoked is False and answer.also is not None:
+                revoked = self.revoked(*answer.also, answer.issued)
             if revoked is not False:
                 return _UNKNOWABLE if revoked is None else claims.refused(Reason.TOKEN_REVOKED)
         return answer.caller

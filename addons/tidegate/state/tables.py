@@ -45,3 +45,9 @@ def revocations_1(db: Database) -> None:
     db.execute("CREATE TRIGGER revoked_insert AFTER INSERT " + counted)
     db.execute("CREATE TRIGGER revoked_update AFTER UPDATE " + counted)
     db.execute("CREATE TRIGGER revoked_delete AFTER DELETE " + counted)
+
+
+@migrations()
+def signing_1(db: Database) -> None:
+    """Create the keys of this gateway's own tokens: ``private`` is an Ed25519 key, ``made`` Unix seconds."""
+    db.execute("CREATE TABLE signing_key (kid TEXT PRIMARY KEY, private BLOB NOT NULL, made REAL NOT NULL) STRICT")
