@@ -191,9 +191,9 @@ def _bodies(found: Mapping[str, Any]) -> list[tuple[str, str, list[tuple[str, st
     asked, answer = found["request"], found["response"]
     out = []
     if asked is not None:
-        # what is refused was never forwarded; only a request that was sent has an answer of the upstream
-        title = "As asked, masked" if found["outcome"] == Outcome.DENIED and not answer else "As forwarded"
-        out.append((title, f"{asked['method']} {asked['sent_to']}", _pairs(asked), _shown(asked["body"])))
+        sent = found["outcome"] != Outcome.DENIED or str(found["reason"]).startswith("answer_")
+        title, place = ("As forwarded", asked["sent_to"]) if sent else ("As asked, masked", asked["path"])
+        out.append((title, f"{asked['method']} {place}", _pairs(asked), _shown(asked["body"])))
     if answer is not None:
         out.append(("As answered", str(answer["status"]), _pairs(answer), _shown(answer["body"])))
     said = found["messages"] or ()

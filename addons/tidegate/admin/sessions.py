@@ -34,7 +34,7 @@ class Session:
 
     def owns(self, csrf: str) -> bool:
         """Say whether a form comes from a page of this session."""
-        return hmac.compare_digest(self.csrf.encode(), csrf.encode())
+        return _same(self.csrf, csrf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,14 @@ class Sessions:
     def come_back(self, state: str, browser: str, now: float) -> SignIn | None:
         """Take a person back, once, in the browser that left; ``None`` for anybody else."""
         begun = self._under_way.get(_digest(state))
-        if begun is None or not hmac.compare_digest(begun.browser.encode(), browser.encode()):
+        if begun is None or not _same(begun.browser, browser):
             return None
         del self._under_way[_digest(state)]
         return begun if now < begun.until else None
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode("utf-8", "surrogatepass"))
 
 
 def _digest(name: str) -> bytes:
