@@ -12,6 +12,7 @@ import httpx
 from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.services import Services
+from tidegate.admin.sessions import Sessions
 from tidegate.admin.signing_in import SigningIn
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.policy import Admin, AdminRight, Permissions, StaticIdentity
@@ -68,6 +69,8 @@ def services(the_policy: Any = None, **changes: Any) -> Services:
         "reload": always(()),
         "now": time.time,
         "metrics": metrics,
+        "sessions": Sessions(),
+        "changed": lambda: "",
         "tokens": Tokens(
             lambda: chosen, verifier, changes.pop("revocations", None), metrics, changes.get("now", time.time)
         ),

@@ -18,7 +18,7 @@ from tidegate.admin import metrics as counted
 from tidegate.admin import names, serving, wiring
 from tidegate.admin.answers import SECURE, told
 from tidegate.admin.app import build, known_host
-from tidegate.admin.doors import Door, Needs, Public, Visit, admit
+from tidegate.admin.doors import Door, Needs, Public, Signed, Visit, admit
 from tidegate.admin.metrics import Metrics
 from tidegate.crossing import ANONYMOUS
 from tidegate.evidence.records import ExchangeRecord
@@ -56,7 +56,7 @@ DOORS = (
 
 @pytest.mark.parametrize("door", wiring.DOORS, ids=name_of)
 def test_every_route_says_who_may_come_in(door: Door) -> None:
-    assert isinstance(door.rule, Public | Needs)
+    assert isinstance(door.rule, Public | Needs | Signed)
     if isinstance(door.rule, Public):
         assert len(door.rule.why) > 20, "what is open to everybody says why that is harmless"
 
@@ -382,7 +382,9 @@ def test_every_route_right_and_metric_is_documented() -> None:
     for door in wiring.DOORS:
         row = re.search(rf"(?m)^\| `{re.escape(name_of(door))}` \| ([^|]+) \|", text)
         assert row is not None
-        assert row[1].strip() == (f"`{door.rule.right}`" if isinstance(door.rule, Needs) else "everybody")
+        right = None if isinstance(door.rule, Public) else door.rule.right
+        who = f"`{right}`" if right else "everybody" if isinstance(door.rule, Public) else "who has signed in"
+        assert row[1].strip() == who
     listed = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
     assert {
         each.removesuffix("_total") for each in re.findall(r"(?m)^\| `((?:tidegate|gen_ai)_\w+)` \|", text)

@@ -23,7 +23,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.admin.answers import SECURE, TLS, refused
-from tidegate.admin.doors import Door, Needs, Public, Visit, admit
+from tidegate.admin.doors import Door, Needs, Public, Signed, Visit, admit, session_of
+from tidegate.admin.rendering import turned_away
 from tidegate.admin.services import Services
 from tidegate.model import Caller, Denial
 from tidegate.policy.policy import Policy
@@ -85,7 +86,7 @@ def build(doors: Sequence[Door], services: Services) -> ASGIApp:
     """Build the application. Raises ``TypeError`` for a door without a rule, and for two on one method and path."""
     seen: set[tuple[str, str]] = set()
     for door in doors:
-        if not isinstance(door.rule, Public | Needs):
+        if not isinstance(door.rule, Public | Needs | Signed):
             raise TypeError(f"{door.method} {door.path} has no rule that says who may go through")
         if (door.method, door.path) in seen:
             raise TypeError(f"{door.method} {door.path} is there twice")
@@ -125,7 +126,10 @@ class _Endpoint:
     async def _answer(self, request: Request, caller: Caller | Denial | None) -> Response:
         if self.door.method != "GET" and not self.door.foreign and not _same_site(request):
             return refused(403, "foreign_page", "A page of another site may not post here.")
+        person = isinstance(self.door.rule, Signed)
         if isinstance(caller, Denial):
+            if person:
+                return turned_away(request, self.services, caller)
             return refused(caller.status, caller.reason, caller.message)
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -134,7 +138,11 @@ class _Endpoint:
             return refused(408, "body_too_slow", f"The body has to be here within {BODY_SECONDS:g} seconds.")
         if body is None:
             return refused(413, "body_too_large", f"The body may have {self.door.body} bytes here.")
-        return await self.door.serve(Visit(request, self.services, caller, body))
+        session = session_of(request, self.services) if person else None
+        visit = Visit(request, self.services, caller, body, session)
+        if person and self.door.method != "GET" and not (session and session.owns(visit.form.get("csrf", ""))):
+            return refused(403, "foreign_page", "This form is not of a page of yours; load the page again.")
+        return await self.door.serve(visit)
 
     def _say(self, caller: Caller | Denial | None, status: int) -> None:
         """Write the log line of a call that may have changed something; a token or a body is never in it."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tidegate.admin.sessions import Session
 from tidegate.crossing import ANONYMOUS
 from tidegate.identity.claims import credentials
 from tidegate.identity.permission import roles_of
@@ -37,17 +39,33 @@ class Needs:
     right: AdminRight
 
 
-Rule = Public | Needs
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A person who has signed in with a browser, and one of whose roles has the right; ``None``: whoever it is."""
+
+    right: AdminRight | None = None
+
+
+Rule = Public | Needs | Signed
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A request that was admitted. ``caller`` is ``None`` where nobody had to be known; ``body`` is read whole."""
+    """A request that was admitted. ``caller`` is ``None`` where nobody had to be known; ``body`` is read whole.
+
+    ``session`` is there where a person has signed in.
+    """
 
     request: Request
     services: Services
     caller: Caller | None
     body: bytes = field(repr=False)
+    session: Session | None = None
+
+    @property
+    def form(self) -> dict[str, str]:
+        """The fields of a form, each with its last value."""
+        return dict(parse_qsl(self.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +84,35 @@ async def admit(rule: Rule, request: Request, services: Services) -> Caller | De
     """Decide on a request: ``None`` lets anybody in, a caller is admitted by name."""
     if isinstance(rule, Public):
         return None
-    if not isinstance(rule, Needs):
+    if not isinstance(rule, Needs | Signed):
         return _denied()  # type: ignore[unreachable]  # law: the unknown is denied
     policy = services.policy()
-    caller = await _caller(policy, request, services)
+    signed = isinstance(rule, Signed)
+    caller = await (_person(request, services) if signed else _caller(policy, request, services))
     if isinstance(caller, Denial):
         return caller
+    if isinstance(rule, Signed) and rule.right is None:
+        return caller
     return caller if rule.right in rights_of(policy, caller) else _denied()
+
+
+def session_of(request: Request, services: Services) -> Session | None:
+    """Return the session whose cookie a browser sent: one, and of the name that fits the listener's address."""
+    name = request.cookies.get(cookie_name(services.policy()))
+    return None if name is None else services.sessions.find(name, services.now())
+
+
+def cookie_name(policy: Policy) -> str:
+    """Return the cookie's name: with https one that no neighbouring host can set (RFC 6265bis, ``__Host-``)."""
+    return "__Host-tidegate" if policy.admin.url.startswith("https:") else "tidegate-admin"
+
+
+async def _person(request: Request, services: Services) -> Caller | Denial:
+    """Find out who signed in; the token behind it is verified anew, so what has ended it ends the session."""
+    session = session_of(request, services)
+    if session is None:
+        return NOT_SIGNED_IN
+    return await services.identify(session.token)
 
 
 def rights_of(policy: Policy, caller: Caller) -> frozenset[AdminRight]:
@@ -87,6 +127,9 @@ async def _caller(policy: Policy, request: Request, services: Services) -> Calle
         return ANONYMOUS
     token = credentials((name.lower(), value) for name, value in request.headers.items())
     return token if isinstance(token, Denial) else await services.identify(token.text)
+
+
+NOT_SIGNED_IN = Denial(Reason.CALLER_MISSING, 401, "Sign in to see this page.")
 
 
 def _denied() -> Denial:

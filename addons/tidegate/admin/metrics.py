@@ -107,6 +107,15 @@ class Metrics:
             self._failing.labels(identity).set(fails)
         return generate_latest(self.registry)
 
+    def numbers(self) -> list[tuple[str, str]]:
+        """Return the numbers that stand alone, each with what it counts."""
+        return [
+            (family.documentation.rstrip("."), f"{sample.value:,.10g}")
+            for family in self.registry.collect()
+            for sample in family.samples
+            if not sample.labels and not sample.name.endswith("_created")
+        ]
+
     def _count(self, record: ExchangeRecord) -> None:
         connection = record.connection or NONE
         self._exchanges.labels(connection, record.endpoint or NONE, record.outcome or NONE, record.reason or NONE).inc()

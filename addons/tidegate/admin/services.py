@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
+from tidegate.admin.sessions import Sessions
 from tidegate.admin.signing_in import SigningIn
 from tidegate.model import Caller, Denial
 from tidegate.policy.policy import Policy
@@ -18,7 +19,8 @@ class Services:
 
     ``identify`` names the holder of a token. ``alive`` says whether the data path turns, ``ready`` what is fit and what
     is not. ``failing`` says for each identity whether its keys could not be fetched. ``reload`` loads the policy's file
-    again, and returns what to mind; it raises ``PolicyError`` and leaves the policy in force.
+    again, and returns what to mind; it raises ``PolicyError`` and leaves the policy in force. ``changed`` is another
+    text whenever what the pages show may have changed.
     """
 
     policy: Callable[[], Policy]
@@ -29,5 +31,7 @@ class Services:
     reload: Callable[[], Awaitable[tuple[str, ...]]]
     now: Callable[[], float]
     metrics: Metrics
+    sessions: Sessions
+    changed: Callable[[], str]
     tokens: Tokens
     signing_in: SigningIn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from tidegate.admin import names, operating, saml, tokens
+from tidegate.admin import entering, names, operating, pages, saml, tokens
 from tidegate.admin.app import build
 from tidegate.admin.callers import Callers
 from tidegate.admin.doors import Door
@@ -19,12 +20,13 @@ from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.services import Services
 from tidegate.admin.serving import AdminServer
+from tidegate.admin.sessions import Sessions
 from tidegate.admin.signing_in import SigningIn
 from tidegate.building import Gate
 from tidegate.policy.policy import Policy
 from tidegate.state.logins import Logins
 
-DOORS: tuple[Door, ...] = (*operating.DOORS, *tokens.DOORS, *saml.DOORS)
+DOORS: tuple[Door, ...] = (*operating.DOORS, *tokens.DOORS, *saml.DOORS, *entering.DOORS, *pages.DOORS)
 """Every route of the listener."""
 
 TICK_SECONDS = 1.0
@@ -53,6 +55,8 @@ class Admin:
             reload=self._reload,
             now=time.time,
             metrics=self._metrics,
+            sessions=Sessions(),
+            changed=self._changed,
             tokens=Tokens(self._policy, self._callers.verifier, gate.addon.revocations, self._metrics, time.time),
             signing_in=SigningIn(self._policy, Logins(gate.control, time.time), self._metrics, time.time),
         )
@@ -106,6 +110,16 @@ class Admin:
 
     def _failing(self) -> Mapping[str, bool]:
         return {source.identity.name: source.failing for source in self._gate.addon.verifier.sources}
+
+    def _changed(self) -> str:
+        """Look at the files that say what happened: a recording or a control store that was written to is another."""
+        policy = self._policy()
+        marks = [policy.sha256]
+        for path in (policy.recording.path, policy.state.path):
+            for name in (path, f"{path}-wal"):
+                with contextlib.suppress(OSError):
+                    marks.append(str(Path(name).stat().st_mtime_ns))
+        return "-".join(marks)
 
     async def _alive(self) -> bool:
         """Ask the data path's loop for a sign."""

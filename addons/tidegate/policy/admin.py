@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from tidegate.identity import reference
 from tidegate.inspection.urls import HOST
 from tidegate.policy.identities import Identities
 from tidegate.policy.oidc import LOOPBACK
-from tidegate.policy.policy import LIFETIME, ROTATE, Admin, AdminRight, OidcIdentity, SamlIdentity
+from tidegate.policy.policy import LIFETIME, ROTATE, Admin, AdminRight, OidcIdentity, SamlIdentity, SignInClient
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
 ADMIN_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "admin": ("url", "hosts", "tokens"),
+    "admin": ("url", "hosts", "tokens", "sign_in"),
+    "admin.sign_in[]": ("identity", "client_id", "client_secret", "scopes", "parameters"),
     "admin.tokens": ("lifetime", "rotate"),
 }
 
 MOST_LIFETIME = 3600.0
 """A token of this gateway cannot be asked about at its source again: after an hour at most it has to be."""
+SCOPES = ("openid",)
+OWN_PARAMETERS = frozenset(
+    {"client_id", "redirect_uri", "response_type", "scope", "state", "code_challenge", "code_challenge_method"}
+)
 LEAST_ROTATE = 2 * 3600.0
 """A new key is published for an hour before it signs; it then has to sign for some time."""
 _URL = "an https address without path (http only to loopback), such as https://gate.example.com:9443"
@@ -47,6 +53,7 @@ def read_admin(reader: Reader, top: Mapping[str, Node], identities: Identities) 
         lifetime=lifetime or LIFETIME,
         rotate=rotate or ROTATE,
         rights=_rights(reader, top.get("roles")),
+        sign_in=_sign_in(reader, section.get("sign_in"), identities),
     )
 
 
@@ -67,6 +74,40 @@ def _url(reader: Reader, node: Node | None) -> str:
         reader.fault(node, _URL, found="an address with a user (not shown)" if "@" in address else None)
         return ""
     return address.rstrip("/").lower()
+
+
+def _sign_in(reader: Reader, node: Node | None, identities: Identities) -> dict[str, SignInClient]:
+    """Read how people sign in to the pages; each at an identity of the policy that is ``oidc``."""
+    found: dict[str, SignInClient] = {}
+    known = [each.name for each in identities.all or () if isinstance(each, OidcIdentity)]
+    accepted = f"the name of an oidc identity of this policy ({', '.join(known) or 'there is none'})"
+    client = "the client id by which the provider knows the pages"
+    for each in reader.items(node, "a list of identities at which people sign in"):
+        section = reader.section(each, ADMIN_SECTIONS["admin.sign_in[]"], {"identity": accepted, "client_id": client})
+        name = reader.text(section.get("identity"), accepted)
+        if name and name not in known:
+            reader.fault(section["identity"], accepted)
+        if name in found:
+            reader.fault(section["identity"], "each identity once")
+        scopes = tuple(str(one.value) for one in reader.texts(section.get("scopes"), "a list of scopes"))
+        more = {key: reader.text(one, "a text") for key, one in reader.entries(section.get("parameters")).items()}
+        for key in OWN_PARAMETERS & more.keys():
+            reader.fault(section["parameters"], f"parameters other than {', '.join(sorted(OWN_PARAMETERS))}", found=key)
+        secret = section.get("client_secret")
+        client_id = reader.text(section.get("client_id"), client)
+        found[name] = SignInClient(name, client_id, _secret(reader, secret), scopes or SCOPES, more)
+    return found
+
+
+def _secret(reader: Reader, node: Node | None) -> str | None:
+    """Read a reference to a secret. What is written in its place may be the secret itself, so none of it is shown."""
+    if node is None:
+        return None
+    try:
+        reference.parse(node.value if isinstance(node.value, str) else "")
+    except reference.NotAReference as problem:
+        reader.fault(node, reference.ACCEPTED, found=str(problem))
+    return str(node.value)
 
 
 def _hosts(reader: Reader, node: Node | None) -> frozenset[str]:

@@ -230,9 +230,25 @@ LIFETIME, ROTATE = 3600.0, 7 * 86400.0
 class AdminRight(enum.StrEnum):
     """What a role may do on the admin listener."""
 
+    OVERVIEW = "overview"
+    EXCHANGES = "exchanges"
     METRICS = "metrics"
     RELOAD = "reload"
     REVOKE = "revoke"
+
+
+@dataclass(frozen=True, slots=True)
+class SignInClient:
+    """How people sign in to the pages at the provider of an ``oidc`` identity (authorization code with PKCE).
+
+    ``client_secret`` is a reference, ``None`` for a public client. ``parameters`` go into the address at the provider.
+    """
+
+    identity: str
+    client_id: str
+    client_secret: str | None = field(repr=False)
+    scopes: tuple[str, ...]
+    parameters: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +256,7 @@ class Admin:
     """The admin listener. ``url`` is where browsers and clients reach it, and the issuer of our tokens; empty: none.
 
     ``hosts`` are further names it answers to. ``lifetime`` of a token and ``rotate``, the time a key signs, are in
-    seconds. ``rights`` are by role.
+    seconds. ``rights`` are by role, ``sign_in`` by identity.
     """
 
     url: str = ""
@@ -248,6 +264,7 @@ class Admin:
     lifetime: float = LIFETIME
     rotate: float = ROTATE
     rights: Mapping[str, frozenset[AdminRight]] = field(default_factory=dict)
+    sign_in: Mapping[str, SignInClient] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
