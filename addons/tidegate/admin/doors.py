@@ -34,9 +34,9 @@ class Public:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """A verified caller, one of whose roles has the right."""
+    """A verified caller, one of whose roles has the right; ``None``: whoever it is, what he sees is his."""
 
-    right: AdminRight
+    right: AdminRight | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ async def admit(rule: Rule, request: Request, services: Services) -> Caller | De
     caller = await (_person(request, services) if signed else _caller(policy, request, services))
     if isinstance(caller, Denial):
         return caller
-    if isinstance(rule, Signed) and rule.right is None:
+    if rule.right is None:
         return caller
     return caller if rule.right in rights_of(policy, caller) else _denied()
 

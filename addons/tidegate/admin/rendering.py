@@ -29,10 +29,11 @@ HERE = Path(__file__).parent
 NAVIGATION = (
     ("/", "Now", AdminRight.OVERVIEW),
     ("/exchanges", "Exchanges", AdminRight.EXCHANGES),
+    ("/approvals", "Approvals", None),
     ("/policy", "Policy", AdminRight.OVERVIEW),
     ("/health", "Health", AdminRight.OVERVIEW),
 )
-"""The pages, each with the right that shows it."""
+"""The pages, each with the right that shows it; ``None``: everybody who has signed in sees what is his there."""
 
 CONTENT_SECURITY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -51,7 +52,7 @@ def page(visit: Visit, template: str, title: str, *, status: int = 200, **values
         template,
         status,
         title=title,
-        navigation=[(path, name) for path, name, right in NAVIGATION if right in rights],
+        navigation=[(path, name) for path, name, right in NAVIGATION if right is None or right in rights],
         at=visit.request.url.path,
         caller=visit.caller,
         csrf=visit.session.csrf if visit.session else "",

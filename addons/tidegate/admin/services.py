@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tidegate.admin.issuer import Tokens
 from tidegate.admin.metrics import Metrics
 from tidegate.admin.sessions import Sessions
 from tidegate.admin.signing_in import SigningIn
+from tidegate.desk import Desk
 from tidegate.model import Caller, Denial
 from tidegate.policy.policy import Policy
 
@@ -20,7 +22,8 @@ class Services:
     ``identify`` names the holder of a token. ``alive`` says whether the data path turns, ``ready`` what is fit and what
     is not. ``failing`` says for each identity whether its keys could not be fetched. ``reload`` loads the policy's file
     again, and returns what to mind; it raises ``PolicyError`` and leaves the policy in force. ``changed`` is another
-    text whenever what the pages show may have changed.
+    text whenever what the pages show may have changed. ``desk`` has work done where requests wait for people, in the
+    loop of the data path.
     """
 
     policy: Callable[[], Policy]
@@ -33,5 +36,6 @@ class Services:
     metrics: Metrics
     sessions: Sessions
     changed: Callable[[], str]
+    desk: Callable[[Callable[[Desk], Awaitable[Any]]], Awaitable[Any]]
     tokens: Tokens
     signing_in: SigningIn

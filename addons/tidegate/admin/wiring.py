@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from starlette.types import ASGIApp
 
-from tidegate.admin import entering, names, operating, pages, saml, tokens
+from tidegate.admin import approving, entering, names, operating, pages, saml, tokens
 from tidegate.admin.app import build
 from tidegate.admin.callers import Callers
 from tidegate.admin.doors import Door
@@ -23,10 +24,18 @@ from tidegate.admin.serving import AdminServer
 from tidegate.admin.sessions import Sessions
 from tidegate.admin.signing_in import SigningIn
 from tidegate.building import Gate
+from tidegate.desk import Desk
 from tidegate.policy.policy import Policy
 from tidegate.state.logins import Logins
 
-DOORS: tuple[Door, ...] = (*operating.DOORS, *tokens.DOORS, *saml.DOORS, *entering.DOORS, *pages.DOORS)
+DOORS: tuple[Door, ...] = (
+    *operating.DOORS,
+    *tokens.DOORS,
+    *saml.DOORS,
+    *entering.DOORS,
+    *pages.DOORS,
+    *approving.DOORS,
+)
 """Every route of the listener."""
 
 TICK_SECONDS = 1.0
@@ -57,6 +66,7 @@ class Admin:
             metrics=self._metrics,
             sessions=Sessions(),
             changed=self._changed,
+            desk=self._desk,
             tokens=Tokens(self._policy, self._callers.verifier, gate.addon.revocations, self._metrics, time.time),
             signing_in=SigningIn(self._policy, Logins(gate.control, time.time), self._metrics, time.time),
         )
@@ -120,6 +130,16 @@ class Admin:
                 with contextlib.suppress(OSError):
                     marks.append(str(Path(name).stat().st_mtime_ns))
         return "-".join(marks)
+
+    async def _desk(self, work: Callable[[Desk], Awaitable[Any]]) -> Any:
+        """Have work done in the data path's loop, where whoever waits is woken in the same turn."""
+        assert self._gate.addon.holding is not None
+        desk = self._gate.addon.holding.desk
+
+        async def there() -> Any:
+            return await work(desk)
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), self._loop))
 
     async def _alive(self) -> bool:
         """Ask the data path's loop for a sign."""
