@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from tidegate.identity import reference
 from tidegate.inspection.urls import HOST
 from tidegate.policy.identities import Identities
-from tidegate.policy.oidc import LOOPBACK
+from tidegate.policy.oidc import LOOPBACK, read_secret
 from tidegate.policy.policy import LIFETIME, ROTATE, Admin, AdminRight, OidcIdentity, SamlIdentity, SignInClient
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
@@ -88,26 +87,14 @@ def _sign_in(reader: Reader, node: Node | None, identities: Identities) -> dict[
         if name and name not in known:
             reader.fault(section["identity"], accepted)
         if name in found:
-            reader.fault(section["identity"], "each identity once")
+            reader.fault(section["identity"], "each identity once", found=f"a second entry for {name}")
         scopes = tuple(str(one.value) for one in reader.texts(section.get("scopes"), "a list of scopes"))
         more = {key: reader.text(one, "a text") for key, one in reader.entries(section.get("parameters")).items()}
         for key in OWN_PARAMETERS & more.keys():
             reader.fault(section["parameters"], f"parameters other than {', '.join(sorted(OWN_PARAMETERS))}", found=key)
-        secret = section.get("client_secret")
-        client_id = reader.text(section.get("client_id"), client)
-        found[name] = SignInClient(name, client_id, _secret(reader, secret), scopes or SCOPES, more)
+        secret = read_secret(reader, section["client_secret"]) if "client_secret" in section else None
+        found[name] = SignInClient(name, reader.text(section.get("client_id"), client), secret, scopes or SCOPES, more)
     return found
-
-
-def _secret(reader: Reader, node: Node | None) -> str | None:
-    """Read a reference to a secret. What is written in its place may be the secret itself, so none of it is shown."""
-    if node is None:
-        return None
-    try:
-        reference.parse(node.value if isinstance(node.value, str) else "")
-    except reference.NotAReference as problem:
-        reader.fault(node, reference.ACCEPTED, found=str(problem))
-    return str(node.value)
 
 
 def _hosts(reader: Reader, node: Node | None) -> frozenset[str]:

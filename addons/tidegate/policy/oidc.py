@@ -234,14 +234,14 @@ def _introspection(reader: Reader, node: Node | None, insecure: bool) -> Introsp
         reader.fault(section["cache"], f"at most {MOST_CACHE:.0f}s")
     return Introspection(
         client=reader.text(section.get("client_id"), required["client_id"]),
-        secret=_secret(reader, section.get("client_secret")),
+        secret=read_secret(reader, section.get("client_secret")),
         endpoint=_address(reader, section.get("endpoint"), insecure) or None,
         prefix=reader.text(section.get("prefix"), "the text that this provider's opaque tokens begin with"),
         cache=CACHE if cache is None else cache,
     )
 
 
-def _secret(reader: Reader, node: Node | None) -> str:
+def read_secret(reader: Reader, node: Node | None) -> str:
     """Read a reference; what is none is never shown."""
     if node is None:
         return ""
