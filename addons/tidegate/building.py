@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tidegate import reloaded
+from tidegate.approvals.notify import Notifier
 from tidegate.approving import plain
 from tidegate.budgeting import Budgeting
-from tidegate.desk import Desk
+from tidegate.desk import Desk, letter
 from tidegate.evidence.starting import start_recorder
 from tidegate.gateway import Gateway
 from tidegate.holding import Holding
@@ -26,6 +27,7 @@ from tidegate.policy.loading import load
 from tidegate.policy.policy import Policy, PolicyError
 from tidegate.reloaded import Reloaded
 from tidegate.replay.flows import encode
+from tidegate.state.approvals import Item, Step
 from tidegate.state.control import Control, StateError
 from tidegate.state.ownership import Ownership
 from tidegate.state.revocations import Revocations
@@ -46,6 +48,7 @@ class Gate:
         await self.start_model()
         await self.addon.verifier.start()
         if self.addon.holding is not None:
+            self.addon.holding.notifier.start()
             await self.addon.holding.desk.start()
 
     async def start_model(self) -> None:
@@ -63,6 +66,7 @@ class Gate:
         self.addon.stop()
         if self.addon.holding is not None:
             await self.addon.holding.desk.close()
+            await asyncio.to_thread(self.addon.holding.notifier.close)
         if self.addon.ner is not None:
             await self.addon.ner.close()
         await self.addon.verifier.close()
@@ -200,8 +204,15 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
         gateway.close_state()
         recorder.close()
         raise PolicyError((Fault(policy.file, "state.path", str(why), "a control store, or no file yet"),)) from None
-    desk = Desk(gateway.ownership.control, recorder, plain=lambda text: plain(gateway.policy.engine, text))
-    gateway.holding = Holding(desk)
+    notifier = Notifier(lambda: gateway.policy.approvals.notify if gateway.policy.approvals is not None else ())
+
+    def notify(step: Step, item: Item) -> None:
+        told = letter(step, item, gateway.policy.admin.url)
+        if told is not None and gateway.policy.approvals is not None and gateway.policy.approvals.notify:
+            notifier.tell(told)
+
+    desk = Desk(gateway.ownership.control, recorder, None, lambda text: plain(gateway.policy.engine, text), notify)
+    gateway.holding = Holding(desk, notifier)
     gate = Gate(gateway, problems, SigningKeys(gateway.ownership.control))
     gateway.verifier = gate.verifier_for(policy)
     return gate

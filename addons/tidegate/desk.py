@@ -20,7 +20,8 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from tidegate.approvals.machine import Refusal
+from tidegate.approvals.letters import Letter, Occasion
+from tidegate.approvals.machine import Refusal, needs
 from tidegate.approvals.spec import Answer, Ask, OnGone, Person, State
 from tidegate.state import approvals as store
 from tidegate.state.approvals import Asked, Item, Said, Step
@@ -101,6 +102,7 @@ class Desk:
     """The approvals of one process. Methods are called from one event loop; errors of the store are ``StateError``.
 
     ``plain`` takes out of people's words what a rule finds in them, before callers and the evidence get them.
+    ``notify`` is told of each step once the evidence has it, with the item as it is by then.
     """
 
     def __init__(
@@ -109,11 +111,13 @@ class Desk:
         evidence: Evidence | None = None,
         clock: Clock | None = None,
         plain: Callable[[str], str] = str,
+        notify: Callable[[Step, Item], None] | None = None,
     ) -> None:
         self.now = clock or Clock()
         self._control = control
         self._evidence = evidence
         self.plain = plain
+        self._notify = notify
         self._held: dict[str, list[_Held]] = {}
         self._seen = -1
         self._polling: asyncio.Task[None] | None = None
@@ -322,6 +326,7 @@ class Desk:
                     continue
                 await asyncio.gather(*[self._evidence.note("approval", self._evident(each)) for each in steps])
                 await asyncio.wrap_future(self._control.write(functools.partial(store.told, seq=steps[-1].seq)))
+                await self._write_to_people(steps)
                 self._more = True  # there may be more than one reading
             except Exception as error:  # noqa: BLE001 - the recording's own words name no step; they are told later
                 log.error("approvals: the evidence does not have the latest steps yet: %s", type(error).__name__)
@@ -329,6 +334,14 @@ class Desk:
                     return
                 await asyncio.sleep(RETRY)
                 self._more = True
+
+    async def _write_to_people(self, steps: tuple[Step, ...]) -> None:
+        if self._notify is None:
+            return
+        for step in steps:
+            item: Item | None = await self._read(functools.partial(store.get, approval=step.approval))
+            if item is not None:
+                self._notify(step, item)
 
     def _evident(self, step: Step) -> str:
         """Write a step as the evidence keeps it: who, when, why, by which policy; never anything that a rule finds."""
@@ -370,6 +383,33 @@ def as_json(item: Item, now: float) -> dict[str, Any]:
         "broke_glass": item.broke_glass or item.review is not None,
         "review": item.review,
     }
+
+
+_OCCASIONS = {"ask": Occasion.ASKED, "break glass": Occasion.GLASS}
+_DECIDED = frozenset({State.APPROVED, State.DENIED, State.EXPIRED, State.REVOKED})
+
+
+def letter(step: Step, item: Item, page: str) -> Letter | None:
+    """Write the letter about a step; ``None`` where nobody needs one. ``page`` is where the pages are, or empty."""
+    event = _OCCASIONS.get(step.what)
+    if event is None and step.what == step.became and step.became in _DECIDED:
+        event = Occasion.DECIDED
+    if event is None:
+        return None
+    return Letter(
+        event=event,
+        approval=item.id,
+        state=step.became,
+        caller=item.asker.name,
+        connection=item.connection,
+        model=item.model,
+        why=item.labels,
+        needs=needs(item.demands),
+        by=step.actor,
+        at=step.at,
+        decide_by=item.decide_by,
+        link=f"{page}/approvals/{item.id}" if page else "",
+    )
 
 
 def left(item: Item, now: float) -> float | None:

@@ -14,6 +14,7 @@ from mitmproxy import ctx, http
 from mitmproxy.hooks import UpdateHook
 
 from tidegate import steps
+from tidegate.approvals.notify import Notifier
 from tidegate.approvals.spec import Ask, State
 from tidegate.desk import Desk, Ending
 from tidegate.endings import CLIENT_GONE, STOPPING
@@ -57,10 +58,11 @@ class Waiting:
 
 
 class Holding:
-    """Holds requests until people have decided."""
+    """Holds requests until people have decided. ``notifier`` writes to those people."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, notifier: Notifier) -> None:
         self.desk = desk
+        self.notifier = notifier
 
     async def held(
         self, exchange: Exchange, step: steps.Hold, policy: Callable[[], Policy], shown: bytes | None

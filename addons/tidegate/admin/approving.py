@@ -7,7 +7,7 @@ these pages has no power: it shows something only to who is signed in, and a dec
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from tidegate.admin.answers import refused, told
 from tidegate.admin.doors import Door, Needs, Signed, Visit, rights_of
 from tidegate.admin.rendering import page
-from tidegate.approvals.machine import Refusal, is_over, may_vote
+from tidegate.approvals.machine import Refusal, is_over, may_vote, needs
 from tidegate.approvals.spec import Answer, Person, State
 from tidegate.approving import REASON_CHARACTERS, line
 from tidegate.desk import Desk, as_json, left
@@ -195,16 +195,8 @@ def _row(visit: Visit, item: Item, now: float) -> dict[str, Any]:
         "item": item,
         "mine": may_vote(item.demands, item.asker, item.owners, person, now) is None,
         "left": f"{seconds // 60}:{seconds % 60:02}" if item.state is State.PENDING else "",
-        "needs": _needs(item),
+        "needs": needs(item.demands),
     }
-
-
-def _needs(item: Item) -> str:
-    def one_need(groups: Sequence[str], quorum: int, every: bool) -> str:
-        who = (" and " if every else " or ").join(groups)
-        return who if every or quorum == 1 else f"{quorum} people of {who}"
-
-    return "; ".join(one_need(each.groups, each.quorum, each.every) for each in item.demands)
 
 
 def _body(shown: bytes | None) -> str | None:

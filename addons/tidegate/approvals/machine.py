@@ -121,6 +121,16 @@ def met(demand: Demand, people: Sequence[Person]) -> bool:
     return not demand.every or _is_seated(demand.groups, able)
 
 
+def needs(demands: Sequence[Demand]) -> str:
+    """Say in words who decides."""
+    return "; ".join(_need(each) for each in demands)
+
+
+def _need(demand: Demand) -> str:
+    who = (" and " if demand.every else " or ").join(demand.groups)
+    return who if demand.every or demand.quorum == 1 else f"{demand.quorum} people of {who}"
+
+
 def _is_own(asker: Person, owners: Sequence[str], voter: Person) -> Refusal | None:
     if voter.name == asker.name:
         return Refusal.OWN

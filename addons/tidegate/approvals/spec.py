@@ -6,6 +6,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidegate.approvals.letters import Form, Occasion
+
 PER_CALLER = 3
 """Pending items of one caller: a program that asks for more is in a loop, and its approvers stop reading."""
 IN_ALL = 200
@@ -104,13 +106,43 @@ class Approval:
 
 
 @dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where a letter is posted. ``url`` and ``secret`` are references: who knows the address may write there."""
+
+    url: str = field(repr=False)
+    secret: str | None = field(repr=False)
+    form: Form
+    events: frozenset[Occasion]
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """To whom a letter is mailed, by which server. ``password`` is a reference."""
+
+    host: str
+    port: int
+    sender: str
+    to: tuple[str, ...]
+    user: str | None
+    password: str | None = field(repr=False)
+    events: frozenset[Occasion]
+
+
+Target = Webhook | Mail
+
+
+@dataclass(frozen=True, slots=True)
 class Approvals:
-    """The section ``approvals``: entries by name, how many items may be pending, and who owns which caller."""
+    """The section ``approvals``: entries by name, how many items may be pending, and who owns which caller.
+
+    ``notify`` says who is told of what.
+    """
 
     entries: Mapping[str, Approval]
     per_caller: int = PER_CALLER
     in_all: int = IN_ALL
     owners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notify: tuple[Target, ...] = ()
 
     @property
     def timed(self) -> bool:

@@ -8,7 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from tidegate.approvals.spec import IN_ALL, PER_CALLER, Approval, Approvals, Hours, OnGone, Scope, Sends, Triggers
+from tidegate.approvals.spec import (
+    IN_ALL,
+    PER_CALLER,
+    Approval,
+    Approvals,
+    Hours,
+    OnGone,
+    Scope,
+    Sends,
+    Target,
+    Triggers,
+)
+from tidegate.policy.notifying import NOTIFY_SECTIONS, read_notify
 from tidegate.policy.reader import Reader
 from tidegate.policy.source import Node
 
@@ -16,7 +28,7 @@ if TYPE_CHECKING:
     from tidegate.policy.schema import Document
 
 APPROVAL_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "approvals": ("pending", "owners"),
+    "approvals": ("pending", "owners", "notify"),
     "approvals.pending": ("per_caller", "in_all"),
     "approvals.NAME": (
         "approvers",
@@ -34,6 +46,7 @@ APPROVAL_SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "approvals.NAME.when": ("classes", "rules", "tools", "models", "output_tokens", "body", "hours"),
     "approvals.NAME.when.hours": ("outside", "days", "zone"),
+    **NOTIFY_SECTIONS,
 }
 RESERVED = APPROVAL_SECTIONS["approvals"]
 
@@ -66,6 +79,7 @@ class ApprovalsDoc:
     per_caller: int = PER_CALLER
     in_all: int = IN_ALL
     owners: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
+    notify: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +110,7 @@ def read_approvals(reader: Reader, node: Node | None) -> ApprovalsDoc:
             name: reader.texts(each, 'a list of subjects such as "corp:alice"')
             for name, each in reader.entries(every.get("owners")).items()
         },
+        read_notify(reader, every.get("notify")),
     )
 
 
@@ -209,7 +224,7 @@ def link_approvals(
         return LinkedApprovals(None)
     owners = {name: tuple(str(each.value) for each in nodes) for name, nodes in told.owners.items()}
     return LinkedApprovals(
-        Approvals(entries, told.per_caller, told.in_all, owners),
+        Approvals(entries, told.per_caller, told.in_all, owners, told.notify),
         tuple(each for each in entries.values() if each.sends is Sends.REDACTED),
     )
 
