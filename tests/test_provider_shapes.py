@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tidegate.identity.keys import KeySource
 from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.loading import load
-from tidegate.policy.policy import OidcIdentity, OnOverage
+from tidegate.policy.policy import OidcIdentity, OnOverage, Split
 
 # ruff: noqa: E501 - a token is easier to read in few lines
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,6 +174,63 @@ async def test_a_token_that_is_not_for_us(name: str, changes: dict[str, Any], ex
     answer = await ask(recipe(name), name, **changes)
     assert isinstance(answer, Denial)
     assert answer.reason is expected
+
+
+async def test_app_roles_are_whole_where_groups_are_not() -> None:
+    who = replace(recipe("Entra"), groups="$.roles", group_map=None)
+    overage = {"groups": ..., "_claim_names": {"groups": "src1"}}
+    answer = await ask(who, "Entra", **overage)
+    assert isinstance(answer, Caller)
+    assert answer.groups == {"entra:Model.User"}
+    for where, changes in (("$.roles", {"_claim_names": {"roles": "src1"}}), ("$.*", overage), ("$..x", overage)):
+        told = await ask(replace(who, groups=where), "Entra", **changes)
+        assert isinstance(told, Denial)
+        assert told.reason is Reason.GROUPS_OVERAGE
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "expected"),
+    [
+        ({"split": Split.SPACES}, "a  b\tc ", {"a", "b", "c"}),
+        ({"split": Split.COMMAS}, "a, b,,c d", {"a", "b", "c d"}),
+        ({"split": Split.SPACES}, ["a b", "c"], {"a", "b", "c"}),
+        ({}, "a b", {"a b"}),
+        ({"strip": "/"}, ["/eng/ml", "ops", "//x"], {"eng/ml", "ops", "/x"}),
+        ({"group_map": {"g1": "ml", "g2": "ml"}}, ["g1", "g2", "ml", "admin"], {"ml"}),
+        ({"group_map": {"eng": "ml"}, "strip": "/", "split": Split.COMMAS}, "/eng,/ops", {"ml"}),
+        ({"split": Split.COMMAS}, ",", set()),
+        ({"strip": "/"}, ["/"], None),
+    ],
+)
+async def test_names_of_groups(changes: dict[str, Any], said: Any, expected: set[str] | None) -> None:
+    who = replace(recipe("Entra"), name="corp", group_map=None)
+    answer = await ask(replace(who, **changes), "Entra", groups=said)
+    if expected is None:
+        assert isinstance(answer, Denial)
+        assert answer.reason is Reason.TOKEN_CLAIM
+    else:
+        assert isinstance(answer, Caller)
+        assert answer.groups == {f"corp:{each}" for each in expected}
+
+
+async def test_two_issuers_do_not_help_each_other() -> None:
+    who = recipe("Keycloak"), recipe("GitHub")
+    other = rsa(name="k1 of the other")
+    keys = public(rsa()), json.dumps({"keys": [{**other.as_dict(private=False), "kid": "k1"}]}).encode()
+    sources = [KeySource(each, lambda _, data=data: data) for each, data in zip(who, keys, strict=True)]
+    verifier = Verifier(who, sources)
+
+    async def reason(name: str, key: Any, **changes: Any) -> Reason | None:
+        token = sign({**ACCESS[name], **changes}, {"typ": "JWT", "kid": "k1"}, key)
+        answer = await verifier.identify(token, NOW)
+        return answer.reason if isinstance(answer, Denial) else None
+
+    assert await reason("Keycloak", rsa()) is None
+    assert await reason("GitHub", other) is None
+    assert await reason("Keycloak", other) is Reason.TOKEN_SIGNATURE
+    assert await reason("GitHub", rsa()) is Reason.TOKEN_SIGNATURE
+    assert await reason("GitHub", other, iss=ACCESS["Keycloak"]["iss"]) is Reason.TOKEN_SIGNATURE
+    assert await reason("Keycloak", rsa(), iss=ACCESS["GitHub"]["iss"]) is Reason.TOKEN_SIGNATURE
 
 
 async def test_strength_and_time_go_on() -> None:

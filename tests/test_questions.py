@@ -153,7 +153,7 @@ async def test_an_opaque_token(site: Site, secret: str) -> None:
         ({"exp": ...}, Reason.TOKEN_EXPIRED),
         ({"nbf": NOW + 61}, Reason.TOKEN_NOT_YET),
         ({"sub": ...}, Reason.TOKEN_CLAIM),
-        ({"sub": ..., "client_id": 7}, Reason.TOKEN_CLAIM),
+        ({"sub": ..., "client_id": 7}, Reason.TOKEN_CLIENT),
         ({"sub": None, "client_id": "alice"}, Reason.TOKEN_CLAIM),
         ({"sub": ..., "client_id": "svc-batch"}, None),
         ({"token_type": "Bearer"}, None),

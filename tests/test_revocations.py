@@ -13,11 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.e2e.harness import policy
+from tests.test_building import flow
 from tests.tokens import ISSUER, NOW, claims, identity, public, rsa, sign
+from tidegate.building import build_gate
 from tidegate.cli import main
 from tidegate.identity.keys import KeySource
 from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller, Denial, Reason
+from tidegate.places import CHECKOUT
 from tidegate.state import revocations as module
 from tidegate.state.control import Control, StateError
 from tidegate.state.revocations import TRUSTED_SECONDS, Revocations
@@ -224,3 +227,58 @@ def test_a_file_that_is_no_control_store(path: Path) -> None:
     done = run(path, "--list")
     assert done.exit_code == 1
     assert "cannot be opened as a control store" in done.stderr
+
+
+# ── in the gate ──────────────────────────────────────────────────────────────
+
+
+def small(folder: Path, name: str = "policy.yaml", **changes: object) -> Path:
+    """A policy that loads in a moment."""
+    if not (folder / "small").exists():
+        (folder / "small").symlink_to(CHECKOUT / "tests" / "data" / "packs")
+    actions = {"secrets": "block", "pii": "redact"}
+    connection = {"name": "openai", "dialect": "openai", "upstream": "http://127.0.0.1:9", "serve": {"path": "/openai"}}
+    return policy(
+        folder, "http://127.0.0.1:9", name=name, packs=["small/*.yaml"], dialects=["dialects/openai.yaml"],
+        connections=[connection],
+        inspection={"prompt": actions, "response": {**actions, "secrets": "redact"}}, **changes,
+    )  # fmt: skip
+
+
+async def test_the_gate_asks_and_a_reload_changes_nothing_of_it(tmp_path: Path) -> None:
+    first = small(tmp_path)
+    gate = build_gate(first)
+    before = gate.addon.verifier
+    assert gate.addon.revocations is not None
+    assert before.revoked == gate.addon.revocations.covers
+    await gate.start()
+    gate.reload(small(tmp_path, "second.yaml"))
+    after = gate.addon.verifier
+    assert after is not before
+    assert after.revoked == gate.addon.revocations.covers
+    assert after.proofs is before.proofs, "a proof that was shown is not shown again after a reload"
+    await gate.close()
+    assert gate.addon.revocations.covers(ISSUER, "t1", "alice", NOW) is None
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_look_that_breaks_lets_nobody_through(tmp_path: Path, broken: bool) -> None:
+    bindings = [{"groups": ["corp:ml-eng"], "roles": ["dev"]}]
+    oidc = {"name": "corp", "oidc": {"issuer": ISSUER, "audience": "tidegate", "groups": "$.groups"}}
+    gate = build_gate(small(tmp_path, identity=[oidc], bindings=bindings))
+
+    def breaks(*_: object) -> bool:
+        raise RuntimeError
+
+    who = identity()
+    asked = breaks if broken else gate.addon.verifier.revoked
+    gate.addon.verifier = Verifier([who], [KeySource(who, lambda _: public(rsa()))], asked)
+    now = time.time()
+    passing = flow(sign(claims(exp=now + 600, iat=now)))
+    if waiting := gate.addon.requestheaders(passing):
+        await waiting
+    if waiting := gate.addon.request(passing):
+        await waiting
+    answer = passing.response
+    assert (answer is not None and answer.status_code == 503) is broken
+    await gate.close()

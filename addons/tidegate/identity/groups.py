@@ -31,8 +31,7 @@ def read_groups(claims: Claims, identity: OidcIdentity) -> frozenset[str] | Unre
     """Read the groups out of claims, with the identity's name before each."""
     if identity.groups is None:
         return frozenset()
-    elsewhere = claims.get("_claim_names")  # Entra's overage; whatever ``groups`` says beside it is not the whole
-    if "hasgroups" in claims or (elsewhere is not None and (not isinstance(elsewhere, dict) or "groups" in elsewhere)):
+    if _left_out(claims, identity.groups):
         return Unread.TOO_MANY
     found: set[str] = set()
     for value in select(claims, identity.groups):
@@ -43,6 +42,19 @@ def read_groups(claims: Claims, identity: OidcIdentity) -> frozenset[str] | Unre
             return Unread.WRONG
         found |= listed
     return qualified(_cut(found, identity.split), identity)
+
+
+def _left_out(claims: Claims, where: str) -> bool:
+    """Say whether the provider left out what a path selects: whatever the claim says beside that is not the whole.
+
+    Entra's overage, and the distributed claims of OpenID Connect Core, 5.6.2. App roles are whole where groups are not.
+    """
+    elsewhere = claims.get("_claim_names", {})
+    if not isinstance(elsewhere, dict):
+        return True
+    names = {*elsewhere, *(("groups",) if "hasgroups" in claims else ())}
+    anything = "*" in where or ".." in where
+    return any(anything or name in where for name in names)
 
 
 def qualified(found: Iterable[str], identity: OidcIdentity) -> frozenset[str] | Unread:

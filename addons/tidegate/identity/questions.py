@@ -12,13 +12,14 @@ import logging
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from tidegate.identity.credential import CredentialError, Secret, resolve
 from tidegate.identity.fetching import FetchError, discover, fetch
 from tidegate.policy.policy import Introspection, OidcIdentity
 
 AT_ONCE = 8
-"""Questions to one provider at the same time: each is a thread and a connection."""
+"""Questions to one provider at the same time: each is a connection, and a thread that nobody else waits for."""
 
 WAITING = 256
 """Questions that may wait for their turn: beyond it callers are told to come back."""
@@ -40,6 +41,7 @@ class Questions:
         self.asked = 0
         self._clock = clock
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._threads = ThreadPoolExecutor(AT_ONCE, f"tidegate asks {identity.name}")
         self._waiting = 0
         self._next_try = -float("inf")
         self._wait = BACKOFF[0]
@@ -57,6 +59,10 @@ class Questions:
         """Ask, with the caller's own token, who he is."""
         return await self._ask(lambda: self._userinfo(token))
 
+    def close(self) -> None:
+        """Ask nothing more; what is under way is answered."""
+        self._threads.shutdown(wait=False)
+
     async def _ask(self, question: Callable[[], bytes]) -> bytes | None:
         if self._waiting >= WAITING or self._clock() < self._next_try:
             return None
@@ -66,7 +72,7 @@ class Questions:
                 if self._clock() < self._next_try:
                     return None
                 self.asked += 1
-                answer = await asyncio.to_thread(question)
+                answer = await asyncio.get_running_loop().run_in_executor(self._threads, question)
         except (FetchError, CredentialError) as error:
             self._failed(str(error))
             return None

@@ -116,6 +116,8 @@ class Verifier:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        for each in self._questions.values():
+            each.close()
 
     @property
     def sources(self) -> tuple[KeySource, ...]:
