@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -20,8 +21,11 @@ import httpx
 import pytest
 
 from tests.e2e import provider as providers
-from tests.e2e.harness import BIN
+from tests.e2e.harness import BIN, few_rules, policy
 from tests.e2e.provider import Provider, nanoidp
+from tidegate.identity.verifier import Verifier
+from tidegate.model import Caller
+from tidegate.policy.loading import load
 
 pytestmark = pytest.mark.e2e
 
@@ -266,3 +270,33 @@ def test_a_provider_that_is_away(home: Home) -> None:
     with contextlib.suppress(FileNotFoundError):
         home.file.chmod(0o644)
     assert "others may read it" in home.run("login", "--print")[2]
+
+
+async def test_the_gate_accepts_what_the_policys_login_prints(home: Home) -> None:
+    section = home.provider.section()
+    oidc = section["oidc"]
+    assert isinstance(oidc, dict)
+    identity = [{**section, "oidc": {**oidc, "allowed_clients": ["tg-login"]}}]
+    bindings = [{"groups": ["corp:ml-eng"], "roles": ["dev"]}]
+    path = policy(home.folder, "http://127.0.0.1:9", identity=identity, bindings=bindings, **few_rules(home.folder))
+
+    def logged_in() -> str:
+        with home.start("login", "--policy", str(path), "--identity", "corp", "--no-browser") as process:
+            decide(home, lines(process, r"enter the code (\S+)"))
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, ""), err
+        assert "Logged in at corp as alice" in err
+        return home.run("login", "--print", "--identity", "corp")[1]
+
+    access = await asyncio.to_thread(logged_in)
+    verifier = Verifier(load(path).identities)
+    await verifier.start()
+    try:
+        caller = await verifier.identify(access, time.time())
+        assert isinstance(caller, Caller)
+        assert (caller.identity, caller.subject, caller.groups) == ("corp", "alice", frozenset({"corp:ml-eng"}))
+    finally:
+        await verifier.close()
+    missing = await asyncio.to_thread(home.run, "login", "--policy", str(path), "--identity", "crop")
+    assert missing[0] == 1
+    assert "found 0 OIDC identities to choose from; it has: corp" in missing[2]
