@@ -81,12 +81,13 @@ class Standalone:
 
     def configure(self, updated: Set[str]) -> None:
         """Load or reload the policy, and refuse every option that would let traffic around the gate."""
-        if not self._settled:
+        settling = not self._settled
+        if settling:
             self._settled = True
             ctx.options.update(**{name: value for name, (value, _) in REQUIRED.items() if _known(name)})
         _veto(FORBIDDEN.items())
         _veto(REQUIRED.items())
-        if "tidegate" in updated or self.gate is None:
+        if self.gate is None or ("tidegate" in updated and not settling):  # setting the others has loaded it already
             self._adopt(Path(ctx.options.tidegate))
 
     def _adopt(self, path: Path) -> None:

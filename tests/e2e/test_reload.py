@@ -18,8 +18,11 @@ from tests.e2e.harness import Process, Upstream, chat, policy, tidegate_run, tok
 
 pytestmark = pytest.mark.e2e
 
-OPEN = {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["*"]}]}}
-CLOSED = {"dev": {"allow": [{"connections": ["*"], "endpoints": ["*"], "models": ["gpt-*"]}]}}
+RULE = {"connections": ["*"], "endpoints": ["*"], "models": ["*"], "modalities": ["text"]}
+ALWAYS = {"hours": "00:00-24:00", "zone": "Europe/Berlin"}
+OPEN = {"dev": {"allow": [{**RULE, "sources": ["127.0.0.0/8"], "when": ALWAYS}]}}
+CLOSED = {"dev": {"allow": [{**RULE, "sources": ["192.0.2.0/24"]}]}}
+"""Both ask for what a real process must know of a request: its time, and where it comes from."""
 
 
 class Load:
@@ -47,7 +50,7 @@ class Load:
             while not self._over.is_set():
                 found = client.post(self.url, content=chat("hello"))
                 self.seen[str(found.status_code) if found.is_success else found.json()["error"]["code"]] += 1
-                time.sleep(0.01)
+                time.sleep(0.05)
 
     def until(self, what: str) -> None:
         """Wait until nothing but this comes back."""
@@ -60,7 +63,7 @@ class Load:
         eventually(only)
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+def eventually(holds: Callable[[], bool], seconds: float = 90.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it did not happen"
@@ -79,13 +82,13 @@ def test_a_policy_changes_breaks_and_is_repaired_under_load(tmp_path: Path, upst
         load.until("200")
 
         policy(tmp_path, upstream.url, roles=CLOSED)
-        load.until("model_denied")
+        load.until("source_denied")
         reached = len(upstream.requests)
 
         sound = path.read_text()
         path.write_text(sound.replace("version: 1", "version: 7"))
         eventually(lambda: '"result": "refused"' in gate.log)
-        load.until("model_denied")
+        load.until("source_denied")
         assert f"{path}:1: version: found 7; accepted: 1" in gate.log
         assert "the changed policy was NOT loaded" in gate.log
         assert len(upstream.requests) == reached
@@ -98,7 +101,7 @@ def test_a_policy_changes_breaks_and_is_repaired_under_load(tmp_path: Path, upst
         eventually(lambda: '"cause": "SIGHUP"' in gate.log)
         load.until("200")
         assert gate.process.poll() is None
-    assert set(load.seen) == {"200", "model_denied"}
+    assert set(load.seen) == {"200", "source_denied"}
     assert not (tmp_path / "other.db").exists()
     with contextlib.closing(sqlite3.connect(tmp_path / "recording.db")) as db:
         events = [row[0] for row in db.execute("SELECT detail FROM event WHERE kind = 'policy' ORDER BY rowid")]
