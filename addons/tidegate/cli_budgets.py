@@ -136,7 +136,7 @@ def _told(row: Row) -> tuple[Text | str, ...]:
     colour = "red" if share >= 1 else "yellow" if share >= 0.8 else ""
     window = "" if row.window is None else f" in {_time(row.window)}"
     back = "" if row.reset is None else _time(row.reset)
-    holder = Text(printable(row.who) or "everyone")
+    holder = Text(printable(row.who))
     used, most = _amount(row, row.used), _amount(row, row.most)
     return Text(row.budget), holder, row.metric, used, most + window, Text(f"{share:.0%}", style=colour), back
 

@@ -95,6 +95,7 @@ def _take(
         f"{per}={part if clean or per is not Per.MODEL else '[REDACTED]'}"
         for per, part in zip(budget.per, parts, strict=True)
     )
+    who = who or "everyone"
     whole = {Metric.REQUESTS: 1, Metric.TOKENS: read + written, Metric.SPEND: price.of(read, written) if price else 0}
     kept = {Metric.REQUESTS: 1, Metric.TOKENS: read, Metric.SPEND: price.of(read, 0) if price else 0}
     for metric, limit in budget.limits.items():
