@@ -192,7 +192,7 @@ async def _follow(desk: Desk, until: float | None, *, as_json: bool) -> None:
     for item in reversed(await desk.list((State.PENDING,))):
         if not as_json:
             click.echo(f"{item.id} pending: {item.asker.name} asks, {', '.join(item.labels)}")
-    seen = max((each.seq for each in await desk.since(0)), default=0)
+    seen = await desk.last()
     while until is None or time.monotonic() < until:
         for step in await desk.since(seen):
             seen = step.seq

@@ -220,9 +220,14 @@ class Desk:
         )
         return found
 
+    async def last(self) -> int:
+        """Return the number of the latest step."""
+        found: int = await self._read(store.last)
+        return found
+
     async def since(self, seq: int) -> tuple[Step, ...]:
-        """Return what happened after a step, by whatever process; a negative one means: only what comes from now on."""
-        found: tuple[Step, ...] = await self._read(lambda db: store.since(db, seq if seq >= 0 else store.last(db)))
+        """Return what happened after a step, by whatever process; a thousand steps at most."""
+        found: tuple[Step, ...] = await self._read(lambda db: store.since(db, seq))
         return found
 
     # the process ─────────────────────────────────────────────────────────────

@@ -24,6 +24,7 @@ import pytest
 import yaml
 from sqlite_utils.utils import sqlite3
 
+from tests.approval_rules import INSPECTION, few_rules
 from tests.e2e.break_hook import CANARY
 from tests.e2e.grpc_peer import Peer, infer_request
 from tests.e2e.harness import (
@@ -51,10 +52,6 @@ pytestmark = pytest.mark.e2e
 
 CARD = "4111 1111 1111 1111"
 ASK = f"Charge {CARD} please."
-INSPECTION: dict[str, dict[str, str]] = {
-    "prompt": {"secrets": "block", "pii": "approve", "injection": "flag", "exfil": "allow"},
-    "response": {"secrets": "redact", "pii": "allow", "injection": "allow", "exfil": "allow"},
-}
 ROLES = {
     "dev": {
         "allow": [
@@ -171,6 +168,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     folder = tmp_path_factory.mktemp("approvals")
     with Upstream() as upstream, Peer() as peer:
         upstream.says(http_answer(json.dumps(MESSAGE).encode()), "/v1/messages")
+        few_rules(folder)
         changes = {"inspection": INSPECTION, "roles": ROLES, "bindings": BINDINGS, "approvals": APPROVALS}
         path = policy(folder, upstream.url, **changes)
         document = yaml.safe_load(path.read_text())
@@ -531,6 +529,7 @@ def test_whatever_breaks_sends_nothing(office: Office, chair: Chair, place: str)
 def test_killed_while_something_waits_it_is_there_after_the_restart_and_nothing_passed(
     office: Office, chair: Chair, tmp_path: Path
 ) -> None:
+    few_rules(tmp_path)
     with Upstream() as upstream:
         path = policy(
             tmp_path, upstream.url, inspection=INSPECTION, roles=ROLES, bindings=BINDINGS, approvals=APPROVALS
@@ -569,68 +568,87 @@ def test_killed_while_something_waits_it_is_there_after_the_restart_and_nothing_
     assert CARD not in gate.log
 
 
-def test_a_bare_resume_in_mitmweb_is_no_approval_and_what_is_edited_is_not_sent(tmp_path: Path) -> None:
-    with Upstream() as upstream:
-        path = policy(
-            tmp_path, upstream.url, inspection=INSPECTION, roles=ROLES, bindings=BINDINGS, approvals=APPROVALS
-        )
-        tokens, web = {"alice": token(tmp_path, "alice")}, free_port()
-        options = ("--set", f"web_port={web}", "--set", "web_open_browser=false", "--set", "web_password=pw")
-        with mitm("mitmweb", path, *options) as gate, ThreadPoolExecutor(1) as aside:
-            office = Office(gate, upstream, path, tokens)
-            api = httpx.Client(
-                base_url=f"http://127.0.0.1:{web}",
-                headers={"authorization": "Bearer pw", "cookie": "_mitmproxy_xsrf=x", "x-xsrftoken": "x"},
-                timeout=20,
-            )
-            client = office.openai(max_retries=0)
-            client.chat.completions.create(**said("hello"))  # mitmweb listens before its scripts are there
-            upstream.requests.clear()
-            asked = aside.submit(client.chat.completions.create, **said(ASK))
-            approval = office.pending()
-            wait_until(lambda: any(each["intercepted"] for each in api.get("/flows").json()))
-            flow = next(each for each in api.get("/flows").json() if each["intercepted"])
-            assert approval in flow["comment"]
-            assert CARD not in api.get(f"/flows/{flow['id']}/request/content.data").text
-            assert api.post(f"/flows/{flow['id']}/resume").status_code == 200
-            wait_until(lambda: "no approval" in api.get("/flows").json()[-1]["comment"])
-            assert api.get("/flows").json()[-1]["intercepted"]
-            edit = {"request": {"content": '{"model": "evil"}', "method": "DELETE"}}
-            assert api.put(f"/flows/{flow['id']}", json=edit).status_code == 200
-            time.sleep(0.5)
-            assert (upstream.requests, asked.done()) == ([], False)
-            there = Chair(office)
-            there.votes(approval, Answer.YES)
-            assert asked.result(60).choices[0].message.content == "hello"
-            (sent,) = upstream.requests
-            assert (sent.method, json.loads(sent.body)["model"]) == ("POST", "sample-small")
-            assert CARD.encode() in sent.body
-            asked = aside.submit(client.chat.completions.create, **said(f"{ASK} killed"))
-            office.pending()
-            wait_until(lambda: any(each["intercepted"] for each in api.get("/flows").json()))
-            killed = next(each for each in api.get("/flows").json() if each["intercepted"])
-            api.post(f"/flows/{killed['id']}/kill")
-            with pytest.raises(openai.PermissionDeniedError, match="An operator ended this request"):
-                asked.result(60)
-            stricter = {**INSPECTION, "prompt": {**INSPECTION["prompt"], "pii": "block"}}
-            without = {name: each for name, each in APPROVALS.items() if name != "pii"}
-            policy(
-                tmp_path,
-                upstream.url,
-                name="stricter.yaml",
-                inspection=stricter,
-                roles=ROLES,
-                bindings=BINDINGS,
-                approvals=without,
-            )
-            known = office.ids()
-            asked = aside.submit(client.chat.completions.create, **said(f"{ASK} changed"))
-            approval = office.pending(known)
-            assert api.put("/options", json={"tidegate": str(tmp_path / "stricter.yaml")}).status_code == 200
-            there.votes(approval, Answer.YES)
-            with pytest.raises(openai.PermissionDeniedError, match="Blocked by policy"):
-                asked.result(60)  # judged again by the policy that is in force now
-            assert len(upstream.requests) == 1
-            there.control.close()
-            client.close()
-            api.close()
+@dataclass
+class Web:
+    """A gate inside of mitmweb, and its API."""
+
+    office: Office
+    api: httpx.Client
+    chair: Chair
+    client: openai.OpenAI
+
+    def flow(self) -> dict[str, Any]:
+        """Wait until a flow is intercepted; return it."""
+        wait_until(lambda: any(each["intercepted"] for each in self.api.get("/flows").json()))
+        found: dict[str, Any] = next(each for each in self.api.get("/flows").json() if each["intercepted"])
+        return found
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    folder, port = tmp_path_factory.mktemp("mitmweb"), free_port()
+    few_rules(folder)
+    options = ("--set", f"web_port={port}", "--set", "web_open_browser=false", "--set", "web_password=pw")
+    headers = {"authorization": "Bearer pw", "cookie": "_mitmproxy_xsrf=x", "x-xsrftoken": "x"}
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(Upstream())
+        path = policy(folder, upstream.url, inspection=INSPECTION, roles=ROLES, bindings=BINDINGS, approvals=APPROVALS)
+        tokens = {"alice": token(folder, "alice")}
+        gate = stack.enter_context(mitm("mitmweb", path, *options))
+        office = Office(gate, upstream, path, tokens)
+        api = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20))
+        client = stack.enter_context(office.openai(max_retries=0))
+        client.chat.completions.create(**said("hello"))  # mitmweb listens before its scripts are there
+        chair = Chair(office)
+        stack.callback(chair.control.close)
+        yield Web(office, api, chair, client)
+
+
+def test_a_bare_resume_in_mitmweb_is_no_approval_and_what_is_edited_is_not_sent(web: Web) -> None:
+    office, api, before = web.office, web.api, web.office.hits
+    with ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(web.client.chat.completions.create, **said(ASK))
+        approval = office.pending()
+        flow = web.flow()
+        assert approval in flow["comment"]
+        assert CARD not in api.get(f"/flows/{flow['id']}/request/content.data").text
+        assert api.post(f"/flows/{flow['id']}/resume").status_code == 200
+        wait_until(lambda: "no approval" in api.get("/flows").json()[-1]["comment"])
+        assert api.get("/flows").json()[-1]["intercepted"]
+        edit = {"request": {"content": '{"model": "evil"}', "method": "DELETE"}}
+        assert api.put(f"/flows/{flow['id']}", json=edit).status_code == 200
+        time.sleep(0.5)
+        assert (office.hits, asked.done()) == (before, False)
+        web.chair.votes(approval, Answer.YES)
+        assert asked.result(60).choices[0].message.content == "hello"
+    sent = office.upstream.requests[-1]
+    assert office.hits == before + 1
+    assert (sent.method, json.loads(sent.body)["model"]) == ("POST", "sample-small")
+    assert CARD.encode() in sent.body
+
+
+def test_a_kill_in_mitmweb_is_a_refusal(web: Web) -> None:
+    before = web.office.hits
+    with ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(web.client.chat.completions.create, **said(f"{ASK} killed"))
+        flow = web.flow()
+        web.api.post(f"/flows/{flow['id']}/kill")
+        with pytest.raises(openai.PermissionDeniedError, match="An operator ended this request"):
+            asked.result(60)
+    assert web.office.hits == before
+
+
+def test_a_policy_that_comes_while_a_request_waits_judges_it_again(web: Web) -> None:
+    office, before, known = web.office, web.office.hits, web.office.ids()
+    stricter = {**INSPECTION, "prompt": {**INSPECTION["prompt"], "pii": "block"}}
+    without = {name: each for name, each in APPROVALS.items() if name != "pii"}
+    changes: dict[str, Any] = {"inspection": stricter, "approvals": without, "roles": ROLES, "bindings": BINDINGS}
+    path = policy(office.policy.parent, office.upstream.url, name="stricter.yaml", **changes)
+    with ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(web.client.chat.completions.create, **said(f"{ASK} changed"))
+        approval = office.pending(known)
+        assert web.api.put("/options", json={"tidegate": str(path)}).status_code == 200
+        assert web.chair.votes(approval, Answer.YES) is State.APPROVED
+        with pytest.raises(openai.PermissionDeniedError, match="Blocked by policy"):
+            asked.result(60)
+    assert office.hits == before

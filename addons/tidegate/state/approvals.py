@@ -274,7 +274,9 @@ def steps(db: Any, approval: str) -> tuple[Step, ...]:
 
 def since(db: Any, seq: int, limit: int = 1000) -> tuple[Step, ...]:
     """Return what happened after a step."""
-    return tuple(Step(*row) for row in db.execute("SELECT * FROM approval_step WHERE seq > ? LIMIT ?", (seq, limit)))
+    return tuple(
+        Step(*row) for row in db.execute("SELECT * FROM approval_step WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
+    )
 
 
 def last(db: Any) -> int:
