@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from sqlite_utils.utils import sqlite3
 
 from tidegate.evidence import queries
 from tidegate.evidence.files import Files
@@ -90,27 +91,60 @@ def best_effort(recorder: Recorder, many: int) -> dict[str, float]:
     return shares(took)
 
 
-def fill(recorder: Recorder, many: int) -> float:
-    """Write exchanges with bodies as fast as the disk takes them; return exchanges a second."""
+def fill(recorder: Recorder, many: int) -> tuple[float, float]:
+    """Write exchanges with bodies as fast as the disk takes them; return exchanges a second: of time, of processor."""
     chosen = random.Random(2)
     states = [state(chosen) for _ in range(200)]
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     for at in range(many):
         recorder.seal(exchange(20_000_000 + at, ended=True), states[at % 200])
         if at % BATCH == 0:
             recorder.drain()
     recorder.close()
-    return many / (time.perf_counter() - begun)
+    return many / (time.perf_counter() - begun), many / (time.process_time() - worked)
 
 
-def timed(work: Any, times: int = 5) -> float:
-    """Return the median milliseconds of some calls."""
-    took = []
+def timed(work: Any, times: int = 5) -> dict[str, float]:
+    """Return the median milliseconds of some calls: of time, and of processor time."""
+    took, worked = [], []
     for _ in range(times):
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), time.process_time()
         work()
         took.append((time.perf_counter() - begun) * 1000)
-    return round(statistics.median(took), 1)
+        worked.append((time.process_time() - before) * 1000)
+    return {"time": round(statistics.median(took), 1), "processor": round(statistics.median(worked), 1)}
+
+
+NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + {step} FROM n WHERE i + {step} < {many})"
+
+
+def large(folder: Path, many: int) -> dict[str, Any]:
+    """Measure lists and filters over many exchanges, whose rows are made by SQLite itself."""
+    path = folder / "large" / "tidegate.db"
+    made = Recorder(path, encode)
+    made.start()
+    made.close()
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA synchronous=OFF")
+    db.execute(
+        f"{NUMBERS.format(step=1, many=many)} INSERT INTO exchange (id, started_us, method, path, mode, policy_sha, "
+        "streamed, findings, outcome, caller, identity, connection, endpoint, model, status, request_bytes, "
+        "response_bytes, duration_us) SELECT printf('ex_%021d', i), i * 1000000, 'POST', '/openai/v1/chat', "
+        "'enforce', printf('%064d', 7), 0, i % 3 = 0, iif(i % 100 = 0, 'denied', 'answered'), 'c' || (i % 5000), "
+        "'corp', 'openai', 'chat', 'm' || (i % 7), 200, 4000, 800, 1000 FROM n"
+    )
+    db.execute(
+        f"{NUMBERS.format(step=3, many=many)} INSERT INTO finding SELECT printf('ex_%021d', i), 0, 'prompt', "
+        "iif(i % 30000 = 0, 'rare', 'pii.email'), 'pii', 'x', 0, 1, 'redact', NULL, NULL FROM n"
+    )
+    db.close()
+    asked: dict[str, dict[str, Any]] = {
+        "list": {}, "outcome": {"outcome": "denied"}, "caller": {"caller": "c77"}, "nobody": {"caller": "nobody"},
+        "rule": {"rule": "pii.email"}, "rare_rule": {"rule": "rare"},
+    }  # fmt: skip
+    return {
+        f"{many:,} {name} ms": timed(lambda more=more: queries.list_flows(path, **more)) for name, more in asked.items()
+    }
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -127,11 +161,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found["best_effort_ms"] = best_effort(first, options.requests)
     first.close()
     many = options.exchanges
-    found["exchanges_a_second"] = round(fill(started(path), many))
+    pace, worked_pace = fill(started(path), many)
+    found["exchanges_a_second"] = round(pace)
     with queries.reading(path) as db:
         tables = ("exchange", "finding", "decision", "flow_state", "leaf")
         rows = sum(db.execute(f"SELECT count(*) FROM {each}").fetchone()[0] for each in tables)
-    found["rows_a_second"] = round(found["exchanges_a_second"] * rows / many)
+    found["rows_a_second"] = round(pace * rows / many)
+    found["rows_a_second_of_processor_time"] = round(worked_pace * rows / many)
     size = sum(file.stat().st_size for _, file in Files(path).segments())
     found["bytes_per_exchange"] = round(size / many)
     begun, worked = time.perf_counter(), time.process_time()
@@ -148,6 +184,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     index.add([(f"ex_{at:021x}", " ".join(WORDS), f"word{at}") for at in range(min(many, 100_000))])
     found["index_search_ms"] = timed(lambda: index.search("harbour keel word77", 20))
     index.close()
+    if options.many:
+        found |= large(folder, options.many)
     return found
 
 
@@ -157,6 +195,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--exchanges", type=int, default=20_000, help="recorded with bodies (default 20,000)")
     parser.add_argument("--requests", type=int, default=500, help="measured one by one (default 500)")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second of strict mode (default 200)")
+    parser.add_argument("--many", type=int, default=0, help="list and filter so many exchanges too, such as 1000000")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(words)
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:

@@ -243,3 +243,31 @@ def test_nothing_selected_is_said(path: Path) -> None:
         export(path, Selection(since_us=1 << 60))
     done = CliRunner().invoke(main, ["export", "--recording", str(path), "--out", "x"])
     assert "found nothing to export; accepted: EXCHANGES, --caller, --since or --until" in done.output
+
+
+def test_a_proof_for_other_verifiers(path: Path, tmp_path: Path) -> None:
+    import base64
+
+    from tidegate.evidence.notes import read_proof
+    from tidegate.evidence.tree import check_consistency, check_inclusion, leaf_hash
+
+    key = key_beside(Files(path))
+    done = CliRunner().invoke(main, ["evidence", "prove", "ex_0003", "--recording", str(path)])
+    index, hashes, note = read_proof(done.stdout)
+    checkpoint = key.open(note)
+    payload = base64.b64decode(done.stdout.split("\n")[1].removeprefix("extra "))
+    assert json.loads(payload)["exchange"]["id"] == "ex_0003"
+    check_inclusion(leaf_hash(payload), index, checkpoint.size, hashes, checkpoint.root)
+    db = sqlite3.connect(path)
+    (tmp_path / "older").write_text(
+        db.execute("SELECT note FROM checkpoint ORDER BY size LIMIT 1 OFFSET 1").fetchone()[0]
+    )
+    db.close()
+    done = CliRunner().invoke(main, ["evidence", "prove", "--older", str(tmp_path / "older"), "--recording", str(path)])
+    head, _, note = done.stdout.partition("\n\n")
+    older, newest = key.open((tmp_path / "older").read_text()), key.open(note)
+    proof = [base64.b64decode(each) for each in head.split("\n")[1:]]
+    check_consistency(older.size, newest.size, proof, older.root, newest.root)
+    (tmp_path / "older").write_text("nonsense")
+    bad = CliRunner().invoke(main, ["evidence", "prove", "--older", str(tmp_path / "older"), "--recording", str(path)])
+    assert "found no checkpoint note" in bad.stderr

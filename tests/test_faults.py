@@ -134,3 +134,19 @@ def test_the_log_goes_on_after_kill_9_while_segments_close(tmp_path: Path) -> No
         assert report.faults == [], round_
     assert len(list(path.parent.glob("*.db"))) > 1
     assert ledgers.TEND == 1.0
+
+
+async def test_a_writer_that_has_stopped_does_not_spin(tmp_path: Path) -> None:
+    cadence = Cadence(every=0.01)
+    recorder = Recorder(tmp_path / "rec" / "tidegate.db", lambda _: b"", settings=Settings(cadence=cadence))
+    recorder.start()
+    await recorder.intent(ExchangeRecord("ex_1", 1, "POST", "/x"))
+    recorder._ledger.db = Failing(recorder._ledger.db, 1, "SQLITE_IOERR_FSYNC")
+    with pytest.raises(RecordingError):
+        await recorder.intent(ExchangeRecord("ex_2", 1, "POST", "/x"))
+    turns: list[int] = []
+    original = recorder._turn
+    recorder._turn = lambda intents: (turns.append(1), original(intents))[1]
+    await asyncio.sleep(0.3)
+    assert len(turns) < 5
+    recorder.close()

@@ -191,6 +191,7 @@ def build_gate(path: Path, *, replay_caller: Caller | None = None) -> Gate:
     policy = load(path, engine_cache=DiskCache())
     credentials, problems = resolve_all(policy.connections.values())
     recorder = start_recorder(policy.recording, encode)
+    recorder.event("policy", f"sha256 {policy.sha256}")
     gateway = Gateway(policy, recorder, Verifier(policy.identities), credentials, replay_caller)
     gateway.ner = _pool(policy)
     gateway.ownership = Ownership(Path(policy.state.path), policy.state.retain)

@@ -199,3 +199,30 @@ def evidence_unseal(exchange: str, policy_path: Path | None, recording: Path | N
         name, plain = open_original(path, exchange, direction, key.read_text(encoding="ascii", errors="replace"))
         told(path, "unsealed", f"{name} {direction}")
     click.echo(plain, nl=False)
+
+
+@evidence.command("prove")
+@click.argument("exchange", required=False)
+@policy_option
+@recording_option
+@click.option(
+    "--older", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file with an older checkpoint: prove that it is the beginning of the newest one.",
+)  # fmt: skip
+def evidence_prove(exchange: str | None, policy_path: Path | None, recording: Path | None, older: Path | None) -> None:
+    """Print a proof that any verifier of C2SP logs can check: that an exchange's last event is in the log.
+
+    EXCHANGE is an id, or the beginning of one. With --older instead: one line that names the proof, then its hashes,
+    then the newest checkpoint.
+    """
+    from tidegate.evidence import proving
+
+    if (exchange is None) == (older is None):
+        raise click.UsageError("found both or neither; accepted: EXCHANGE, or --older FILE.")
+    path = where(recording, policy_path)
+    with no_stack():
+        if exchange is not None:
+            click.echo(proving.prove(path, exchange), nl=False)
+        else:
+            assert older is not None
+            click.echo(proving.prove_growth(path, older.read_text(encoding="utf-8", errors="replace")), nl=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import getpass
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,9 +13,9 @@ from typing import Any
 
 from tidegate.evidence.files import Files
 from tidegate.evidence.log import load_tree
-from tidegate.evidence.notes import parse
+from tidegate.evidence.notes import NoteError, parse, parse_many, tlog_proof
 from tidegate.evidence.opening import Tiles
-from tidegate.evidence.queries import reading
+from tidegate.evidence.queries import find, reading
 from tidegate.evidence.records import RecordingError
 from tidegate.evidence.subjects import Subjects
 from tidegate.evidence.tree import ProofError, Proofs
@@ -74,6 +76,36 @@ def proving(path: Path) -> Iterator[Prover]:
         tiles = Tiles(files.tiles)
         stack.callback(tiles.close)
         yield Prover(segments, tiles)
+
+
+def prove(path: Path, prefix: str) -> str:
+    """Return a tlog-proof of the last event of an exchange, under the newest checkpoint. Raises ``RecordingError``."""
+    exchange = find(path, prefix)
+    with proving(path) as prover:
+        index = payload = None
+        for number, said in prover.leaves():
+            if exchange in said and json.loads(said).get("exchange", {}).get("id") == exchange:
+                index, payload = number, said
+        note = None if index is None else prover.note_over(index)
+        if index is None or payload is None or note is None:
+            raise RecordingError(f"{path}: found no checkpoint over an event of {exchange} yet; try again later")
+        text = tlog_proof(index, prover.inclusion(index, note), note)
+    extra = base64.b64encode(payload.encode()).decode()
+    return text.replace("@v1\n", f"@v1\nextra {extra}\n", 1)
+
+
+def prove_growth(path: Path, older: str) -> str:
+    """Return a proof that an older checkpoint is the beginning of the newest one. Raises ``RecordingError``."""
+    with proving(path) as prover:
+        if not prover.notes:
+            raise RecordingError(f"{path}: found no checkpoint yet; try again later")
+        newest = prover.notes[max(prover.notes)]
+        try:
+            hashes = prover.consistency(parse_many(older)[0] if older.strip() else "", newest)
+        except (ProofError, NoteError) as error:
+            raise RecordingError(f"{path}: {error}") from None
+    lines = "".join(f"{base64.b64encode(each).decode()}\n" for each in hashes)
+    return f"consistency proof, older to newest checkpoint\n{lines}\n{newest}"
 
 
 def leave_word(path: Path, kind: str, detail: str) -> bool:

@@ -291,7 +291,7 @@ class Recorder:
     def _noting(self) -> float:
         """Return the seconds until a checkpoint is due."""
         wait = self._ledger.log.wait()
-        return LOOK if wait is None else wait
+        return LOOK if wait is None or self.failed else wait
 
     def _turn(self, waiting: list[Intent | Note]) -> None:
         """Commit the intents that are waiting, and with them the seals that are due: at most ``BATCH`` of each kind."""

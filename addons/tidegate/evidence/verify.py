@@ -243,11 +243,12 @@ class _Verification:
         strangers: set[str] = set()
         seen = 0
         for row in db.execute("SELECT * FROM exchange ORDER BY id"):
-            values = {name: payloads.exact(value) for name, value in zip(names, row, strict=True) if value is not None}
+            if float in map(type, row):
+                row = tuple(map(payloads.exact, row))  # noqa: PLW2901 - the same row, as a leaf says it
             wanted = expected.get(row[0])
             if wanted is None:
                 strangers.add(row[0])
-            elif values != wanted.columns:
+            elif tuple(map(wanted.columns.get, names)) != row or len(wanted.columns) != len(row) - row.count(None):
                 self.report.fault(f"{path.name}: exchange {row[0]} is not as it was recorded")
             seen += wanted is not None
         self.exchanges += seen
