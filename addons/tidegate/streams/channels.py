@@ -270,8 +270,8 @@ class EventRedactor:
         if text == said:
             return [Outgoing(channel.last, like)]
         value = strict_json(data.encode())
-        assert isinstance(value, dict)
-        put(value, place.pointer, text)
+        if not isinstance(value, dict) or not put(value, place.pointer, text):
+            return MALFORMED  # never: the mould says that it has this place
         channel.last = value
         return [Outgoing(value, like, changed=True)]
 
