@@ -132,6 +132,11 @@ CASES = [
         "bindings[1]: static tokens carry no claims, so it binds nobody",
         id="static tokens have no claims",
     ),
+    pytest.param(
+        policy([ALLOW], bindings=[*BOUND, {"claims": {"department": ["b"]}, "roles": ["r"]}]),
+        "bindings[1]: its identity does not carry department (oidc.carry), so it binds nobody",
+        id="claims that nobody carries",
+    ),
 ]
 
 

@@ -242,9 +242,7 @@ class _Verification:
         names = [row[1] for row in db.execute("PRAGMA table_info(exchange)")]
         strangers: set[str] = set()
         seen = 0
-        for row in db.execute("SELECT * FROM exchange ORDER BY id"):
-            if float in map(type, row):
-                row = tuple(map(payloads.exact, row))  # noqa: PLW2901 - the same row, as a leaf says it
+        for row in map(_as_said, db.execute("SELECT * FROM exchange ORDER BY id")):
             wanted = expected.get(row[0])
             if wanted is None:
                 strangers.add(row[0])
@@ -418,6 +416,11 @@ def _expect(said: dict[str, Any], expected: dict[str, _Expected], events: list[t
 
 def _results(rows: Sequence[Sequence[object]]) -> list[list[object]]:
     return [list(each[2:]) for each in rows]
+
+
+def _as_said(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row as its leaf says it."""
+    return tuple(map(payloads.exact, row)) if float in map(type, row) else row
 
 
 def _grouped(db: Any, table: str) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:

@@ -38,7 +38,7 @@ def read_admin(reader: Reader, top: Mapping[str, Node], identities: Identities) 
     for each in identities.all or ():
         if isinstance(each, SamlIdentity) and "url" not in section:
             found = f"nothing, although the identity {each.name} signs in through it"
-            reader.fault(node or identities.nodes[each.name], _URL, found=found, key="admin.url")
+            reader.fault(node or identities.nodes.get(each.name) or top["identity"], _URL, found=found, key="admin.url")
         if url and isinstance(each, OidcIdentity) and each.issuer.rstrip("/").lower() == url:
             reader.fault(section["url"], "an address that is no identity's issuer", found=f"the issuer of {each.name}")
     lifetime, rotate = reader.seconds(tokens.get("lifetime")), reader.seconds(tokens.get("rotate"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.identity.names import overlap, plain, within
 from tidegate.model import AllowRule, Connection, DenyRule, Modality, RuleMode
-from tidegate.policy.policy import Permissions, StaticIdentity
+from tidegate.policy.policy import OidcIdentity, Permissions, StaticIdentity
 from tidegate.policy.source import Node
 
 if TYPE_CHECKING:
@@ -109,12 +109,20 @@ def _bindings(here: _Lint) -> None:
         if first is not each.node:
             here.say(each.node, f"the same as {first.key}")
         static = _static(here, _identities_of(each.groups, each.subjects))
-        if each.claims and _static(
-            here, {str(each.identity.value)} if each.identity else set(here.document.identities.nodes)
-        ):
+        named = {str(each.identity.value)} if each.identity else set(here.document.identities.nodes)
+        missing = sorted({name for name, _ in each.claims} - _carried(here, named))
+        if each.claims and _static(here, named):
             here.say(each.node, "static tokens carry no claims, so it binds nobody")
+        elif missing:
+            here.say(each.node, f"its identity does not carry {', '.join(missing)} (oidc.carry), so it binds nobody")
         elif static:
             _weak(here, each.roles)
+
+
+def _carried(here: _Lint, names: set[str]) -> set[str]:
+    """Return the claims that callers of these identities have."""
+    every = here.document.identities.all or ()
+    return {claim for each in every if isinstance(each, OidcIdentity) and each.name in names for claim in each.carry}
 
 
 def _weak(here: _Lint, roles: Sequence[Node]) -> None:
