@@ -69,7 +69,7 @@ def test_a_route_without_a_rule_or_with_an_unknown_one_cannot_be_built() -> None
         build([DOORS[0], DOORS[0]], a.services())
 
 
-@pytest.mark.parametrize("rule", [None, "public", object()], ids=str)
+@pytest.mark.parametrize("rule", [None, "public", object()], ids=["none", "a word", "an object"])
 async def test_an_unknown_rule_denies_although_it_should_not_be_there(rule: Any) -> None:
     answer = await admit(rule, None, a.services())  # type: ignore[arg-type]
     assert isinstance(answer, Denial)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests import admin as a
-from tidegate.admin import entering, pages
+from tidegate.admin import approving, entering, pages
 from tidegate.admin.app import build
 from tidegate.admin.charts import Bar, bars
 from tidegate.admin.doors import Signed
@@ -213,7 +213,7 @@ async def test_without_any_right_a_person_is_told_so(the_policy: Any) -> None:
 
 
 def test_every_page_in_the_navigation_is_a_door_with_the_same_right() -> None:
-    doors = {each.path: each.rule for each in pages.DOORS}
+    doors = {each.path: each.rule for each in (*pages.DOORS, *approving.DOORS)}
     assert {path: doors[path].right for path, _, _ in NAVIGATION} == {path: right for path, _, right in NAVIGATION}
 
 

@@ -114,7 +114,7 @@ async def test_a_browser_signs_in_and_is_shown_its_token_once(browser: httpx.Asy
     assert evil.status_code == 403
     answer = await browser.post("/saml/finish", data={"answer": "yes"}, headers={"origin": a.URL})
     assert answer.headers["cache-control"] == "no-store"
-    assert "script" not in answer.headers["content-security-policy"]
+    assert "<script" not in answer.text
     token = shown(answer.text)
     caller = await verifier.identify(token, s.NOW)
     assert a.who(caller) == a.who(replace(ALICE, expires=s.NOW + 1200)), "the session's own end"
@@ -311,7 +311,7 @@ async def test_several_identities_are_a_choice_and_none_is_no_route(
     chosen = a.services(a.policy(identities=(*policy.identities, second)), logins=Logins(control, clock), now=clock)
     async with a.client(build(wiring.DOORS, chosen)) as client:
         page = await client.get("/saml/login", params={"code": "bcdf-ghjk"})
-        assert (page.status_code, page.text.count("<a ")) == (300, 2)
+        assert (page.status_code, page.text.count('<a href="/saml')) == (300, 2)
         assert "identity=okta&amp;code=BCDF-GHJK" in page.text
         assert (await client.get("/saml/login", params={"identity": "okta"})).status_code == 302
         assert (await client.get("/saml/login", params={"identity": "<x>"})).status_code == 404

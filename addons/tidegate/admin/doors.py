@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from tidegate.admin.sessions import Session
 from tidegate.crossing import ANONYMOUS
-from tidegate.identity.claims import credentials
+from tidegate.identity import claims
 from tidegate.identity.permission import roles_of
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.policy import AdminRight, Policy
@@ -125,8 +125,10 @@ async def _caller(policy: Policy, request: Request, services: Services) -> Calle
     """Find out who asks, by the same tokens and the same checks as on the data path."""
     if policy.identities is None:
         return ANONYMOUS
-    token = credentials((name.lower(), value) for name, value in request.headers.items())
-    return token if isinstance(token, Denial) else await services.identify(token.text)
+    token = claims.credentials((name.lower(), value) for name, value in request.headers.items())
+    if isinstance(token, Denial):
+        return token
+    return claims.refused(Reason.TOKEN_PROOF) if token.dpop else await services.identify(token.text)
 
 
 NOT_SIGNED_IN = Denial(Reason.CALLER_MISSING, 401, "Sign in to see this page.")

@@ -22,7 +22,7 @@ from tidegate.identity.credential import CredentialError, resolve
 from tidegate.identity.fetching import FetchError, discover, fetch
 from tidegate.identity.segments import json_object
 from tidegate.model import Denial
-from tidegate.policy.policy import OidcIdentity, Policy, SignInClient
+from tidegate.policy.policy import OidcIdentity, Policy, SamlIdentity, SignInClient
 
 CALLBACK = "/sign-in/callback"
 FORM_BYTES = 20 * 1024
@@ -178,6 +178,7 @@ def _choices(visit: Visit, back: str, problem: str = "", status: int = 200) -> R
         back=back,
         problem=problem,
         providers=list(policy.admin.sign_in),
+        saml=[each.name for each in policy.identities or () if isinstance(each, SamlIdentity)],
         open=policy.identities is not None,
     )
 

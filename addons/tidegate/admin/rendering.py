@@ -39,8 +39,7 @@ CONTENT_SECURITY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types tidegate"
 )
-FIELDS = {**SECURE, "content-security-policy": CONTENT_SECURITY, "referrer-policy": "same-origin"}
-"""With ``no-referrer`` a browser would send a form of ours without saying where it comes from (Fetch, 3.1)."""
+FIELDS = {**SECURE, "content-security-policy": CONTENT_SECURITY}
 _MASK = re.compile(r"\[REDACTED(?::[a-z0-9-]{1,64})?\]|\[BLOCKED(?::[a-z0-9-]{1,64})?\]")
 
 

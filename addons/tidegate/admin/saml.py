@@ -13,16 +13,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, FileSystemLoader
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
-from tidegate.admin.answers import SECURE, refused, told
+from tidegate.admin.answers import refused, told
 from tidegate.admin.doors import Door, Public, Visit
 from tidegate.admin.forms import oauth_error, read_form
 from tidegate.admin.issuer import CannotIssue
+from tidegate.admin.rendering import CONTENT_SECURITY, bare
 from tidegate.admin.signing_in import new_code, typed_code
 from tidegate.admin.tokens import FORM_BYTES, GRANTS, granted
 from tidegate.identity import saml
@@ -34,28 +33,14 @@ BEARER = "urn:ietf:params:oauth:grant-type:saml2-bearer"
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 COOKIE = "tidegate_login"
 
-_FOLDER = Path(__file__).parent / "pages"
-_PAGES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, auto_reload=False)
-_STYLE = (_FOLDER / "style.css").read_bytes()
-
 _BEGINS = "whoever wants to sign in is not known yet; the provider will say who it is"
 _SIGNED = "the answer is believed by the provider's signature alone"
 _ASKED = "the cookie of the browser that began is asked, and gives what its provider said"
 
 
-def page(name: str, status: int = 200, **values: object) -> Response:
-    """Return a page."""
-    return HTMLResponse(_PAGES.get_template(name).render(values), status)
-
-
 def message(status: int, title: str, text: str, links: Sequence[tuple[str, str]] = ()) -> Response:
     """Return a page with one sentence."""
-    return page("message.html", status, title=title, text=text, links=links)
-
-
-async def style(_: Visit) -> Response:
-    """Return the style sheet of all pages."""
-    return Response(_STYLE, media_type="text/css")
+    return bare("message.html", title, status=status, text=text, links=links)
 
 
 async def metadata(visit: Visit) -> Response:
@@ -119,7 +104,14 @@ async def finish(visit: Visit) -> Response:
     assert found.caller is not None
     groups = sorted(each.partition(":")[2] for each in found.caller.groups)
     who = found.caller
-    return page("finish.html", code=found.user_code, identity=who.identity, subject=who.subject, groups=groups)
+    return bare(
+        "saml_finish.html",
+        "You are signed in",
+        code=found.user_code,
+        identity=who.identity,
+        subject=who.subject,
+        groups=groups,
+    )
 
 
 async def finished(visit: Visit) -> Response:
@@ -147,8 +139,14 @@ async def finished(visit: Visit) -> Response:
     except CannotIssue as why:
         return message(503 if why.passing else 403, "No token", str(why))
     who, minutes = found.caller, issued.seconds // 60
-    return page(
-        "token.html", token=issued.token, minutes=minutes, identity=who.identity, subject=who.subject, url=signing.url
+    return bare(
+        "saml_token.html",
+        "Your token",
+        token=issued.token,
+        minutes=minutes,
+        identity=who.identity,
+        subject=who.subject,
+        url=signing.url,
     )
 
 
@@ -157,12 +155,12 @@ async def device_page(visit: Visit) -> Response:
     names = sorted(visit.services.signing_in.files)
     if not names:
         return message(404, "Not here", "The policy of this gateway has no SAML identity.")
-    answer = page("device.html", identities=names)
+    answer = bare("saml_device.html", "Sign a terminal in", identities=names)
     # the form leads on to a provider, which some browsers count as its action
     files = visit.services.signing_in.files.values()
     origins = {urlsplit(each.sign_in)[:2] for file in files if (each := file.provider()) is not None}
     allowed = " ".join(["'self'", *sorted(f"{scheme}://{host}" for scheme, host in origins)])
-    policy = SECURE["content-security-policy"].replace("form-action 'self'", f"form-action {allowed}")
+    policy = CONTENT_SECURITY.replace("form-action 'self'", f"form-action {allowed}")
     answer.headers["content-security-policy"] = policy
     return answer
 
@@ -277,5 +275,4 @@ DOORS = (
     Door("GET", "/saml/metadata", Public("our own name and address, for the provider to read"), metadata),
     Door("GET", "/saml/device", Public("a form that leads to signing in"), device_page),
     Door("POST", "/saml/device", Public(_BEGINS), device, body=1024),
-    Door("GET", "/style.css", Public("the style sheet of the pages"), style),
 )
