@@ -188,7 +188,7 @@ def explicit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             modes = ["--mode", "regular", "--mode", f"reverse@{reverse}"]
             running = tidegate_run(path, *modes, "--set", ca, port=regular)
         with running as gate:
-            with Client(reverse, seconds=60) as client:
+            with Client(reverse, seconds=240) as client:
                 client.ask(b"GET / HTTP/1.1\r\nhost: gate\r\n\r\n", "GET")
             yield Explicit(gate, folder, access, both, old, plain, reverse)
 
