@@ -157,8 +157,7 @@ class LiveSocket:
         if not socket.busy:
             self._meter = None
         self._last = now
-        meter = self._crossing.meter
-        if self.pays is not None and meter is not None and meter.answers != self._answers:
+        if self.pays is not None and (meter := self._crossing.meter) is not None and meter.answers != self._answers:
             self._answers = meter.answers
             self._exchange.later(self._pay(self.pays))
         if step.close is None:
