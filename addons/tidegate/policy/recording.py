@@ -105,7 +105,7 @@ def _sink(reader: Reader, node: Node | None) -> Sink | None:
     text = reader.text(value, _ACCEPTED[kind])
     shape = _SHAPES.get(kind)
     if text and shape is not None and not shape.fullmatch(text):
-        reader.fault(value, _ACCEPTED[kind])
+        reader.fault(value, _ACCEPTED[kind], found="something else")  # it may hold a password
     return Sink(kind, (text,))
 
 
