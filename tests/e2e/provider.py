@@ -25,7 +25,7 @@ server: {{host: 127.0.0.1, port: {port}}}
 oauth:
   issuer: "{url}"
   audience: tidegate
-  clients: [{{client_id: tg-cli, client_secret: s3cret, redirect_uris: ["{url}/cb"]}}]
+  clients: [{{client_id: tg-cli, client_secret: s3cret, redirect_uris: {redirects}}}]
 """
 USERS = """
 config_version: 1
@@ -80,12 +80,17 @@ class Provider:
 
 
 @contextlib.contextmanager
-def nanoidp(folder: Path) -> Iterator[Provider]:
-    """Start a provider on a free port with its files in ``folder``; stop it at the end."""
+def nanoidp(folder: Path, *redirects: str) -> Iterator[Provider]:
+    """Start a provider on a free port with its files in ``folder``; stop it at the end.
+
+    ``redirects`` are further addresses that people may be sent back to.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     (folder / "config").mkdir()
-    (folder / "config" / "settings.yaml").write_text(SETTINGS.format(port=port, url=url))
+    (folder / "config" / "settings.yaml").write_text(
+        SETTINGS.format(port=port, url=url, redirects=json.dumps([f"{url}/cb", *redirects]))
+    )
     (folder / "config" / "users.yaml").write_text(USERS)
     command = [str(Path(sys.executable).parent / "nanoidp"), "--config", "config", "--port", str(port)]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from tests.conftest import SampleModel
 from tests.e2e import harness as h
 from tests.e2e.browsing import Browser, Page, chromium
+from tests.e2e.provider import nanoidp
 
 pytestmark = pytest.mark.e2e
 
@@ -123,6 +126,44 @@ def test_a_page_follows_what_happens(setting: Setting) -> None:
     while int(page.do("text", at=".figures dd").replace(",", "")) == before:
         assert time.monotonic() < end, "the page did not follow"
         time.sleep(0.3)
+
+
+def test_people_sign_in_at_their_provider(setting: Setting, tmp_path: Path, sample_model: SampleModel) -> None:
+    port = h.free_port()
+    url, secret = f"http://127.0.0.1:{port}", tmp_path / "secret"
+    secret.write_text("s3cret")
+    secret.chmod(0o600)
+    (tmp_path / "idp").mkdir()
+    with nanoidp(tmp_path / "idp", f"{url}/sign-in/callback") as provider:
+        client = {"identity": "corp", "client_id": "tg-cli", "client_secret": f"${{file:{secret}}}"}
+        path = h.policy(
+            tmp_path,
+            sample_model.url,
+            identity=[provider.section()],
+            admin={"url": url, "sign_in": [client]},
+            roles={"lead": {"admin": ["overview"]}},
+            bindings=[{"groups": ["corp:ml-eng"], "roles": ["lead"]}],
+        )
+        with h.tidegate_run(path, "--admin", f":{port}"):
+            page = setting.browser.open()
+            page.do("goto", url=f"{url}/policy")
+            page.do("click", at="a.button")
+            page.do("wait", at="[name=username]")
+            assert page.do("url").startswith(provider.url)
+            page.do("fill", at="[name=username]", text="alice")
+            page.do("fill", at="[name=password]", text="pw")
+            page.do("click", at="[type=submit]")
+            page.do("wait", at="form.who")
+            assert page.do("url") == f"{url}/policy"
+            assert "corp:alice" in page.do("text", at="header")
+
+            # a code that another browser brings is nobody's
+            other = setting.browser.open()
+            other.do("goto", url=f"{url}/sign-in/provider?identity=corp")
+            state = parse_qs(urlsplit(other.do("url")).query)["state"][0]
+            thief = setting.browser.open()
+            assert thief.do("goto", url=f"{url}/sign-in/callback?code=x&state={state}") == 400
+            assert "not begun here" in thief.do("text", at="main")
 
 
 def test_a_right_that_is_missing_is_a_sentence(setting: Setting) -> None:
