@@ -18,7 +18,7 @@ from mitmproxy.test import taddons, tflow, tutils
 from tidegate import edits, egress, socket_relay, standalone
 from tidegate.fence import BROKEN
 from tidegate.gateway import Gateway
-from tidegate.policy.policy import Unlisted
+from tidegate.policy.policy import Keep, Recording, RecordingMode, Unlisted
 from tidegate.running import Settings, StartError, mitmproxy_options
 
 CANARY = "CANARY-5d1e"
@@ -180,11 +180,14 @@ def test_without_a_keeper_and_with_a_broken_one_the_answer_is_no(
     assert CANARY not in caplog.text
 
 
+A_POLICY = SimpleNamespace(recording=Recording(RecordingMode.STRICT, Keep.REDACTED, "recording.db"))
+
+
 def test_only_what_was_cleared_goes_out() -> None:
     from tidegate.exchange import Exchange
 
     flow = tflow.tflow(req=tutils.treq(content=b"body"))
-    exchange = Exchange(SimpleNamespace(), flow)  # type: ignore[arg-type]
+    exchange = Exchange(A_POLICY, flow)  # type: ignore[arg-type]
     assert not exchange.is_cleared(flow.request)
     exchange.clear()
     assert exchange.is_cleared(flow.request)
@@ -209,7 +212,7 @@ def test_only_what_was_released_comes_in() -> None:
     from tidegate.exchange import Exchange
 
     flow = tflow.tflow(resp=True)
-    exchange = Exchange(SimpleNamespace(), flow)  # type: ignore[arg-type]
+    exchange = Exchange(A_POLICY, flow)  # type: ignore[arg-type]
     assert not exchange.is_released(flow.response)
     exchange.release()
     assert exchange.is_released(flow.response)

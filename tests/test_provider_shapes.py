@@ -152,7 +152,7 @@ async def ask(who: OidcIdentity, name: str, **changes: Any) -> Caller | Denial:
 
 
 def test_every_recipe_is_found() -> None:
-    assert set(RECIPES) == {*ACCESS, "Opaque"}
+    assert {*ACCESS, "Opaque"} <= set(RECIPES)
 
 
 def test_the_recipe_for_opaque_tokens() -> None:

@@ -112,6 +112,7 @@ async def test_a_sound_policy_comes_into_force_and_a_broken_one_does_not(
     await gate.close()
     third = gate.addon.policy
     assert events(path) == [
+        f"sha256 {first.sha256}",
         f"reloaded (call): {first.sha256} -> {second.sha256}",
         f"refused (file): 2 faults, {second.sha256} stays in force",
         f"reloaded (file): {second.sha256} -> {third.sha256}",

@@ -245,6 +245,9 @@ def small(folder: Path, name: str = "policy.yaml", **changes: object) -> Path:
     )  # fmt: skip
 
 
+TWO = [{"name": name, "static": {"tokens": f"{name}.yaml"}} for name in ("local", "other")]
+
+
 async def test_the_gate_asks_and_a_reload_changes_nothing_of_it(tmp_path: Path) -> None:
     first = small(tmp_path)
     gate = build_gate(first)
@@ -252,7 +255,7 @@ async def test_the_gate_asks_and_a_reload_changes_nothing_of_it(tmp_path: Path) 
     assert gate.addon.revocations is not None
     assert before.revoked == gate.addon.revocations.covers
     await gate.start()
-    gate.reload(small(tmp_path, "second.yaml"))
+    await gate.reload(small(tmp_path, "second.yaml", identity=TWO))
     after = gate.addon.verifier
     assert after is not before
     assert after.revoked == gate.addon.revocations.covers

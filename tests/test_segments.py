@@ -8,6 +8,8 @@ import json
 import os
 import random
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,3 +218,30 @@ def test_the_log_tells_of_every_closed_and_deleted_segment(path: Path) -> None:
         db.close()
     assert told["deleted"]
     assert told["segment"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tidegate.evidence.opening import Tiles
+tiles = Tiles(Path(sys.argv[1]), create=True)
+tiles._db.execute("PRAGMA cache_size=2")
+tiles._db.execute("BEGIN IMMEDIATE")
+for number in range(400):
+    tiles._db.execute("INSERT OR REPLACE INTO tile VALUES (0, ?, ?)", [number % 60, b"new" * 3000])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_process_left_half_done_when_it_was_killed_is_undone_by_whoever_reads(tmp_path: Path) -> None:
+    path = tmp_path / "tidegate.db.tiles"
+    tiles = Tiles(path, create=True)
+    tiles.take([(0, number, b"old" * 3000) for number in range(50)], (1, 0, 5, b"", "sha", 1))
+    tiles.close()
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert path.with_name(f"{path.name}-journal").exists(), "else this shows nothing"
+    tiles = Tiles(path)
+    assert tiles.fetch(0, 1) == b"old" * 3000
+    assert tiles.fetch(0, 55) is None
+    assert [row["number"] for row in tiles.rows()] == [1]
+    tiles.close()

@@ -61,11 +61,13 @@ class Tiles:
     def _open(self, *, create: bool) -> None:
         if create:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        mode = "rw" if create else "ro"
+        # For writing even by who only reads, where that may be: a process that was killed here has left a journal, and
+        # rolling it back is a write.
         self._db = sqlite3.connect(
-            f"{self.path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
+            f"{self.path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
         )
-        for pragma in ("busy_timeout=5000", "synchronous=FULL", "trusted_schema=OFF"):
+        reading = () if create else ("query_only=ON",)
+        for pragma in ("busy_timeout=5000", "synchronous=FULL", "trusted_schema=OFF", *reading):
             self._db.execute(f"PRAGMA {pragma}")
         if create and not self._db.execute("PRAGMA application_id").fetchone()[0]:
             self._db.execute("BEGIN IMMEDIATE")

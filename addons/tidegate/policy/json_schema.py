@@ -22,6 +22,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _WORDS = (
     "x", "a-name", "1KiB", "10s", "/x", "https://x.example", "x.example", "${env:X}", "authorization", "$.groups",
     "RS256", "at+jwt", "mon-fri", "08:00-18:00", "UTC", "10.0.0.0/8", "text", "image", "user", "corp:x", "packs/*.yaml",
+    "ou",
 )  # fmt: skip
 """Texts of the forms that keys have; a key that accepts another form alone is not narrowed."""
 _BESIDE: Mapping[str, Mapping[str, object]] = {
@@ -38,7 +39,7 @@ _LIKE = {
     for way in ("prompt", "response")
 }
 """Keys that are read only when names are resolved, and the ones that accept the same."""
-_TEXTS = frozenset({"bindings[].identity"})
+_TEXTS = frozenset({"bindings[].identity", "roles.NAME.allow[].approve"})
 """The same, of a name."""
 _PATTERNS = {BYTES: BYTES_PATTERN, SECONDS: SECONDS_PATTERN, NAME: NAME_PATTERN}
 
@@ -69,6 +70,8 @@ def _key(section: str, key: str) -> Json:
         return {"type": "string"}
     if path in SECTIONS:
         inner = _object(path)
+        if f"{path}.NAME" in SECTIONS:  # some names are taken, all others are the user's
+            return {**inner, "additionalProperties": _object(f"{path}.NAME")}
         return {"anyOf": [inner, {"type": "array", "items": inner, "minItems": 1}]} if key == "when" else inner
     if f"{path}[]" in SECTIONS:
         items: Json = {"type": "array", "items": _object(f"{path}[]")}
@@ -129,18 +132,21 @@ def _list(section: str, key: str) -> Iterator[Json]:
 def _mapping(section: str, key: str) -> Iterator[Json]:
     """Describe a mapping of the user's own names."""
     values: tuple[tuple[object, Json], ...] = (
+        (("x", 1), {"type": "array", "items": {"type": ["string", "integer"]}, "minItems": 1}),
         (("x",), {"type": "array", "items": {"type": "string"}, "minItems": 1}),
         (0.5, {"type": "number"}),
-        ("block", {"type": "string"}),
+        (1, {"type": "integer"}),
         ("x", {"type": "string"}),
+        ("block", {"type": "string"}),
     )
-    for value, described in values:
-        if _accepts(section, key, {"x": value}):
-            told = " or ".join(each.accepted for each in _faults(section, key, {"x": "?"}))
-            words = [word for word in told.split(" or ") if _accepts(section, key, {"x": word})]
-            few = bool(words) and not _accepts(section, key, {"x": "x"})
-            yield {"type": "object", "additionalProperties": {"enum": words} if few else described}
-            return
+    kinds = [described for value, described in values if _accepts(section, key, {"x": value})]
+    if not kinds:
+        return
+    told = " or ".join(each.accepted for each in _faults(section, key, {"x": "?"}))
+    words = [word for word in told.split(" or ") if _accepts(section, key, {"x": word})]
+    if words and not _accepts(section, key, {"x": "x"}):
+        kinds = [{"enum": words}]
+    yield {"type": "object", "additionalProperties": kinds[0] if len(kinds) == 1 else {"anyOf": kinds}}
 
 
 # ── asking the reader ────────────────────────────────────────────────────────

@@ -85,7 +85,6 @@ def load(path: Path, *, engine_cache: CompiledCache | None = None) -> Policy:
     identities, authorities = open_authorities(reader, document.identities, absolute)
     prices, price_text = _prices(document, path.parent, below)
     linked = link(reader, document, Parts(dialects, rules, whole=bool(packs and dialect_texts and not below)))
-    identities = _identities(reader, document, path.parent)
     faults += [*reader.faults, *below]
     if faults or engine is None:
         raise PolicyError(tuple(faults))

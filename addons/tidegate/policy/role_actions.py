@@ -149,6 +149,7 @@ class _Reading:
         order, here = _ORDER, _ORDER.index(self.base[at])
         found = order[here + 1 :] if stricter else order[:here]
         masked = (Action.TOKENISE, Action.REDACT) if cls in self.scored else ()
+        masked = (*masked, Action.APPROVE)  # who approves a class is the policy's, and the same for every role
         return tuple(
             each for each in found if each not in masked and (each is not Action.TOKENISE or way is Direction.PROMPT)
         )

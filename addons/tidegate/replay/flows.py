@@ -201,6 +201,8 @@ def _response(response: http.Response) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1024)
 def _may_keep(name: bytes, inspected: bool) -> bool:
     plain = name.decode("latin-1").lower()
+    if plain in headers.CREDENTIALS:
+        return False
     return plain in _PLAIN if not inspected else not _SECRET_FIELD.search(plain)
 
 
