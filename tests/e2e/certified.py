@@ -7,10 +7,8 @@ import contextlib
 import hashlib
 import html
 import json
-import os
 import re
 import secrets
-import shutil
 import subprocess
 import time
 import urllib.parse
@@ -20,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.e2e.harness import free_port, wait_for_port
+from tests.e2e.node import node_modules
 from tests.tokens import ec, segment
 from tests.tokens import sign as signed
 
@@ -32,24 +30,8 @@ CALLBACK = "http://127.0.0.1/cb"
 
 
 def package() -> Path:
-    """Return where the package's code is, installed once into the user's cache; skip where that cannot be."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))
-    folder = cache / "tidegate-tests" / PACKAGE.replace("@", "-")
-    code = folder / "node_modules" / "oidc-provider" / "lib" / "index.js"
-    if code.is_file():
-        return code
-    npm = shutil.which("npm")
-    problem = "npm is not installed"
-    if npm is not None and shutil.which("node") is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), PACKAGE]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-        problem = f"npm could not install {PACKAGE}: {done.stderr[-300:]}"
-    if not code.is_file():
-        if os.environ.get("CI"):
-            raise AssertionError(problem)
-        pytest.skip(problem)
-    return code
+    """Return where the package's code is."""
+    return node_modules("idp", PACKAGE) / "node_modules" / "oidc-provider" / "lib" / "index.js"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -20,14 +21,20 @@ def node_modules(name: str, *packages: str) -> Path:
     if shutil.which("node") is None or shutil.which("npm") is None:
         missing("node and npm")
     folder = HOME / f"{name}-{'-'.join(sorted(packages)).replace('@', '_').replace('/', '_')}"
-    if not (folder / "done").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--ignore-scripts", *packages]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
-        if done.returncode:
-            missing(f"npm packages ({packages[0]} ...: {done.stderr.strip().splitlines()[-1:]})")
-        (folder / "done").touch()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes of one test run
+        if not (folder / "done").exists():
+            _install(folder, packages)
+            (folder / "done").touch()
     return folder
+
+
+def _install(folder: Path, packages: tuple[str, ...]) -> None:
+    command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--ignore-scripts", *packages]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
+    if done.returncode:
+        missing(f"npm packages ({packages[0]} ...: {done.stderr.strip().splitlines()[-1:]})")
 
 
 def missing(what: str) -> None:
