@@ -68,6 +68,13 @@ def test_good_token() -> None:
     assert check(sign()) == Caller("corp", "alice", frozenset({"corp:ml-eng"}), NOW + 600, authenticated=NOW - 10)
 
 
+@pytest.mark.parametrize(("max_age", "ends"), [(None, NOW + 600), (60.0, NOW + 50), (6000.0, NOW + 600)])
+def test_a_caller_ends_with_the_token_or_with_the_age_of_the_sign_in(max_age: float | None, ends: float) -> None:
+    found = check(sign(), max_age=max_age)
+    assert isinstance(found, Caller)
+    assert found.expires == ends
+
+
 @pytest.mark.parametrize(
     ("key", "algorithm"), [(tokens.ec(), "ES256"), (tokens.okp(), "EdDSA")], ids=["ES256", "EdDSA"]
 )

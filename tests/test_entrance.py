@@ -154,7 +154,7 @@ def test_clients_are_asked_for_certificates_if_any_is_known(written: Policy, cer
     )
     policy = dataclasses.replace(written, identities=(machines,)) if certificates else written
     gate = Gate(cast("Any", SimpleNamespace(policy=policy, entrance=Entrance())), ())
-    assert gate.options()["request_client_cert"] is certificates
+    assert gate.options().get("request_client_cert", False) is certificates
 
 
 # ── the order of an exchange ─────────────────────────────────────────────────────────────────────────────────────────
@@ -210,6 +210,20 @@ def test_a_token_of_its_own(written: Policy, own: Caller | Denial, by_token: boo
     assert (step.denial.reason if isinstance(step, steps.Refuse) else None) is refused
     if refused is None:
         assert crossing.caller is own
+
+
+@pytest.mark.parametrize("placeholder", [(), (("authorization", "Bearer tidegate"),)])
+def test_an_unknown_certificate_speaks_for_nobody(written: Policy, placeholder: tuple[tuple[str, str], ...]) -> None:
+    head = Head("GET", "/openai/v1/models", placeholder, None)
+    step = Crossing(written, "ex_1").receive(steps.HeadArrived(head, unknown_peer=NOT_HERE))
+    assert step == steps.Refuse(NOT_HERE)
+
+
+def test_a_token_counts_whatever_the_certificate_says(written: Policy) -> None:
+    crossing = Crossing(written, "ex_1")
+    head = Head("GET", "/openai/v1/models", (("authorization", "Bearer tg_x"),), None)
+    assert crossing.receive(steps.HeadArrived(head, unknown_peer=NOT_HERE)) == steps.Identify("tg_x")
+    assert isinstance(crossing.receive(steps.CallerKnown(MEMBER)), steps.ReadBody)
 
 
 def test_without_a_connection_the_placeholder_is_a_bad_token(written: Policy) -> None:

@@ -143,7 +143,8 @@ async def test_policies_are_read_beside_the_event_loop_one_after_the_other(
 
 async def test_a_changed_file_is_reloaded_and_a_broken_one_watched_on(path: Path, gate: Gate) -> None:
     seen: list[str] = []
-    reloader = Reloader(gate, path, lambda: seen.append(gate.addon.policy.sha256), every=0.05)
+    gate.adopted = lambda: seen.append(gate.addon.policy.sha256)
+    reloader = Reloader(gate, path, every=0.05)
     reloader.start()
     first = gate.addon.policy.sha256
 

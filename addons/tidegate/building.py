@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tidegate.inspection.cache import DiskCache
 from tidegate.inspection.ner.pool import NerError, Pool
 from tidegate.model import Caller, Fault
 from tidegate.policy.loading import load
-from tidegate.policy.policy import Policy, PolicyError
+from tidegate.policy.policy import Bound, OidcIdentity, Policy, PolicyError
 from tidegate.reloaded import Reloaded
 from tidegate.replay.flows import encode
 from tidegate.state.approvals import Item, Step
@@ -41,6 +41,7 @@ class Gate:
     addon: Gateway
     problems: tuple[str, ...]
     signing: SigningKeys | None = None
+    adopted: Callable[[], None] = lambda: None
     _reloading: asyncio.Lock | None = field(init=False, repr=False, default=None)
 
     async def start(self) -> None:
@@ -131,6 +132,7 @@ class Gate:
             _kept(work)
         found = Reloaded(cause, before.sha256, policy.sha256, kept)
         reloaded.tell(self.addon, found, self.problems)
+        self.adopted()
         return found
 
     def _change_model(self, policy: Policy) -> tuple[Coroutine[Any, Any, None], ...]:
@@ -155,9 +157,11 @@ class Gate:
         return Verifier(policy.identities, revoked=self.addon.verifier.revoked, own=own)
 
     def options(self) -> dict[str, Any]:
-        """Return the options of mitmproxy that follow from the policy."""
-        certificates = self.addon.entrance.peers(self.addon.policy).certificates
-        return {"body_size_limit": str(self.body_limit()), "request_client_cert": certificates}
+        """Return the options of mitmproxy that follow from the policy; what it does not need is the user's to say."""
+        policy = self.addon.policy
+        bound = any(isinstance(each, OidcIdentity) and each.bound is Bound.REQUIRED for each in policy.identities or ())
+        asks = bound or self.addon.entrance.peers(policy).certificates
+        return {"body_size_limit": str(self.body_limit()), **({"request_client_cert": True} if asks else {})}
 
     def body_limit(self) -> int:
         """Return the bytes above which mitmproxy itself may end a message: more than any connection accepts."""

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -16,8 +17,9 @@ from rich.table import Table
 
 from tidegate.cli_common import policy_file, policy_option, show_faults
 from tidegate.policy.policy import OidcIdentity, PolicyError
-from tidegate.state.control import Control, StateError
-from tidegate.state.revocations import Revocation, Revocations
+
+if TYPE_CHECKING:
+    from tidegate.state.revocations import Revocation, Revocations
 
 WAIT_SECONDS = 10.0  # the store waits five seconds for another process
 
@@ -67,6 +69,8 @@ def revoke(  # noqa: PLR0913 - options of a command
 def _opened(policy_path: Path | None) -> Iterator[tuple[Revocations, dict[str, str]]]:
     """Open the policy's control store beside a gate that may be running; with it the issuers by identity."""
     from tidegate.policy.loading import state_of
+    from tidegate.state.control import Control, StateError
+    from tidegate.state.revocations import Revocations
 
     try:
         path, identities = state_of(policy_file(policy_path))
@@ -122,7 +126,7 @@ def _moment(text: str | None) -> float:
 def _show(entries: tuple[Revocation, ...], *, as_json: bool) -> None:
     if as_json:
         for each in entries:
-            click.echo(json.dumps({name: getattr(each, name) for name in Revocation.__slots__}))
+            click.echo(json.dumps({name: getattr(each, name) for name in each.__slots__}))
         return
     if not entries:
         click.echo("Nothing is revoked.")

@@ -250,13 +250,7 @@ class Crossing:
         if isinstance(found, Denial):
             return self._refuse("route", found)
         if isinstance(found, Pass):
-            if upgrade:
-                return self._refuse("route", sockets.NO_SWITCH)
-            self._decide("route", "pass")
-            self.scanned = Scanned.NOTHING
-            self.stage = Stage.PASSING
-            self.passing = True
-            return Forward()
+            return self._pass(event, upgrade=upgrade)
         self.route = found
         denial = sockets.fits(self._endpoint(), asked=upgrade)
         if denial is not None:
@@ -267,9 +261,28 @@ class Crossing:
                 return self._refuse("route", call)
             self.call = call
         self._decide("route", "allow", f"{found.connection.name}/{found.endpoint}")
+        return self._ask_who(event)
+
+    def _pass(self, event: HeadArrived, *, upgrade: bool) -> Step:
+        """Let a request through that is for no connection, on a host where this is allowed."""
+        if event.unknown_peer is not None:
+            return self._refuse("caller", event.unknown_peer)
+        if upgrade:
+            return self._refuse("route", sockets.NO_SWITCH)
+        self._decide("route", "pass")
+        self.scanned = Scanned.NOTHING
+        self.stage = Stage.PASSING
+        self.passing = True
+        return Forward()
+
+    def _ask_who(self, event: HeadArrived) -> Step:
+        """Find who calls: by the token of the request, else by its connection."""
+        assert not isinstance(event.standing, Denial)
         if event.caller is not None or self.policy.identities is None:
             return self._admit(event.caller or ANONYMOUS)
         token = claims.credentials(event.head.headers)
+        if event.unknown_peer is not None and claims.is_absent(token):
+            return self._refuse("caller", event.unknown_peer)
         if event.standing is not None and claims.is_absent(token):
             return self._admit(event.standing.caller)
         if isinstance(token, Denial):

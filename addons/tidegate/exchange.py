@@ -21,9 +21,10 @@ from tidegate.crossing import Crossing
 from tidegate.dialects.errors import render, status
 from tidegate.evidence.records import ExchangeRecord
 from tidegate.identity.credential import Secret
+from tidegate.identity.verifier import Verifier
 from tidegate.judging import readings
 from tidegate.limits.answer import AnswerMeter
-from tidegate.model import AnswerLimits, Caller, Clearance, Decision, Direction, Head
+from tidegate.model import AnswerLimits, Clearance, Decision, Direction, Head
 from tidegate.policy.keeping import Originals
 from tidegate.policy.policy import Keep, Policy, RecordingMode
 from tidegate.replay.flows import EXCHANGE, masked, safe_state
@@ -46,6 +47,8 @@ def new_id() -> str:
 
 class Exchange:
     """The state of the adapter for one flow."""
+
+    verifier: Verifier  # set as the head arrives; nothing is identified before
 
     def __init__(self, policy: Policy, flow: http.HTTPFlow) -> None:
         self.id = new_id()
@@ -77,6 +80,7 @@ class Exchange:
         self.trailers: http.Headers | None = None
         self.echo = b""
         self.credentials: Mapping[str, Secret] = {}
+        self.token: str | None = None  # of the caller, until it is known
         self.sealed = False
         self.sent = self.abandoned = self.refused = False
         self.last = False  # of its connection, if it is refused
@@ -101,16 +105,15 @@ class Exchange:
         clear = self.crossing.stage is Stage.SENT
         return clear and self.flow.request.headers.get("upgrade", "").lower() == "websocket"
 
-    def again(self, policy: Policy) -> tuple[Head, Caller, BodyArrived]:
-        """Begin anew under another policy; return what arrived, and whose it is. What was decided is remembered."""
+    def again(self, policy: Policy) -> tuple[Head, BodyArrived]:
+        """Begin anew under another policy; return what arrived. What was decided is remembered."""
         old = self.crossing
         held = old.received
         assert old.head is not None
-        assert old.caller is not None
         assert held is not None
         self.crossing = Crossing(policy, self.id)
         self.crossing.decisions = [*old.decisions, Decision("hold", "again", None, "the policy has changed")]
-        return old.head, old.caller, BodyArrived(held.data)
+        return old.head, BodyArrived(held.data)
 
     @property
     def strict(self) -> bool:

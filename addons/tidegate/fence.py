@@ -69,7 +69,10 @@ class Fence:
         return None
 
     async def _verify_tunnel(self, flow: http.HTTPFlow, token: str) -> None:
+        policy = self.policy
         answer = await self.verifier.identify(token, time.time())
+        if policy is not self.policy:  # a reload in between: what the token means now, nobody has asked
+            answer = await self.verifier.identify(token, time.time())
         found = by_token(answer, tunnelled=False)
         if flow.request.is_http2 or flow.request.is_http3:
             found = SHARED
@@ -79,6 +82,8 @@ class Fence:
         if denial is None and not self._may_reach(flow.request.host.lower(), flow.request.port):
             denial = UNLISTED
         if denial is None:
+            if not flow.client_conn.connected:
+                return
             self.tunnels.add(flow.id)
             if not self.entrance.idle(self.policy, proxied=True):
                 self.entrance.opened(flow.client_conn.id, Tunnel(token, edits.peer(flow).certificate))

@@ -113,7 +113,8 @@ class Gateway(Fence):
         """Route, identify and admit before the body is read."""
         exchange = self._open(flow)
         exchange.crossing.sessions = self._sessions
-        exchange.credentials = self.credentials  # a reload changes neither policy nor credentials under an exchange
+        # a reload changes neither policy nor credentials under an exchange, nor who tells what its tokens mean
+        exchange.credentials, exchange.verifier = self.credentials, self.verifier
         known = self.replay_caller if flow.is_replay == "request" else None
         request = flow.request
         fields, origin = edits.fields(request.headers), edits.origin(flow, self.policy)
@@ -135,15 +136,20 @@ class Gateway(Fence):
                 entrance.inside(self.policy, client) if tunnelled else entrance.shown(self.policy, event.head.headers)
             )
         if isinstance(token, str):
-            answer = self.verifier.cached(token, now)
+            exchange.token = token
+            answer = exchange.verifier.cached(token, now)
             if answer is None:
                 return self._enter_later(exchange, event, token)
             return self._arrived(exchange, replace(event, standing=by_token(answer, tunnelled=tunnelled)))
-        found = token or entrance.by_peer(self.policy, entrance.certified(client, event.head.peer), now)
+        if token is not None:
+            return self._arrived(exchange, replace(event, standing=token))
+        found = entrance.by_peer(self.policy, entrance.certified(client, event.head.peer), now)
+        if isinstance(found, Denial):
+            return self._arrived(exchange, replace(event, unknown_peer=found))
         return self._arrived(exchange, replace(event, standing=found))
 
     async def _enter_later(self, exchange: Exchange, event: steps.HeadArrived, token: str) -> None:
-        answer = await self.verifier.identify(token, time.time())
+        answer = await exchange.verifier.identify(token, time.time())
         tunnelled = self.entrance.has_tunnel(exchange.flow.client_conn.id)
         waiting = self._arrived(exchange, replace(event, standing=by_token(answer, tunnelled=tunnelled)))
         if waiting is not None:
@@ -156,7 +162,8 @@ class Gateway(Fence):
             exchange.refuse()
             return None
         if isinstance(step, steps.Identify):
-            caller = self.verifier.cached(step.token, time.time(), step.shown)
+            exchange.token = step.token
+            caller = exchange.verifier.cached(step.token, time.time(), step.shown)
             if caller is None:
                 return self._identify(exchange, step)
             step = exchange.crossing.receive(steps.CallerKnown(caller))
@@ -164,7 +171,7 @@ class Gateway(Fence):
         return None
 
     async def _identify(self, exchange: Exchange, step: steps.Identify) -> None:
-        caller = await self.verifier.identify(step.token, time.time(), step.shown)
+        caller = await exchange.verifier.identify(step.token, time.time(), step.shown)
         self._admitted(exchange, exchange.crossing.receive(steps.CallerKnown(caller)))
 
     def _admitted(self, exchange: Exchange, step: steps.Step) -> None:
@@ -273,8 +280,13 @@ class Gateway(Fence):
         if crossing.stage is not Stage.HOLD:  # it was stopped meanwhile
             exchange.refuse()
             return
+        caller = await self._still(exchange)
+        if isinstance(caller, Denial):
+            crossing.receive(steps.Stopped(caller))
+            exchange.refuse()
+            return
         if said is None:
-            await self._begin_again(exchange)
+            await self._begin_again(exchange, caller)
             return
         if large and isinstance(said, steps.Decided) and said.denial is None:
             step = await self._aside(exchange, said)
@@ -284,9 +296,19 @@ class Gateway(Fence):
         if waiting is not None:
             await waiting
 
-    async def _begin_again(self, exchange: Exchange) -> None:
+    async def _still(self, exchange: Exchange) -> Caller | Denial:
+        """Say who it is that has waited for people: the token may have been taken back meanwhile."""
+        before = exchange.crossing.caller
+        assert before is not None
+        if exchange.token is None:
+            return before
+        now = await self.verifier.again(exchange.token, time.time())
+        same = isinstance(now, Caller) and (now.identity, now.subject) == (before.identity, before.subject)
+        return now if same or isinstance(now, Denial) else NO_LONGER_KNOWN
+
+    async def _begin_again(self, exchange: Exchange, caller: Caller) -> None:
         """Judge a held request by the policy now in force, from its head on."""
-        head, caller, event = exchange.again(self.policy)
+        head, event = exchange.again(self.policy)
         crossing = exchange.crossing
         crossing.sessions, exchange.credentials = self._sessions, self.credentials
         known = {each.name for each in self.policy.identities or ()}

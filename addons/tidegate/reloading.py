@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from tidegate.building import Gate
@@ -23,10 +22,10 @@ log = logging.getLogger("tidegate")
 
 
 class Reloader:
-    """Watches the files of a policy. ``after`` is called when another one is in force."""
+    """Watches the files of a policy."""
 
-    def __init__(self, gate: Gate, path: Path, after: Callable[[], None], every: float = EVERY) -> None:
-        self._gate, self._path, self._after, self._every = gate, path, after, every
+    def __init__(self, gate: Gate, path: Path, every: float = EVERY) -> None:
+        self._gate, self._path, self._every = gate, path, every
         self._watched = Watched(path)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -66,4 +65,3 @@ class Reloader:
     async def _reload(self, cause: str) -> None:
         with contextlib.suppress(PolicyError):  # told by the gate
             await self._gate.reload(self._path, cause)
-            self._after()

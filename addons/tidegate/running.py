@@ -87,7 +87,8 @@ async def run(settings: Settings) -> None:
         gc.freeze()  # what is loaded now stays; the collector need not walk it at every turn
         gc.set_threshold(10_000, 20, 50)
         sys.setswitchinterval(SWITCH_SECONDS)
-        reloader = Reloader(gate, settings.policy, lambda: slim.options.update(**gate.options()))
+        gate.adopted = lambda: slim.options.update(**gate.options())
+        reloader = Reloader(gate, settings.policy)
         reloader.start()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.soon, "SIGHUP")
         try:

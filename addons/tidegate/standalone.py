@@ -101,8 +101,9 @@ class Standalone:
             raise exceptions.OptionsError(str(error)) from None
         if self._reloader is not None and self._started:
             self._reloader.stop()
-            self._reloader = Reloader(self.gate, path, self._limit)
+            self._reloader = Reloader(self.gate, path)
             self._reloader.start()
+        self.gate.adopted = self._limit
         self._limit()
 
     def _limit(self) -> None:
@@ -126,7 +127,7 @@ class Standalone:
         except PolicyError as error:  # raised here it would be logged, and the proxy would go on
             sys.stderr.write(f"tidegate: {error}\n")
             os._exit(1)
-        self._reloader = Reloader(self.gate, Path(ctx.options.tidegate), self._limit)
+        self._reloader = Reloader(self.gate, Path(ctx.options.tidegate))
         self._reloader.start()
         announce(
             self.gate.addon.policy,

@@ -44,13 +44,15 @@ class OutOfOrder(Exception):
 class HeadArrived:
     """The head of a request; ``caller`` where it is known already, as in a replay.
 
-    ``standing`` is whom the client's connection speaks for, or why nothing is done for it.
+    ``standing`` is whom the client's connection speaks for, or why nothing is done for it. ``unknown_peer`` is why its
+    certificate speaks for nobody: that counts where the request has no token of its own.
     ``now`` is when it came (Unix time in seconds), ``None`` where nobody knows: no window of hours is then open.
     """
 
     head: Head
     caller: Caller | None = None
     standing: Standing | Denial | None = None
+    unknown_peer: Denial | None = None
     now: float | None = None
 
 

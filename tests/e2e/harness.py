@@ -20,6 +20,8 @@ from pathlib import Path
 
 import yaml
 
+from tidegate.evidence import queries
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
@@ -426,3 +428,10 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
     """Return the bytes of a POST request."""
     fields = ["host: gate", "content-type: application/json", f"content-length: {len(body)}", *headers]
     return f"POST {path} HTTP/1.1\r\n".encode() + "".join(f"{each}\r\n" for each in fields).encode() + b"\r\n" + body
+
+
+def recorded(folder: Path) -> bytes:
+    """Return what a recording in this folder holds: its files as they are, and its flow states unpacked."""
+    files = b"".join(each.read_bytes() for each in sorted(folder.glob("recording*")) if each.is_file())
+    found = queries.states(folder / "recording.db") if (folder / "recording.db").exists() else []
+    return b"\n".join((files, *(each.state for each in found)))

@@ -325,6 +325,24 @@ def test_time_up_says_so_and_the_retry_passes_once_it_is_approved(office: Office
     assert office.hits == before + 1
 
 
+def test_a_token_that_is_gone_when_the_answer_comes_sends_nothing(office: Office, chair: Chair) -> None:
+    before, known = office.hits, office.ids()
+    file = office.policy.parent / "tokens.yaml"
+    office.tokens["eve"] = token(office.policy.parent, "eve")
+    with office.openai("eve") as client, ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(client.chat.completions.create, **said(f"{ASK} eve"))
+        approval = office.pending(known)
+        document = yaml.safe_load(file.read_text())
+        document["tokens"] = [each for each in document["tokens"] if each["name"] != "eve"]
+        file.write_text(yaml.safe_dump(document))
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        assert chair.votes(approval, Answer.YES) is State.APPROVED
+        with pytest.raises(openai.AuthenticationError):
+            asked.result(60)
+    assert office.hits == before
+
+
 def test_async_answers_at_once_and_the_approved_retry_passes_once(office: Office, chair: Chair) -> None:
     before = office.hits
     with office.openai(default_headers={"x-tidegate-approval": "async"}) as client:

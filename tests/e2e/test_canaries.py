@@ -28,6 +28,7 @@ from tests.e2e.harness import (
     policy,
     post,
     raw,
+    recorded,
     started,
     token,
     wait_for_port,
@@ -109,8 +110,8 @@ def sinks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[
             assert found["malformed"].startswith(b"HTTP/1.1 400")
             assert b"it is" in found["stream"] or b"[REDACTED" in found["stream"]
             found["page"] = web(port)
-            found["living file"] = b"".join(each.read_bytes() for each in folder.glob("recording.db*"))
-        found["file"] = b"".join(each.read_bytes() for each in folder.glob("recording.db*"))
+            found["living file"] = recorded(folder)
+        found["file"] = recorded(folder)
         found["log"] = gate.log.encode()
         found["commands"] = commands(folder)
         assert CREDENTIAL.encode() in upstream.data, "the credential was in play"
@@ -161,7 +162,7 @@ def bugs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
                 answers += raw(port, post(CHAT, chat("hi", stream=True), bearer), seconds=1.5)
                 order.unlink()
         found = {"answers": answers, "log": gate.log.encode()}
-        found["file"] = b"".join(each.read_bytes() for each in folder.glob("recording.db*"))
+        found["file"] = recorded(folder)
         assert gate.log.count("RuntimeError") >= len(BREAKS), "every place broke"
         assert answers.count(b'"bug"') >= len(BREAKS)
         assert CREDENTIAL.encode() in upstream.data, "the credential was in play"

@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import CREDENTIAL, Process, Upstream, chat, http_answer, policy, post, raw, tidegate_run, token
+from tests.e2e.harness import (
+    CREDENTIAL,
+    Process,
+    Upstream,
+    chat,
+    http_answer,
+    policy,
+    post,
+    raw,
+    recorded,
+    tidegate_run,
+    token,
+)
 
 ECHOES = {
     "json": http_answer(json.dumps({"choices": [], "note": f"you sent {CREDENTIAL}"}).encode()),
@@ -38,8 +50,7 @@ def test_an_echoed_credential_stops_here(gate: tuple[Process, Upstream, str], ec
     assert answer.startswith(b"HTTP/1.1 ")
     assert upstream.requests[-1].headers["authorization"] == f"Bearer {CREDENTIAL}"
     assert CREDENTIAL.encode() not in answer
-    for file in process.cwd.glob("recording.db*"):
-        assert CREDENTIAL.encode() not in file.read_bytes()
+    assert CREDENTIAL.encode() not in recorded(process.cwd)
     assert CREDENTIAL not in process.log
 
 
@@ -52,8 +63,7 @@ def test_a_secret_named_as_the_model_is_kept_nowhere(gate: tuple[Process, Upstre
     assert b" 403 " in answer.split(b"\r\n", 1)[0]
     assert len(upstream.data) == before
     assert secret not in process.log
-    for file in process.cwd.glob("recording.db*"):
-        assert secret.encode() not in file.read_bytes()
+    assert secret.encode() not in recorded(process.cwd)
 
 
 def test_a_redirect_does_not_lead_around_the_gate(gate: tuple[Process, Upstream, str]) -> None:

@@ -20,6 +20,7 @@ from tests.e2e.harness import CREDENTIAL, Process, free_port, policy, tidegate_r
 from tests.protos import SERVICE, described, descriptors, open_inference  # noqa: E402
 from tidegate.dialects.protobuf import unpack  # noqa: E402
 from tidegate.evidence import queries  # noqa: E402
+from tidegate.model import Outcome  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 
@@ -61,12 +62,12 @@ class Setting:
     def infer(self, request: Any, **more: Any) -> Any:
         return self.call(f"{SERVICE}/ModelInfer")(request, metadata=self.metadata, timeout=WAIT, **more)
 
-    def row(self) -> dict[str, Any]:
-        """Return the newest exchange, once it is sealed."""
+    def row(self, *outcomes: str) -> dict[str, Any]:
+        """Return the newest exchange, once it is sealed and has one of these outcomes."""
         until = time.monotonic() + 10
         while True:
             rows = [dict(row) for row in queries.list_flows(self.gate.cwd / "recording.db", limit=1)]
-            if rows and rows[0]["outcome"] not in {None, "open"}:
+            if rows and rows[0]["outcome"] in (outcomes or set(Outcome)):
                 return rows[0]
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -217,7 +218,7 @@ def test_a_secret_in_a_prompt_is_blocked_and_nothing_is_called(setting: Setting)
     words = denied(setting, lambda: setting.infer(infer_request(f"key {KEY}")), grpc.StatusCode.PERMISSION_DENIED)
     assert "$.inputs[0].raw_input_contents[0].text" in words
     assert KEY not in words
-    row = setting.row()
+    row = setting.row("denied")
     assert (row["outcome"], row["reason"], row["status"]) == ("denied", "finding", 403)
 
 

@@ -32,6 +32,7 @@ from tests.e2e.harness import (
     mitm,
     policy,
     post,
+    recorded,
     started,
     tidegate_run,
     token,
@@ -307,7 +308,7 @@ def test_no_log_and_no_recording_holds_a_proxy_password(tmp_path: Path) -> None:
         with Client(found.gate.port) as client:
             assert found.connect(client, basic(wrong)) == 407
         found.gate.stop()
-        kept = b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*")) + found.gate.log.encode()
+        kept = recorded(tmp_path) + found.gate.log.encode()
         assert b'"reason": "token_unknown", "status": 407' in kept
         for secret in (found.alice, wrong):
             assert secret.encode() not in kept
@@ -413,7 +414,9 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
             gate.port = reverse
             with Client(reverse, seconds=60) as client:
                 client.ask(b"GET / HTTP/1.1\r\nhost: gate\r\n\r\n", "GET")
-            yield Known(gate, folder, upstream, regular, alice)
+            found = Known(gate, folder, upstream, regular, alice)
+            assert found.caller(0) is None
+            yield found
 
 
 ROWS = [

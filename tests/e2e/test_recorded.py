@@ -24,6 +24,7 @@ from tests.e2e.harness import (
     policy,
     post,
     raw,
+    recorded,
     started,
     tidegate_run,
     token,
@@ -94,7 +95,7 @@ def crossed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crossed]:
             upstream.streams(chat_sse(f"It is {CARD}."), path="/v1/chat/completions")
             answers["stream"] = raw(gate.port, post(CHAT, chat("leak", stream=True), *fields))
             upstream.says(http_answer(b'{"a":1}', extra=f"set-cookie: {SESSION}\r\n"), path="/v1/chat/completions")
-            living = b"".join(each.read_bytes() for each in folder.glob("recording.db*"))
+            living = recorded(folder)
             assert b"exchange" in living
         upstream.answers.clear()
         yield Crossed(written, secret, answers, upstream)
@@ -123,7 +124,7 @@ def test_findings_are_listed_by_rule_and_place(crossed: Crossed) -> None:
 
 
 def test_no_secret_is_in_the_file(crossed: Crossed) -> None:
-    data = b"".join(each.read_bytes() for each in crossed.recording.parent.glob("recording.db*"))
+    data = recorded(crossed.recording.parent)
     assert b"hello" in data
     for secret in (crossed.token, CREDENTIAL, KEY, CARD, SESSION, "tg_wrong-CANARY"):
         assert secret.encode() not in data

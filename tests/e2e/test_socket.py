@@ -19,7 +19,6 @@ from typing import Any
 
 import openai
 import pytest
-from sqlite_utils.utils import sqlite3
 from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -27,11 +26,12 @@ from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
 from tests.documents import archive
-from tests.e2e.harness import BIN, CREDENTIAL, Process, free_port, mitm, policy, raw, tidegate_run, token
+from tests.e2e.harness import BIN, CREDENTIAL, Process, free_port, mitm, policy, raw, recorded, tidegate_run, token
 from tests.e2e.peers import authority
 from tests.e2e.socket_peer import SocketUpstream, answer
 from tests.e2e.test_modes import trusting
 from tests.e2e.wiring import CARD, KEY, MAIL
+from tidegate.evidence import queries
 
 pytestmark = pytest.mark.e2e
 
@@ -68,11 +68,9 @@ class Rig:
         name = socket if isinstance(socket, str) else exchange_of(socket)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            with contextlib.closing(sqlite3.connect(self.gate.cwd / "recording.db")) as db:
-                db.row_factory = sqlite3.Row
-                query = "SELECT * FROM exchange WHERE id = ? AND outcome IS NOT NULL"
-                for row in db.execute(query, (name,)):
-                    return dict(row)
+            for row in queries.list_flows(self.gate.cwd / "recording.db", limit=100):
+                if row["id"] == name and row["outcome"] not in {None, "open"}:
+                    return row
             time.sleep(0.02)
         raise AssertionError(f"{name} was not sealed")
 
@@ -558,7 +556,7 @@ def test_a_socket_is_recorded_and_shown_masked(rig: Rig) -> None:
     page = rig.shown(name)
     assert "[REDACTED:card-visa]" in page
     sinks = {"page": page, "json": json.dumps(found), "log": rig.gate.log}
-    sinks["file"] = "".join(each.read_bytes().decode("latin-1") for each in rig.gate.cwd.glob("recording.db*"))
+    sinks["file"] = recorded(rig.gate.cwd).decode("latin-1")
     for sink, text in sinks.items():
         planted = (KEY, CARD, MAIL, CREDENTIAL, rig.token)
         assert [secret for secret in planted if secret in text] == [], sink
@@ -587,7 +585,7 @@ def test_without_bodies_no_message_is_kept(tmp_path: Path) -> None:
         row = rig.row(socket)
         assert json.loads(rig.shown(row["id"], "--json"))["messages"] is None
         rig.gate.stop()
-        assert b"words of a prompt" not in b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*"))
+        assert b"words of a prompt" not in recorded(tmp_path)
 
 
 class Page:

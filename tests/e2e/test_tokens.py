@@ -36,6 +36,7 @@ from tests.e2e.harness import (
     policy,
     post,
     raw,
+    recorded,
     started,
     tidegate_run,
     token,
@@ -310,7 +311,7 @@ def test_a_websocket(tmp_path: Path) -> None:
     assert asked[0] == asked[1]
     assert len(asked[0]) == 2
     assert b"canary" not in json.dumps(upstream.messages).encode()
-    kept = b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*"))
+    kept = recorded(tmp_path)
     assert TOKEN.search(kept.decode("latin-1"))
     for sink in (kept, running.log.encode()):
         assert b"canary" not in sink
@@ -349,7 +350,7 @@ def test_a_bug_with_tokens_shows_no_value(tmp_path: Path) -> None:
                     assert not over or b"canary" not in answer, name
                     assert place != "Session.token" or len(upstream.requests) == sent, "nothing of it was sent"
         clean(upstream)
-    for sink in (running.log.encode(), b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*"))):
+    for sink in (running.log.encode(), recorded(tmp_path)):
         assert b"canary" not in sink
         assert BUG.encode() not in sink
 
@@ -391,7 +392,7 @@ def test_values_are_left_nowhere(tmp_path: Path, mode: str) -> None:
             bearer = f"authorization: Bearer {secret}"
             answers = [ask(running.port, chat(ASKED, stream=stream), bearer) for stream in (False, True)]
             page = web(port)
-            living = b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*"))
+            living = recorded(tmp_path)
         clean(upstream)
     assert all(b"canary" in each for each in answers), "the client got them"
     listed = [BIN / "tidegate", "flows", "list", "--json", "--recording", tmp_path / "recording.db"]
@@ -410,7 +411,7 @@ def test_values_are_left_nowhere(tmp_path: Path, mode: str) -> None:
     sinks = {
         "page": page,
         "living file": living,
-        "file": b"".join(each.read_bytes() for each in tmp_path.glob("recording.db*")),
+        "file": recorded(tmp_path),
         "log": running.log.encode(),
         "shown": shown,
     }

@@ -16,7 +16,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.e2e.harness import CREDENTIAL, Process, policy, tidegate_run, token
+from tests.e2e.harness import CREDENTIAL, Process, policy, recorded, tidegate_run, token
 from tests.e2e.live_peer import SOUND, LiveUpstream
 from tests.e2e.test_modes import trusting
 from tests.e2e.test_socket import LEAK, MASKED, end_of, wait_for
@@ -246,8 +246,7 @@ def test_the_header_of_the_beta_passes_and_a_key_in_a_subprotocol_does_not(here:
     assert "never in a subprotocol" in message
     assert here.refused(path, subprotocols=["realtime"])[1] == "protocol"
     assert len(here.upstream.heads) == heads
-    for file in here.gate.cwd.glob("recording.db*"):
-        assert here.token.encode() not in file.read_bytes()
+    assert here.token.encode() not in recorded(here.gate.cwd)
     assert here.token not in here.gate.log
 
 

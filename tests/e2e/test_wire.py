@@ -30,6 +30,7 @@ from tests.e2e.harness import (
     mitm,
     policy,
     post,
+    recorded,
     tidegate_run,
     token,
 )
@@ -58,12 +59,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         assert CREDENTIAL not in gate.log
         assert access not in gate.log
         assert KEY not in gate.log
-        for each in folder.glob("recording.db*"):
-            data = each.read_bytes()
-            assert CREDENTIAL.encode() not in data
-            assert access.encode() not in data
-            assert KEY.encode() not in data
-            assert MAIL.encode() not in data
+        data = recorded(folder)
+        for each in (CREDENTIAL, access, KEY, MAIL):
+            assert each.encode() not in data
 
 
 @pytest.fixture

@@ -221,11 +221,11 @@ def check_claims(claims: Claims, identity: OidcIdentity, now: float) -> Verified
     if bound is None and ("cnf" in claims or identity.bound is Bound.REQUIRED):
         return refused(Reason.TOKEN_BOUND)  # bound to something unknown, or not bound where it must be
     ends, at = number(claims.get("exp")) or 0.0, _authenticated(claims)
+    until = ends if identity.max_age is None or at is None else min(ends, at + identity.max_age)
     caller = Caller(
-        identity.name, subject, expires=ends, strength=_strength(claims), authenticated=at,
+        identity.name, subject, expires=until, strength=_strength(claims), authenticated=at,
         claims=_carried(claims, identity),
     )  # fmt: skip
-    until = ends if identity.max_age is None or at is None else min(ends, at + identity.max_age)
     issued = number(claims.get("iat"))
     found = Verified(caller, identity.issuer, jti, issued, until + identity.leeway, bound)
     return _grouped(found, read_groups(claims, identity), identity)

@@ -176,6 +176,12 @@ class Verifier:
             answer = self._own.named(answer, token)
         return self._remember(token, _known(answer, now, source=source, keys=keys))
 
+    async def again(self, token: str, now: float) -> Caller | Denial:
+        """Say whose a token is by now, for a request that was admitted with it, proof and all, and has waited since."""
+        if token.startswith(PREFIX):
+            return self._lookup(token, now)
+        return self._in_force(self._known(self._digest(token), now) or await self._verify(token, now))
+
     def _asked_about(self, token: str) -> OidcIdentity | None:
         """Find the provider that has to be asked about a token, because the token says nothing by itself."""
         if len(token) > claims.TOKEN_BYTES or not OPAQUE.fullmatch(token):
@@ -239,6 +245,17 @@ class Verifier:
 
     def _asked(self, token: str, answer: Verified | Denial, now: float, shown: Shown) -> Caller | Denial:
         """Ask what may have changed since a token was verified, and whether its holder shows it."""
+        found = self._in_force(answer)
+        if isinstance(answer, Denial) or isinstance(found, Denial):
+            return found
+        if answer.bound is not None or shown.dpop:
+            reason = self._unproven(token, answer, now, shown)
+            if reason is not None:
+                return claims.refused(reason)
+        return found
+
+    def _in_force(self, answer: Verified | Denial) -> Caller | Denial:
+        """Ask whether a verified token was taken back since."""
         if isinstance(answer, Denial):
             return answer
         if self.revoked is not None:
@@ -247,10 +264,6 @@ class Verifier:
                 revoked = self.revoked(*answer.also, answer.issued)
             if revoked is not False:
                 return _UNKNOWABLE if revoked is None else claims.refused(Reason.TOKEN_REVOKED)
-        if answer.bound is not None or shown.dpop:
-            reason = self._unproven(token, answer, now, shown)
-            if reason is not None:
-                return claims.refused(reason)
         return answer.caller
 
     def _unproven(self, token: str, answer: Verified, now: float, shown: Shown) -> Reason | None:
