@@ -113,6 +113,13 @@ class Subjects:
             known = self._pseudonyms[name] = str(row[0])
         return known
 
+    def commitment(self, name: str, text: str) -> str:
+        """Return a hash of what a person said, under that person's key: erased with it, it says nothing any more."""
+        self.pseudonym(name)
+        row = self._db.execute("SELECT key FROM subject WHERE name = ?", [name]).fetchone()
+        said = b"reason\0" + text.encode("utf-8", "backslashreplace")
+        return f"hmac-sha256:{hmac.digest(row[0], said, 'sha256').hex()}"
+
     def data_key(self, pseudonym: str, at_us: int) -> DataKey:
         """Return the key for the bodies of a caller in the month of a time, made at first use."""
         month = time.strftime("%Y-%m", time.gmtime(at_us / 1e6))
