@@ -115,6 +115,8 @@ SLEIGHTS: dict[str, tuple[str, ...]] = {
     ),
     "body under another key": ("UPDATE flow_state SET key = 'ff' WHERE exchange = 'ex_0006'",),
     "event row": ("UPDATE event SET detail = 'nothing' WHERE kind = 'policy'",),
+    "event row added before": ("INSERT INTO event (rowid, at_us, kind, detail) VALUES (-5, 1, 'approval', '{}')",),
+    "event row added after": ("INSERT INTO event VALUES (1, 'approval', '{}')",),
     "event row deleted": ("DELETE FROM event WHERE kind = 'policy'",),
     "leaf changed": ("UPDATE leaf SET payload = replace(payload, 'POST', 'LOST') WHERE seq = 9",),
     "leaf and row changed alike": (
@@ -266,6 +268,7 @@ def old(path: Path) -> None:
         "INSERT INTO exchange (id, started_us, method, path, mode, policy_sha, streamed, findings, outcome) "
         "VALUES ('ex_0', 1, 'GET', '/', 'enforce', '', 0, 0, 'answered')"
     )
+    db.execute("INSERT INTO event VALUES (1, 'start', 'an old one'), (2, 'stop', '')")
     db.conn.close()
 
 
@@ -276,7 +279,22 @@ def test_an_old_recording_is_taken_up_and_told_apart(tmp_path: Path) -> None:
     report = verify(path)
     assert report.faults == []
     assert "1 exchanges that a version without a log has recorded" in report.unproven
-    edit(path, "DELETE FROM exchange WHERE id = 'ex_0'")
+    assert "2 rows of table event that a version without a log has written" in report.unproven
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM exchange WHERE id = 'ex_0'",
+        "DELETE FROM event WHERE detail = 'an old one'",
+        "INSERT INTO event (rowid, at_us, kind, detail) VALUES (-5, 1, 'approval', '{}')",
+    ],
+)
+def test_what_an_old_recording_had_is_counted(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "old.db"
+    old(path)
+    asyncio.run(fill(path, many=2))
+    edit(path, statement)
     assert verify(path).faulty
 
 

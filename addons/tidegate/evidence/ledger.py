@@ -68,7 +68,8 @@ class Kept:
 class Ledger:
     """The open segment of a recording, its log, and the callers' keys. ``owner``: it may close and delete segments.
 
-    ``tell`` takes events for the log, from any thread.
+    ``tell`` takes events for the log, from any thread. ``earlier``: the exchanges and events that are older than the
+    log, where it was begun just now.
     """
 
     def __init__(self, files: Files, settings: Settings, tell: Callable[[str, str], None], *, owner: bool) -> None:
@@ -89,7 +90,7 @@ class Ledger:
         self._seen = -1
         self._born = self._looked = 0.0
         self._zstd = zstandard.ZstdCompressor(level=3)
-        self.earlier = 0
+        self.earlier = (0, 0)
 
     def open(self) -> None:
         """Open the newest segment, or make the next. Raises ``RecordingError`` and SQLite's errors."""
@@ -129,10 +130,14 @@ class Ledger:
         """Say in a fresh segment where the log had come to. Rows of a version without a log are counted."""
         self.db.execute("BEGIN IMMEDIATE")
         if self.db.execute("SELECT count(*) FROM segment").fetchone()[0] == 0:
-            self.earlier = int(self.db.execute("SELECT count(*) FROM exchange").fetchone()[0])
+            exchanges, events = (
+                int(self.db.execute(f"SELECT count(*) FROM {each}").fetchone()[0])  # noqa: S608 - our own names
+                for each in ("exchange", "event")
+            )
+            self.earlier = (exchanges, events)
             self.db.execute(
                 "INSERT INTO segment (number, first, edge, earlier) VALUES (?, ?, ?, ?)",
-                [number, edge.size, edge.dump(), self.earlier],
+                [number, edge.size, edge.dump(), exchanges],
             )
         self.db.execute("COMMIT")
 

@@ -27,7 +27,7 @@ from tidegate.evidence.tree import ProofError, Tree, leaf_hash
 FAULTS = 20
 """Faults that are told one by one; the rest is counted."""
 
-_EARLIER = re.compile(r", (\d+) exchanges of before the log$")
+_EARLIER = re.compile(r", (\d+) exchanges and (\d+) events of before the log$")
 
 
 @dataclass
@@ -117,7 +117,7 @@ class _Verification:
         self.gone: set[int] = set()
         self.announced: dict[int, str] = {}
         self.deletions: set[int] = set()
-        self.earlier = self.exchanges = self.unlogged = 0
+        self.earlier = self.older = self.exchanges = self.unlogged = 0
         self.noted = self.last = 0
 
     def run(self, outside: Sequence[tuple[Path, str]]) -> Report:
@@ -301,19 +301,20 @@ class _Verification:
                 self.report.fault(f"{path.name}: the sealed original of exchange {exchange} is not as recorded")
 
     def _events(self, path: Path, db: Any, events: list[tuple[int, str, str]]) -> None:
-        rows = [tuple(row) for row in db.execute("SELECT at_us, kind, detail FROM event ORDER BY rowid")]
-        if rows[len(rows) - len(events) :] != events:
-            self.report.fault(f"{path.name}: the rows of table event are not as recorded")
-        told = 0
+        told = older = 0
         for _, kind, detail in events:
             self.kinds[kind] = self.kinds.get(kind, 0) + 1
             earlier = _EARLIER.search(detail) if kind == "start" else None
-            told = int(earlier[1]) if earlier else told
+            told, older = (int(earlier[1]), int(earlier[2])) if earlier else (told, older)
             if kind == "segment":
                 said = json.loads(detail)
                 self.announced[said["number"]] = said["sha256"]
             if kind == "deleted":
                 self.deletions.add(json.loads(detail)["number"])
+        rows = [tuple(row) for row in db.execute("SELECT at_us, kind, detail FROM event ORDER BY rowid")]
+        self.older += older
+        if len(rows) != older + len(events) or rows[older:] != events:
+            self.report.fault(f"{path.name}: the rows of table event are not as recorded")
         counted = db.execute("SELECT earlier FROM segment").fetchone()[0]
         if told != counted:
             self.report.fault(f"{path.name}: the log says that {told} exchanges are older than it, the file {counted}")
@@ -378,6 +379,8 @@ class _Verification:
             report.unproven.append(
                 f"{self.earlier + self.unlogged:,} exchanges that a version without a log has recorded"
             )
+        if self.older:
+            report.unproven.append(f"{self.older:,} rows of table event that a version without a log has written")
         if self.key is None:
             report.unproven.append("the signatures: no public key was given and none lies beside the recording")
         elif not self.given:
