@@ -18,6 +18,7 @@ from tidegate.cli import main
 from tidegate.evidence.files import Files
 from tidegate.evidence.ledger import Settings
 from tidegate.evidence.log import Cadence
+from tidegate.evidence.queries import list_flows
 from tidegate.evidence.records import COLUMNS, ExchangeRecord, RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.evidence.verify import key_beside, verify
@@ -142,6 +143,33 @@ def test_every_sleight_of_hand_is_found(path: Path, statements: tuple[str, ...])
     report = verify(path)
     assert report.faulty
     assert not report.sound
+
+
+def test_a_name_that_is_not_its_pseudonym_s_is_found_and_not_shown(path: Path) -> None:
+    assert "the names of 1 callers are those of their pseudonyms" in verify(path).proven
+    db = sqlite3.connect(Files(path).keys, isolation_level=None)
+    db.execute("UPDATE subject SET name = 'corp:mallory'")
+    (pseudonym,) = db.execute("SELECT pseudonym FROM subject").fetchone()
+    db.close()
+    report = verify(path)
+    assert report.faults == [f"tidegate.db.keys: {pseudonym} is not the pseudonym of the name beside it"]
+    assert list_flows(path, limit=1)[0]["caller"] == pseudonym
+    assert list_flows(path, caller="corp:mallory") == []
+
+
+def test_without_names_it_is_not_proven_who_the_callers_are(path: Path) -> None:
+    Files(path).keys.unlink()
+    report = verify(path)
+    assert (report.sound, report.faults) == (True, [])
+    said = "who the callers are: tidegate.db.keys, which has their names, is not here or cannot be read"
+    assert said in report.unproven
+
+
+def test_a_file_of_names_that_lacks_its_table_is_a_fault(path: Path) -> None:
+    db = sqlite3.connect(Files(path).keys, isolation_level=None)
+    db.execute("DROP TABLE subject")
+    db.close()
+    assert verify(path).faults == ["tidegate.db.keys: cannot be read: OperationalError"]
 
 
 def test_a_log_that_was_rewritten_whole_is_found_by_a_checkpoint_from_elsewhere(path: Path, tmp_path: Path) -> None:
