@@ -71,6 +71,7 @@ def services(the_policy: Any = None, **changes: Any) -> Services:
         "metrics": metrics,
         "sessions": Sessions(),
         "changed": lambda: "",
+        "noted": lambda _kind, _detail: None,
         "desk": always(()),
         "tokens": Tokens(
             lambda: chosen, verifier, changes.pop("revocations", None), metrics, changes.get("now", time.time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ from tidegate.admin.doors import Door, Needs
 from tidegate.admin.serving import AdminServer
 from tidegate.admin.wiring import Admin
 from tidegate.building import Gate, build_gate
+from tidegate.evidence.files import Files
+from tidegate.evidence.queries import reading
+from tidegate.evidence.subjects import Subjects
 from tidegate.policy.policy import PolicyError
 from tidegate.state.control import Control
 from tidegate.state.logins import Logins
@@ -55,6 +59,18 @@ async def gate(policy: Path) -> AsyncIterator[Gate]:
 
 async def unfit(admin: Admin) -> set[str]:
     return {name for name, fit in (await admin.services.ready()).items() if not fit}
+
+
+async def test_what_pages_note_is_an_event_of_the_recording_under_a_pseudonym(gate: Gate, policy: Path) -> None:
+    admin = Admin(gate, policy, AdminServer("127.0.0.1", 0))
+    admin.services.noted("read", '{"what": "page ex_1", "actor": "local:ops"}')
+    path = gate.addon.recorder.path
+    await gate.close()
+    with reading(path) as db:
+        (detail,) = db.execute("SELECT detail FROM event WHERE kind = 'read'").fetchone()
+    subjects = Subjects(Files(path).keys)
+    assert json.loads(detail) == {"what": "page ex_1", "actor": subjects.pseudonym("local:ops")}
+    subjects.close()
 
 
 async def test_readiness_looks_at_everything_that_traffic_needs(

@@ -185,6 +185,7 @@ def test_who_was_erased_is_gone_and_the_proofs_hold(path: Path, tmp_path: Path) 
     cli.invoke(main, ["evidence", "hold", "corp:alice", "--release", "--recording", str(copy)])
     done = cli.invoke(main, ["evidence", "erase", "corp:alice", "--yes", "--basis", "T-1", "--recording", str(copy)])
     assert done.exit_code == 0, done.output
+    assert "approvals in the control store (state.path) keep names and words as they were" in done.stderr
     recorder = Recorder(copy, encode, settings=Settings(private=True))
     recorder.start()
     recorder.close()

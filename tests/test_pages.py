@@ -241,6 +241,17 @@ async def test_an_exchange_is_shown_with_all_that_was_written_escaped(the_policy
     assert (await here.get("/exchanges/ex_nothing")).status_code == 404
 
 
+async def test_who_looks_at_an_exchange_is_told_to_the_log(the_policy: Any) -> None:
+    told: list[tuple[str, str]] = []
+    here = await signed_in(app(the_policy, noted=lambda kind, detail: told.append((kind, detail))))
+    name = an_id(int(NOW * 1e6) - 1_000_000, 99)
+    for path in ("/", "/exchanges", "/exchanges/ex_nothing", "/policy"):
+        await here.get(path)
+    assert told == []
+    assert (await here.get(f"/exchanges/{name}")).status_code == 200
+    assert told == [("read", f'{{"what": "page {name}", "actor": "local:ops"}}')]
+
+
 @pytest.mark.parametrize(
     ("query", "rows"),
     [("", 31), ("outcome=denied", 10), ("rule=pii.email", 15), ("caller=corp:alice&outcome=answered", 20)],

@@ -10,6 +10,8 @@ import random
 import stat
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,12 @@ from tidegate.evidence.ledger import Settings
 from tidegate.evidence.log import Cadence
 from tidegate.evidence.opening import Tiles
 from tidegate.evidence.records import ExchangeRecord, RecordingError
+from tidegate.evidence.stats import stats
 from tidegate.evidence.store import Recorder
 from tidegate.evidence.subjects import Subjects
+from tidegate.evidence.summaries import activity, rule_hits
 from tidegate.evidence.verify import verify
-from tidegate.model import Outcome
+from tidegate.model import Action, Finding, Outcome
 
 FLIPS = int(os.environ.get("TIDEGATE_CAMPAIGN_FLIPS", "150"))
 
@@ -81,6 +85,65 @@ def test_a_large_segment_is_closed_and_the_next_one_goes_on(path: Path) -> None:
     assert len(queries.states(path)) == 140
     assert queries.show(path, "ex_0001")["outcome"] == "answered"
     assert queries.list_flows(path, outcome="open") == []
+
+
+@pytest.fixture
+def seam(path: Path) -> Path:
+    """A recording of three segments: each exchange but the last ends in the segment after its intent."""
+    found = (Finding("pii.email", "pii", "$.x", 0, 9, Action.FLAG),)
+
+    def crossed(name: str, at: int, **more: object) -> ExchangeRecord:
+        basis = record(name)
+        return replace(basis, started_us=at * 1_000_000, prompt_findings=found, connection="openai", **more)
+
+    async def run() -> None:
+        made = Settings(private=True, segment_bytes=1 << 40)
+        recorder = Recorder(path, lambda state: repr(state).encode(), settings=made)
+        recorder.start()
+        for at in range(1, 4):
+            if at > 1:
+                before = f"ex_{(at - 1) * 1000:011x}"
+                ended = crossed(before, at - 1, outcome=Outcome.ANSWERED, duration_us=at * 1000, first_byte_us=at)
+                recorder.seal(ended, None)
+            await recorder.intent(crossed(f"ex_{at * 1000:011x}", at))
+            await asyncio.sleep(0.2)
+            if at < 3:
+                recorder._ledger.settings = replace(made, segment_bytes=1)  # the writer looks at it after each commit
+                recorder.event("policy", "x")
+                await asyncio.sleep(0.2)
+                recorder._ledger.settings = made
+        recorder.close()
+
+    asyncio.run(run())
+    return path
+
+
+def test_what_crosses_the_seam_of_two_segments_is_counted_once(seam: Path) -> None:
+    assert len(Files(seam).segments()) == 3
+    done = activity(seam, 0, 4_000_000, 4)
+    assert [dict(each) for each in done.bars] == [{}, {"answered": 1}, {"answered": 1}, {"open": 1}]
+    assert done.classes == {("pii", "flag"): 3}
+    assert done.connections == {("openai", "answered"): 2, ("openai", "open"): 1}
+    assert (done.first_byte_us, done.duration_us) == ((3, 3), (3000, 3000))
+    assert [(each["rule"], each["many"], each["exchanges"]) for each in rule_hits(seam, 0)] == [("pii.email", 3, 3)]
+    summed = stats(seam)
+    assert (summed["exchanges"], summed["outcome"], summed["rule"]) == (3, {"answered": 2, "open": 1}, {"pii.email": 3})
+    assert dict(activity(seam, 2_000_000, 4_000_000, 2).outcomes) == {"answered": 1, "open": 1}
+
+
+def test_sums_do_not_need_the_first_segment(seam: Path) -> None:
+    seam.unlink()
+    assert dict(activity(seam, 0, 4_000_000, 4).outcomes) == {"answered": 2, "open": 1}
+    assert rule_hits(seam, 0)[0]["many"] == 3
+    assert stats(seam)["exchanges"] == 3
+
+
+def test_segments_that_were_over_before_are_not_looked_at(seam: Path) -> None:
+    since = time.time_ns() // 1000 + 60_000_000
+    with queries.parts(seam, since) as found:
+        assert len(found) == 1
+    with queries.parts(seam, since - 3_600_000_000) as found:
+        assert len(found) == 3
 
 
 def test_an_old_segment_is_closed(path: Path) -> None:

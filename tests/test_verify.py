@@ -18,6 +18,7 @@ from tidegate.cli import main
 from tidegate.evidence.files import Files
 from tidegate.evidence.ledger import Settings
 from tidegate.evidence.log import Cadence
+from tidegate.evidence.queries import list_flows
 from tidegate.evidence.records import COLUMNS, ExchangeRecord, RecordingError
 from tidegate.evidence.store import Recorder
 from tidegate.evidence.verify import key_beside, verify
@@ -115,6 +116,8 @@ SLEIGHTS: dict[str, tuple[str, ...]] = {
     ),
     "body under another key": ("UPDATE flow_state SET key = 'ff' WHERE exchange = 'ex_0006'",),
     "event row": ("UPDATE event SET detail = 'nothing' WHERE kind = 'policy'",),
+    "event row added before": ("INSERT INTO event (rowid, at_us, kind, detail) VALUES (-5, 1, 'approval', '{}')",),
+    "event row added after": ("INSERT INTO event VALUES (1, 'approval', '{}')",),
     "event row deleted": ("DELETE FROM event WHERE kind = 'policy'",),
     "leaf changed": ("UPDATE leaf SET payload = replace(payload, 'POST', 'LOST') WHERE seq = 9",),
     "leaf and row changed alike": (
@@ -140,6 +143,33 @@ def test_every_sleight_of_hand_is_found(path: Path, statements: tuple[str, ...])
     report = verify(path)
     assert report.faulty
     assert not report.sound
+
+
+def test_a_name_that_is_not_its_pseudonym_s_is_found_and_not_shown(path: Path) -> None:
+    assert "the names of 1 callers are those of their pseudonyms" in verify(path).proven
+    db = sqlite3.connect(Files(path).keys, isolation_level=None)
+    db.execute("UPDATE subject SET name = 'corp:mallory'")
+    (pseudonym,) = db.execute("SELECT pseudonym FROM subject").fetchone()
+    db.close()
+    report = verify(path)
+    assert report.faults == [f"tidegate.db.keys: {pseudonym} is not the pseudonym of the name beside it"]
+    assert list_flows(path, limit=1)[0]["caller"] == pseudonym
+    assert list_flows(path, caller="corp:mallory") == []
+
+
+def test_without_names_it_is_not_proven_who_the_callers_are(path: Path) -> None:
+    Files(path).keys.unlink()
+    report = verify(path)
+    assert (report.sound, report.faults) == (True, [])
+    said = "who the callers are: tidegate.db.keys, which has their names, is not here or cannot be read"
+    assert said in report.unproven
+
+
+def test_a_file_of_names_that_lacks_its_table_is_a_fault(path: Path) -> None:
+    db = sqlite3.connect(Files(path).keys, isolation_level=None)
+    db.execute("DROP TABLE subject")
+    db.close()
+    assert verify(path).faults == ["tidegate.db.keys: cannot be read: OperationalError"]
 
 
 def test_a_log_that_was_rewritten_whole_is_found_by_a_checkpoint_from_elsewhere(path: Path, tmp_path: Path) -> None:
@@ -266,6 +296,7 @@ def old(path: Path) -> None:
         "INSERT INTO exchange (id, started_us, method, path, mode, policy_sha, streamed, findings, outcome) "
         "VALUES ('ex_0', 1, 'GET', '/', 'enforce', '', 0, 0, 'answered')"
     )
+    db.execute("INSERT INTO event VALUES (1, 'start', 'an old one'), (2, 'stop', '')")
     db.conn.close()
 
 
@@ -276,7 +307,22 @@ def test_an_old_recording_is_taken_up_and_told_apart(tmp_path: Path) -> None:
     report = verify(path)
     assert report.faults == []
     assert "1 exchanges that a version without a log has recorded" in report.unproven
-    edit(path, "DELETE FROM exchange WHERE id = 'ex_0'")
+    assert "2 rows of table event that a version without a log has written" in report.unproven
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM exchange WHERE id = 'ex_0'",
+        "DELETE FROM event WHERE detail = 'an old one'",
+        "INSERT INTO event (rowid, at_us, kind, detail) VALUES (-5, 1, 'approval', '{}')",
+    ],
+)
+def test_what_an_old_recording_had_is_counted(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "old.db"
+    old(path)
+    asyncio.run(fill(path, many=2))
+    edit(path, statement)
     assert verify(path).faulty
 
 

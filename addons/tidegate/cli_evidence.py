@@ -108,13 +108,17 @@ def evidence_key(policy_path: Path | None, recording: Path | None) -> None:
 @click.option("--basis", default="", help="Why, for the log: a ticket, a law. No name.")
 @click.confirmation_option(prompt="This destroys a caller's name and bodies for good. Go on?")
 def evidence_erase(subject: str, policy_path: Path | None, recording: Path | None, basis: str) -> None:
-    """Erase a caller: destroy the name and the keys of the bodies. The log stays valid, and tells of it."""
+    """Erase a caller: destroy the name and the keys of the bodies. The log stays valid, and tells of it.
+
+    What the control store holds of approvals (names, words) stays there.
+    """
     from tidegate.evidence.files import Files
 
     with no_stack(), _subjects(recording, policy_path) as subjects:
         many = subjects.erase(subject, basis)
         Files(where(recording, policy_path)).index.unlink(missing_ok=True)  # it holds a copy of what was said
     click.echo(f"{subject}: name and {many} keys destroyed; copies of the file of keys must be destroyed too", err=True)
+    click.echo("note: approvals in the control store (state.path) keep names and words as they were", err=True)
 
 
 @evidence.command("hold")

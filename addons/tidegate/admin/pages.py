@@ -89,11 +89,17 @@ _FILTERS = ("caller", "connection", "outcome", "rule", "since")
 
 
 async def exchange(visit: Visit) -> Response:
-    """Show one exchange: as it was asked and forwarded, as it was answered, what was decided and found."""
+    """Show one exchange: as it was asked and forwarded, as it was answered, what was decided and found.
+
+    That it was looked at, and by whom, is an event of the log.
+    """
     wanted = visit.request.path_params["exchange"]
     found = await _asked(details, _recording(visit), wanted)
     if isinstance(found, str):
         return page(visit, "trouble.html", "No such exchange", status=404, problem=found)
+    assert visit.caller is not None  # the door's rule
+    read = {"what": f"page {found['id']}", "actor": f"{visit.caller.identity}:{visit.caller.subject}"}
+    visit.services.noted("read", json.dumps(read, ensure_ascii=False))  # the ledger makes a pseudonym of the name
     title, whose = f"Exchange {found['id']}", queries.who(found)
     return page(visit, "exchange.html", title, row=found, bodies=_bodies(found), whose=whose)
 

@@ -22,8 +22,8 @@ class Services:
     ``identify`` names the holder of a token. ``alive`` says whether the data path turns, ``ready`` what is fit and what
     is not. ``failing`` says for each identity whether its keys could not be fetched. ``reload`` loads the policy's file
     again, and returns what to mind; it raises ``PolicyError`` and leaves the policy in force. ``changed`` is another
-    text whenever what the pages show may have changed. ``desk`` has work done where requests wait for people, in the
-    loop of the data path.
+    text whenever what the pages show may have changed. ``noted`` puts an event into the recording's log. ``desk`` has
+    work done where requests wait for people, in the loop of the data path.
     """
 
     policy: Callable[[], Policy]
@@ -36,6 +36,7 @@ class Services:
     metrics: Metrics
     sessions: Sessions
     changed: Callable[[], str]
+    noted: Callable[[str, str], None]
     desk: Callable[[Callable[[Desk], Awaitable[Any]]], Awaitable[Any]]
     tokens: Tokens
     signing_in: SigningIn

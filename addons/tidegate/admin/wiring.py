@@ -66,6 +66,7 @@ class Admin:
             metrics=self._metrics,
             sessions=Sessions(),
             changed=self._changed,
+            noted=self._noted,
             desk=self._desk,
             tokens=Tokens(self._policy, self._callers.verifier, gate.addon.revocations, self._metrics, time.time),
             signing_in=SigningIn(self._policy, Logins(gate.control, time.time), self._metrics, time.time),
@@ -130,6 +131,9 @@ class Admin:
                 with contextlib.suppress(OSError):
                     marks.append(str(Path(name).stat().st_mtime_ns))
         return "-".join(marks)
+
+    def _noted(self, kind: str, detail: str) -> None:
+        self._gate.addon.recorder.event(kind, detail)
 
     async def _desk(self, work: Callable[[Desk], Awaitable[Any]]) -> Any:
         """Have work done in the data path's loop, where whoever waits is woken in the same turn."""

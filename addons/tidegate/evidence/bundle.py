@@ -17,6 +17,7 @@ from tidegate.evidence.names import names_of
 from tidegate.evidence.notes import tlog_proof
 from tidegate.evidence.proving import Prover, proving
 from tidegate.evidence.records import RecordingError
+from tidegate.evidence.subjects import MARK
 from tidegate.evidence.tree import ProofError
 
 PATIENCE = 15.0
@@ -68,13 +69,15 @@ def chosen(path: Path, selection: Selection) -> list[str]:
 def export(path: Path, selection: Selection, progress: Callable[[int], None] = lambda _: None) -> bytes:
     """Return the bundle of what is selected. Raises ``RecordingError``.
 
-    Events that are about no exchange (starts, gaps, deletions ...) go along from the first selected event to the last.
+    Events that are about no exchange (starts, gaps, deletions ...) go along from the first selected event to the last;
+    where exchanges or a caller are named, approvals that other callers asked for do not.
     """
     ids = chosen(path, selection)
+    named = bool(selection.ids or selection.caller)
     deadline = time.monotonic() + PATIENCE
     while True:
         with proving(path) as prover:
-            events = _events(prover, set(ids), progress)
+            events = _events(prover, set(ids), progress, named=named)
             if not events:
                 raise RecordingError(
                     f"{path}: found no event of these exchanges in the log; a version without one recorded them"
@@ -89,20 +92,45 @@ def export(path: Path, selection: Selection, progress: Callable[[int], None] = l
         time.sleep(0.5)
 
 
-def _events(prover: Prover, ids: set[str], progress: Callable[[int], None]) -> list[tuple[int, str]]:
+def _events(prover: Prover, ids: set[str], progress: Callable[[int], None], *, named: bool) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
+    approvals: dict[int, str] = {}
+    asked: dict[str, str] = {}
+    callers: set[str] = set()
     between: list[tuple[int, str]] = []
     for index, payload in prover.leaves():
         if not index & 0xFFF:
             progress(index)
         said = json.loads(payload)
         if said["kind"] == "event":
+            if said["event"] == "approval":
+                approvals[index] = _approval(said["detail"], asked)
             if found:
                 between.append((index, payload))
         elif said["exchange"]["id"] in ids:
+            callers.add(_caller(said["exchange"]))
             found += [*between, (index, payload)]
             between = []
-    return found
+    foreign = {index for index, each in approvals.items() if asked.get(each) not in callers} if named else set()
+    return [each for each in found if each[0] not in foreign]
+
+
+def _approval(detail: str, asked: dict[str, str]) -> str:
+    """Return the approval that a step belongs to; where it is the first one, remember who has asked."""
+    try:
+        step = json.loads(detail)
+        approval = str(step["approval"])
+        if step["what"] == "ask":
+            asked[approval] = str(step["actor"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return approval
+
+
+def _caller(exchange: dict[str, Any]) -> str:
+    """Return whose exchange it is as events name people: by pseudonym, or ``identity:subject``."""
+    caller = str(exchange.get("caller", ""))
+    return caller if caller.startswith(MARK) else f"{exchange.get('identity', '')}:{caller}"
 
 
 def _members(path: Path, prover: Prover, events: list[tuple[int, str]], note: str, ids: list[str]) -> dict[str, bytes]:

@@ -35,6 +35,9 @@ ROWS = 64
 """Rows of one statement: 64 rows of 23 values are far below the 32,766 parameters that SQLite takes."""
 
 
+PERSONAL = ("approval", "read")
+"""Events whose detail may be a JSON object that names its ``actor`` and repeats that person's ``reason``."""
+
 TEND = 1.0
 """Seconds between two looks at the size and age of the segment."""
 
@@ -65,7 +68,8 @@ class Kept:
 class Ledger:
     """The open segment of a recording, its log, and the callers' keys. ``owner``: it may close and delete segments.
 
-    ``tell`` takes events for the log, from any thread.
+    ``tell`` takes events for the log, from any thread. ``earlier``: the exchanges and events that are older than the
+    log, where it was begun just now.
     """
 
     def __init__(self, files: Files, settings: Settings, tell: Callable[[str, str], None], *, owner: bool) -> None:
@@ -86,7 +90,7 @@ class Ledger:
         self._seen = -1
         self._born = self._looked = 0.0
         self._zstd = zstandard.ZstdCompressor(level=3)
-        self.earlier = 0
+        self.earlier = (0, 0)
 
     def open(self) -> None:
         """Open the newest segment, or make the next. Raises ``RecordingError`` and SQLite's errors."""
@@ -126,10 +130,14 @@ class Ledger:
         """Say in a fresh segment where the log had come to. Rows of a version without a log are counted."""
         self.db.execute("BEGIN IMMEDIATE")
         if self.db.execute("SELECT count(*) FROM segment").fetchone()[0] == 0:
-            self.earlier = int(self.db.execute("SELECT count(*) FROM exchange").fetchone()[0])
+            exchanges, events = (
+                int(self.db.execute(f"SELECT count(*) FROM {each}").fetchone()[0])  # noqa: S608 - our own names
+                for each in ("exchange", "event")
+            )
+            self.earlier = (exchanges, events)
             self.db.execute(
                 "INSERT INTO segment (number, first, edge, earlier) VALUES (?, ?, ?, ?)",
-                [number, edge.size, edge.dump(), self.earlier],
+                [number, edge.size, edge.dump(), exchanges],
             )
         self.db.execute("COMMIT")
 
@@ -211,6 +219,7 @@ class Ledger:
             self._subjects.refresh()
             intents = [self._hidden(each) for each in intents]
             sealed = [(self._hidden(each), kept) for each, kept in sealed]
+            events = [(kind, self._nameless(detail) if kind in PERSONAL else detail) for kind, detail in events]
         for each in intents:
             batch.intent(each)
         for each, kept in sealed:
@@ -268,8 +277,25 @@ class Ledger:
         """Put a caller's pseudonym in the place of the name."""
         if record.caller is None:
             return record
-        name = f"{record.identity or ''}:{record.caller}".encode("utf-8", "backslashreplace").decode()
-        return replace(record, caller=self._subjects.pseudonym(name))
+        return replace(record, caller=self._subjects.pseudonym(_clean(f"{record.identity or ''}:{record.caller}")))
+
+    def _nameless(self, detail: str) -> str:
+        """Put a pseudonym in the place of who did it, and a keyed hash in the place of his words.
+
+        The gate itself is no person: its actor has no colon, and its words are the same for everybody.
+        """
+        try:
+            said = json.loads(detail)
+        except ValueError:
+            return detail
+        actor = said.get("actor") if isinstance(said, dict) else None
+        if not isinstance(actor, str) or ":" not in actor:
+            return detail
+        name, reason = _clean(actor), said.get("reason")
+        said["actor"] = self._subjects.pseudonym(name)
+        if reason:
+            said["reason"] = self._subjects.commitment(name, str(reason))
+        return json.dumps(said, ensure_ascii=False)
 
     def _stored(self, record: ExchangeRecord, kept: Kept | None) -> tuple[Stored, _Bodies] | None:
         """Return the rows of what is kept of an exchange, and how the log commits to them."""
@@ -356,6 +382,11 @@ def insert(db: Any, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         many = min(1 << ((len(rows) - at).bit_length() - 1), ROWS)
         db.execute(_many(statement, many), list(itertools.chain.from_iterable(rows[at : at + many])))
         at += many
+
+
+def _clean(name: str) -> str:
+    """Return a name as SQLite takes it."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @functools.cache

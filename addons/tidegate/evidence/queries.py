@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,6 +122,45 @@ def _conditions(
 def _segments(path: Path) -> list[Path]:
     """Return the segments of a recording, oldest first; at least its own path, whatever is there."""
     return [file for _, file in Files(path).segments()] or [path]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment, open for reading. ``moved`` is the JSON of the ids of which a later segment has the last word."""
+
+    db: Database
+    moved: str
+
+
+@contextmanager
+def parts(path: Path, since_us: int = 0) -> Iterator[list[Part]]:
+    """Open the segments of a recording, newest first, as far back as something was written since.
+
+    An exchange can have its intent in one segment and its end in the next: who counts leaves out ``moved``. Ids sort by
+    time, so that only those at the seam are looked at. Raises ``RecordingError``.
+    """
+    with ExitStack() as stack:
+        found: list[Part] = []
+        for file in reversed(_segments(path)):
+            db = stack.enter_context(reading(file))
+            if found and _last_written(db) < since_us:
+                break
+            (newest,) = db.execute("SELECT coalesce(max(id), '') FROM exchange").fetchone()
+            moved: set[str] = set()
+            for later in found:
+                seam = later.db.execute("SELECT id FROM exchange WHERE id <= ?", [newest])
+                moved.update(each for (each,) in seam)
+            found.append(Part(db, json.dumps(sorted(moved))))
+        yield found
+
+
+def _last_written(db: Database) -> int:
+    """Return when a segment was last written to, by its newest event; now, if it has none."""
+    with contextlib.suppress(sqlite3.OperationalError):  # a version without a log
+        row = db.execute("SELECT payload FROM leaf ORDER BY seq DESC LIMIT 1").fetchone()
+        if row is not None:
+            return int(json.loads(row[0])["at_us"])
+    return 1 << 62
 
 
 def _ended(path: Path, file: Path, exchange: str) -> bool:

@@ -10,11 +10,12 @@ from rich.text import Text
 
 from tidegate.evidence.files import Files
 from tidegate.evidence.names import names_of
-from tidegate.evidence.queries import printable, reading, since_us
-from tidegate.evidence.records import RecordingError
+from tidegate.evidence.queries import parts, printable, since_us
 
 GROUPS = ("outcome", "reason", "connection", "model", "caller")
 """The columns whose values are counted."""
+
+_COUNTED = "started_us >= :low AND id NOT IN (SELECT value FROM json_each(:moved))"
 
 
 def stats(path: Path, since: str | None = None) -> dict[str, Any]:
@@ -23,32 +24,29 @@ def stats(path: Path, since: str | None = None) -> dict[str, Any]:
     counts: dict[str, dict[str, int]] = {each: {} for each in (*GROUPS, "rule")}
     durations: list[int] = []
     total = sent = given = 0
-    segments = Files(path).segments()
-    if not segments:
-        raise RecordingError(f"{path}: found no file; accepted: a recording made by tidegate")
-    with names_of(Files(path)) as names:
-        for _, file in segments:
-            with reading(file) as db:
-                for row in db.query(
-                    "SELECT outcome, reason, connection, model, identity, caller, count(*) AS times, "
-                    "sum(request_bytes) AS sent, sum(response_bytes) AS given FROM exchange WHERE started_us >= ? "
-                    "GROUP BY outcome, reason, connection, model, identity, caller",
-                    [low],
-                ):
-                    named = names.named(row)
-                    total, sent, given = total + row["times"], sent + row["sent"], given + row["given"]
-                    for each in GROUPS:
-                        value = named[each] or ("open" if each == "outcome" else None)
-                        if value is not None:
-                            counts[each][value] = counts[each].get(value, 0) + row["times"]
-                for row in db.query(
-                    "SELECT f.rule AS rule, count(*) AS times FROM finding f JOIN exchange e ON e.id = f.exchange "
-                    "WHERE e.started_us >= ? GROUP BY f.rule",
-                    [low],
-                ):
-                    counts["rule"][row["rule"]] = counts["rule"].get(row["rule"], 0) + row["times"]
-                asked = "SELECT duration_us FROM exchange WHERE duration_us IS NOT NULL AND started_us >= ?"
-                durations += (row[0] for row in db.execute(asked, [low]))
+    with names_of(Files(path)) as names, parts(path, low) as found:
+        for part in found:
+            span = {"low": low, "moved": part.moved}
+            for row in part.db.query(
+                "SELECT outcome, reason, connection, model, identity, caller, count(*) AS times, "  # noqa: S608 - our own names
+                "sum(request_bytes) AS sent, sum(response_bytes) AS given FROM exchange "
+                f"WHERE {_COUNTED} GROUP BY outcome, reason, connection, model, identity, caller",
+                span,
+            ):
+                named = names.named(row)
+                total, sent, given = total + row["times"], sent + row["sent"], given + row["given"]
+                for each in GROUPS:
+                    value = named[each] or ("open" if each == "outcome" else None)
+                    if value is not None:
+                        counts[each][value] = counts[each].get(value, 0) + row["times"]
+            for row in part.db.query(
+                "SELECT f.rule AS rule, count(*) AS times FROM finding f JOIN exchange e ON e.id = f.exchange "  # noqa: S608 - our own names
+                f"WHERE {_COUNTED} GROUP BY f.rule",
+                span,
+            ):
+                counts["rule"][row["rule"]] = counts["rule"].get(row["rule"], 0) + row["times"]
+            asked = f"SELECT duration_us FROM exchange WHERE duration_us IS NOT NULL AND {_COUNTED}"  # noqa: S608 - our own names
+            durations += (row[0] for row in part.db.execute(asked, span))
     durations.sort()
     return {
         "exchanges": total,

@@ -261,7 +261,8 @@ class Recorder:
             self._ledger.close()
 
     def _start(self) -> str:
-        earlier = f", {self._ledger.earlier} exchanges of before the log" if self._ledger.earlier else ""
+        exchanges, events = self._ledger.earlier
+        earlier = f", {exchanges} exchanges and {events} events of before the log" if exchanges or events else ""
         return f"tidegate {__version__}, sqlite {sqlite3.sqlite_version}{earlier}"
 
     def _news(self) -> tuple[tuple[str, str], ...]:

@@ -107,11 +107,19 @@ class Subjects:
             row = self._db.execute("SELECT pseudonym FROM subject WHERE name = ?", [name]).fetchone()
             if row is None:
                 key = secrets.token_bytes(32)
-                fresh = MARK + base64.b32encode(hmac.digest(key, name.encode(), "sha256")[:10]).decode().lower()
-                self._db.execute("INSERT INTO subject VALUES (?, ?, ?) ON CONFLICT DO NOTHING", [fresh, name, key])
+                self._db.execute(
+                    "INSERT INTO subject VALUES (?, ?, ?) ON CONFLICT DO NOTHING", [pseudonym_of(name, key), name, key]
+                )
                 row = self._db.execute("SELECT pseudonym FROM subject WHERE name = ?", [name]).fetchone()
             known = self._pseudonyms[name] = str(row[0])
         return known
+
+    def commitment(self, name: str, text: str) -> str:
+        """Return a hash of what a person said, under that person's key: erased with it, it says nothing any more."""
+        self.pseudonym(name)
+        row = self._db.execute("SELECT key FROM subject WHERE name = ?", [name]).fetchone()
+        said = b"reason\0" + text.encode("utf-8", "backslashreplace")
+        return f"hmac-sha256:{hmac.digest(row[0], said, 'sha256').hex()}"
 
     def data_key(self, pseudonym: str, at_us: int) -> DataKey:
         """Return the key for the bodies of a caller in the month of a time, made at first use."""
@@ -132,14 +140,19 @@ class Subjects:
     # ── for readers ──────────────────────────────────────────────────────────
 
     def name(self, pseudonym: str) -> str | None:
-        """Return the ``identity:subject`` of a pseudonym; ``None`` if it was erased."""
-        row = self._db.execute("SELECT name FROM subject WHERE pseudonym = ?", [pseudonym]).fetchone()
-        return None if row is None else str(row[0])
+        """Return the ``identity:subject`` of a pseudonym; ``None`` if it was erased, or is not that name's."""
+        row = self._db.execute("SELECT name, key FROM subject WHERE pseudonym = ?", [pseudonym]).fetchone()
+        return None if row is None or pseudonym_of(*row) != pseudonym else str(row[0])
 
     def matching(self, caller: str) -> list[tuple[str, str]]:
         """Return (pseudonym, name) of the callers with that subject, or that ``identity:subject``."""
-        rows = self._db.execute("SELECT pseudonym, name FROM subject").fetchall()
-        return [(p, n) for p, n in rows if caller in (n, n.partition(":")[2], p)]
+        rows = self._db.execute("SELECT pseudonym, name, key FROM subject").fetchall()
+        return [(p, n) for p, n, key in rows if caller in (n, n.partition(":")[2], p) and pseudonym_of(n, key) == p]
+
+    def strangers(self) -> tuple[int, list[str]]:
+        """Return how many callers there are, and the pseudonyms that are not those of the names beside them."""
+        rows = self._db.execute("SELECT pseudonym, name, key FROM subject ORDER BY pseudonym").fetchall()
+        return len(rows), [pseudonym for pseudonym, name, key in rows if pseudonym_of(name, key) != pseudonym]
 
     def key(self, key_id: str) -> bytes | None:
         """Return a data key; ``None`` if it was destroyed."""
@@ -224,3 +237,8 @@ class Subjects:
         self._db.execute("BEGIN IMMEDIATE")
         self._db.executemany("DELETE FROM pending WHERE id = ?", [(each,) for each in numbers])
         self._db.execute("COMMIT")
+
+
+def pseudonym_of(name: str, key: bytes) -> str:
+    """Return the pseudonym that a key makes of a name: nobody finds another pair that comes to the same."""
+    return MARK + base64.b32encode(hmac.digest(key, name.encode(), "sha256")[:10]).decode().lower()

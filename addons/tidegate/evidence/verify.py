@@ -22,12 +22,13 @@ from tidegate.evidence.files import Files
 from tidegate.evidence.notes import Checkpoint, NoteError, Verifier, load_signer, load_verifier, parse, parse_many
 from tidegate.evidence.opening import Tiles
 from tidegate.evidence.records import APPLICATION_ID, RecordingError
+from tidegate.evidence.subjects import MARK, Subjects
 from tidegate.evidence.tree import ProofError, Tree, leaf_hash
 
 FAULTS = 20
 """Faults that are told one by one; the rest is counted."""
 
-_EARLIER = re.compile(r", (\d+) exchanges of before the log$")
+_EARLIER = re.compile(r", (\d+) exchanges and (\d+) events of before the log$")
 
 
 @dataclass
@@ -117,8 +118,10 @@ class _Verification:
         self.gone: set[int] = set()
         self.announced: dict[int, str] = {}
         self.deletions: set[int] = set()
-        self.earlier = self.exchanges = self.unlogged = 0
+        self.earlier = self.older = self.exchanges = self.unlogged = 0
         self.noted = self.last = 0
+        self.pseudonyms = False
+        self.named: int | None = None
 
     def run(self, outside: Sequence[tuple[Path, str]]) -> Report:
         """Walk through every segment, then judge the checkpoints."""
@@ -141,6 +144,7 @@ class _Verification:
             if collecting:
                 gc.enable()
         self._deleted(closed, {number for number, _ in segments})
+        self._names()
         for where, note in notes:
             self._judge(where, note)
         self._conclude(bool(outside))
@@ -206,6 +210,9 @@ class _Verification:
         expected, events = self._leaves(path, db, sizes)
         self.last = number
         self.earlier += earlier
+        self.pseudonyms = self.pseudonyms or any(
+            str(e.columns.get("caller", "")).startswith(MARK) for e in expected.values()
+        )
         self._compare(path, db, expected, earlier)
         self._events(path, db, events)
         for size, note in notes:
@@ -301,19 +308,20 @@ class _Verification:
                 self.report.fault(f"{path.name}: the sealed original of exchange {exchange} is not as recorded")
 
     def _events(self, path: Path, db: Any, events: list[tuple[int, str, str]]) -> None:
-        rows = [tuple(row) for row in db.execute("SELECT at_us, kind, detail FROM event ORDER BY rowid")]
-        if rows[len(rows) - len(events) :] != events:
-            self.report.fault(f"{path.name}: the rows of table event are not as recorded")
-        told = 0
+        told = older = 0
         for _, kind, detail in events:
             self.kinds[kind] = self.kinds.get(kind, 0) + 1
             earlier = _EARLIER.search(detail) if kind == "start" else None
-            told = int(earlier[1]) if earlier else told
+            told, older = (int(earlier[1]), int(earlier[2])) if earlier else (told, older)
             if kind == "segment":
                 said = json.loads(detail)
                 self.announced[said["number"]] = said["sha256"]
             if kind == "deleted":
                 self.deletions.add(json.loads(detail)["number"])
+        rows = [tuple(row) for row in db.execute("SELECT at_us, kind, detail FROM event ORDER BY rowid")]
+        self.older += older
+        if len(rows) != older + len(events) or rows[older:] != events:
+            self.report.fault(f"{path.name}: the rows of table event are not as recorded")
         counted = db.execute("SELECT earlier FROM segment").fetchone()[0]
         if told != counted:
             self.report.fault(f"{path.name}: the log says that {told} exchanges are older than it, the file {counted}")
@@ -332,6 +340,22 @@ class _Verification:
                 self.report.fault(f"segment {number} was closed, and the list of closed files does not have it")
         if any(number > last for number in closed):
             self.report.fault("the newest segment is missing")
+
+    def _names(self) -> None:
+        """Compare each name with its pseudonym, as far as they are there; the log has the pseudonyms alone."""
+        name, subjects = self.files.keys.name, None
+        try:
+            subjects = Subjects(self.files.keys, create=False)
+            self.named, strangers = subjects.strangers()
+            for each in strangers:
+                self.report.fault(f"{name}: {each} is not the pseudonym of the name beside it")
+        except RecordingError:
+            pass  # not here, or not to be read: said at the end
+        except (sqlite3.Error, TypeError, UnicodeError) as error:
+            self.report.fault(f"{name}: cannot be read: {type(error).__name__}")
+        finally:
+            if subjects is not None:
+                subjects.close()
 
     # ── the checkpoints ──────────────────────────────────────────────────────
 
@@ -361,6 +385,8 @@ class _Verification:
                 f"{self.noted:,} events are as they were signed: none changed, none removed, none added, none moved"
             )
             report.proven.append(f"the rows of {self.exchanges:,} exchanges say what those events say")
+            if self.named:
+                report.proven.append(f"the names of {self.named:,} callers are those of their pseudonyms")
             report.proven.append(f"signed by {self.key.vkey}")
         told = {"gap": "told of lost records", "erased": "erased a caller", "deleted": "deleted a closed file"}
         for kind, meaning in told.items():
@@ -370,14 +396,7 @@ class _Verification:
             report.unproven.append(
                 f"the last {size - self.noted:,} events: no checkpoint has been signed over them yet"
             )
-        if self.gone:
-            report.unproven.append(
-                f"what was in {len(self.gone)} deleted segments: the log has their hashes, their content is gone"
-            )
-        if self.earlier or self.unlogged:
-            report.unproven.append(
-                f"{self.earlier + self.unlogged:,} exchanges that a version without a log has recorded"
-            )
+        self._not_here()
         if self.key is None:
             report.unproven.append("the signatures: no public key was given and none lies beside the recording")
         elif not self.given:
@@ -390,6 +409,24 @@ class _Verification:
                 "that no newer end was cut off, and that the holder of the key has not signed twice: give the "
                 "checkpoints that were copied elsewhere with --checkpoint"
             )
+
+    def _not_here(self) -> None:
+        """Say what there is nothing to compare with."""
+        report = self.report
+        if self.gone:
+            report.unproven.append(
+                f"what was in {len(self.gone)} deleted segments: the log has their hashes, their content is gone"
+            )
+        if self.pseudonyms and self.named is None:
+            report.unproven.append(
+                f"who the callers are: {self.files.keys.name}, which has their names, is not here or cannot be read"
+            )
+        if self.earlier or self.unlogged:
+            report.unproven.append(
+                f"{self.earlier + self.unlogged:,} exchanges that a version without a log has recorded"
+            )
+        if self.older:
+            report.unproven.append(f"{self.older:,} rows of table event that a version without a log has written")
 
 
 def _expect(said: dict[str, Any], expected: dict[str, _Expected], events: list[tuple[int, str, str]]) -> None:
