@@ -21,6 +21,7 @@ from tidegate.admin import wiring
 from tidegate.admin.app import build
 from tidegate.admin.tokens import ACCESS_TOKEN, EXCHANGE, JWT
 from tidegate.identity import issuing
+from tidegate.identity.claims import refused
 from tidegate.identity.issuing import AHEAD, KEPT, OwnKey, Source
 from tidegate.identity.keys import KeySource
 from tidegate.identity.own import OwnKeys
@@ -376,6 +377,21 @@ async def test_whoever_holds_a_token_may_end_it(app: Any, verifier: Verifier) ->
     assert isinstance(answer, Denial)
     assert answer.reason is Reason.TOKEN_REVOKED
     assert isinstance(await verifier.identify(other, t.NOW), Caller)
+
+
+async def test_a_bound_token_is_taken_back_without_a_proof(app: Any, verifier: Verifier) -> None:
+    shown = t.sign(t.claims(jti="bound-1", cnf={"jkt": "x" * 43}))
+    assert await verifier.identify(shown, t.NOW) == refused(Reason.TOKEN_BOUND)
+    async with a.client(app) as client:
+        assert (await client.post("/revoke", data={"token": shown})).status_code == 200
+        nameless = {"token": t.sign(t.claims(cnf={"jkt": "x" * 43}))}
+        answer = await client.post("/revoke", data=nameless)
+        assert (answer.status_code, answer.json()["error"]) == (400, "unsupported_token_type")
+        forged = {"token": t.sign(t.claims(jti="other"), {"kid": "k1"}, t.rsa(name="k2"))}
+        assert (await client.post("/revoke", data=forged)).status_code == 200
+    assert await verifier.identify(shown, t.NOW) == refused(Reason.TOKEN_REVOKED), "asked before the proof"
+    other = t.sign(t.claims(jti="other"))
+    assert isinstance(await verifier.identify(other, t.NOW), Caller), "what is not of the provider ends nothing"
 
 
 async def test_an_operator_takes_back_the_tokens_of_others(app: Any, verifier: Verifier) -> None:

@@ -17,6 +17,7 @@ from tidegate.admin.issuer import CannotIssue, Issued
 from tidegate.dialects.body import strict_json
 from tidegate.identity.claims import TOKEN_BYTES
 from tidegate.identity.issuing import Source, payload
+from tidegate.identity.static import PREFIX
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.policy import AdminRight, OidcIdentity
 
@@ -129,22 +130,27 @@ async def metadata(visit: Visit) -> Response:
 
 
 async def revoke(visit: Visit) -> Response:
-    """Take back the token that is shown (RFC 7009): whoever holds it may end it. An unknown one is no fault."""
+    """Take back the token that is shown (RFC 7009): whoever holds it may end it. An unknown one is no fault.
+
+    No proof is asked of a bound one: whoever finds such a token can end it, which is all that it is good for alone.
+    """
     form = read_form(visit)
     shown = form.get("token") if form is not None else None
     if not shown:
         return oauth_error("invalid_request", "A form with the field token is needed.")
-    caller = await visit.services.identify(shown)
-    if isinstance(caller, Denial):
-        if caller.status == 503:
-            return oauth_error("temporarily_unavailable", caller.message, 503)
+    if shown.startswith(PREFIX):
+        return oauth_error("unsupported_token_type", "A static token ends when its entry is deleted.")
+    tokens = visit.services.tokens
+    found = await tokens.verified(shown)
+    if isinstance(found, Denial):
+        if found.status == 503:
+            return oauth_error("temporarily_unavailable", found.message, 503)
         return told({})
-    claims = payload(shown)
-    issuer, jti = claims.get("iss"), claims.get("jti")
-    if not isinstance(issuer, str) or not isinstance(jti, str):
+    if found.jti is None:
         return oauth_error("unsupported_token_type", "This token has no jti, so it cannot be taken back by itself.")
+    caller = found.caller
     by = f"{caller.identity}:{caller.subject}"
-    kept = await visit.services.tokens.revoke_token(issuer, jti, by=by, why="by its holder", expires=caller.expires)
+    kept = await tokens.revoke_token(found.issuer, found.jti, by=by, why="by its holder", expires=caller.expires)
     return told({}) if kept else oauth_error("temporarily_unavailable", "The revocation could not be kept.", 503)
 
 
