@@ -27,7 +27,14 @@ from tidegate.identity.keys import KeySource
 from tidegate.identity.own import OwnKeys
 from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller, Denial, Reason
-from tidegate.policy.policy import Admin, SamlIdentity, StaticIdentity
+from tidegate.policy.policy import (
+    Admin,
+    CertificateIdentity,
+    CertificateName,
+    SamlIdentity,
+    SourceIdentity,
+    StaticIdentity,
+)
 from tidegate.state.control import Control
 from tidegate.state.revocations import Revocations
 from tidegate.state.signing import SigningKeys
@@ -410,6 +417,41 @@ async def test_an_operator_takes_back_the_tokens_of_others(app: Any, verifier: V
         assert isinstance(await verifier.identify(bound, t.NOW), Caller)
         await client.post(path, json={"identity": "corp", "subject": "bob"}, headers=ops)
         assert isinstance(await verifier.identify(bound, t.NOW), Denial), "the token it was exchanged for goes too"
+
+
+REVOCABLE = a.policy(
+    identities=(
+        *POLICY.identities,
+        SourceIdentity("lan", ("10.0.0.0/8",), None, ()),
+        CertificateIdentity("mesh", "ca.pem", CertificateName.CN, (), units=False),
+    ),
+    admin=POLICY.admin,
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        pytest.param({"identity": "local", "subject": "reader"}, 400, "its entry is deleted", id="static"),
+        pytest.param({"identity": "local", "jti": "1"}, 400, "its entry is deleted", id="static-jti"),
+        pytest.param({"identity": "lan", "subject": "10.0.0.1"}, 400, "take their networks out", id="source"),
+        pytest.param({"identity": "mesh", "subject": "billing"}, 400, "have the certificate end", id="certificate"),
+        pytest.param({"issuer": "adfs", "subject": "bob"}, 400, "with one: corp.", id="a-name-of-another-kind"),
+        pytest.param({"issuer": "nobody", "jti": "1"}, 400, "an issuer's address", id="neither"),
+        pytest.param({"issuer": "corp", "jti": "1"}, 200, t.ISSUER, id="a-name"),
+        pytest.param({"issuer": "https://old.example", "jti": "1"}, 200, "https://old.example", id="an-old-address"),
+        pytest.param({"identity": "adfs", "jti": "1"}, 200, a.URL, id="saml-jti"),
+    ],
+)
+async def test_what_no_entry_could_match_is_refused(
+    body: dict[str, str], status: int, told: str, verifier: Verifier, revocations: Revocations, clock: Clock
+) -> None:
+    services = a.services(REVOCABLE, verifier=verifier, revocations=revocations, now=clock)
+    async with a.client(build(wiring.DOORS, services)) as client:
+        answer = await client.post("/v1/tokens/revoke", json=body, headers=a.bearer("ops"))
+    assert answer.status_code == status
+    assert told in answer.text
+    assert len(revocations.all().result(10)) == (status == 200)
 
 
 async def test_many_exchange_at_once(app: Any) -> None:
