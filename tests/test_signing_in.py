@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tests import saml as s
 from tidegate.admin import saml as routes
 from tidegate.admin import wiring
 from tidegate.admin.app import build
-from tidegate.identity.own import OwnKeys
+from tidegate.identity.own import FLOOR, PATIENCE, OwnKeys
 from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller
 from tidegate.state import logins
@@ -293,6 +294,53 @@ async def test_an_assertion_gives_one_token(app: Any, verifier: Verifier) -> Non
 
 
 # ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Unreadable:
+    """The store of the keys on a bad day."""
+
+    def read(self) -> Any:
+        raise OSError
+
+    turn = read
+
+
+@contextlib.contextmanager
+def outage(verifier: Verifier, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the keys not be there for a while."""
+    assert verifier.own is not None
+    clock.now += PATIENCE + 1
+    with monkeypatch.context() as broken:
+        broken.setattr(verifier.own, "_keeper", Unreadable())
+        yield
+    clock.now += FLOOR
+
+
+async def test_an_outage_of_the_keys_loses_no_sign_in(
+    app: Any, browser: httpx.AsyncClient, verifier: Verifier, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = await begin(browser)
+    assert (await browser.post("/saml/acs", data=delivered(login))).status_code == 303
+    with outage(verifier, clock, monkeypatch):
+        answer = await browser.post("/saml/finish", data={"answer": "yes"})
+        assert (answer.status_code, "try again" in answer.text) == (503, True)
+    assert shown((await browser.post("/saml/finish", data={"answer": "yes"})).text)
+
+
+async def test_an_outage_of_the_keys_loses_no_terminal_and_no_assertion(
+    app: Any, browser: httpx.AsyncClient, verifier: Verifier, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a.client(app) as terminal:
+        code = (await terminal.post("/saml/device")).json()
+        login = await begin(browser, code=code["user_code"])
+        assert (await browser.post("/saml/acs", data=delivered(login))).status_code == 303
+        assert "Done" in (await browser.post("/saml/finish", data={"answer": "yes"})).text
+        form = {"grant_type": routes.BEARER, "assertion": assertion(ident="_a2")}
+        with outage(verifier, clock, monkeypatch):
+            for answer in (await asked(terminal, code["device_code"]), await terminal.post("/token", data=form)):
+                assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
+        for answer in (await asked(terminal, code["device_code"]), await terminal.post("/token", data=form)):
+            assert answer.status_code == 200, answer.text
 
 
 async def test_what_a_provider_says_cannot_become_a_page(browser: httpx.AsyncClient) -> None:

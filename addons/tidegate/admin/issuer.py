@@ -61,6 +61,10 @@ class Tokens:
         """The issuer of our tokens; empty where the policy has no ``admin.url``, and no token is given out."""
         return self._policy().admin.url
 
+    async def ready(self) -> None:
+        """See that a token can be given out now; asked before anything is used up for one. Raises ``CannotIssue``."""
+        await self._keys()
+
     async def issue(self, caller: Caller, grant: str, *, until: float | None, source: Source | None = None) -> Issued:
         """Make a token for a caller whom the grant has proven. It ends with ``until`` at the latest.
 

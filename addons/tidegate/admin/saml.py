@@ -119,6 +119,10 @@ async def finished(visit: Visit) -> Response:
     form = read_form(visit)
     if form is None or form.get("answer") not in ("yes", "no"):
         return message(400, "Not understood", "The form was not complete.")
+    try:
+        await visit.services.tokens.ready()  # before the sign-in is used up
+    except CannotIssue as why:
+        return _unissued(why)
     found = await _done(visit, take=True)
     if isinstance(found, Response):
         return found
@@ -137,7 +141,7 @@ async def finished(visit: Visit) -> Response:
     try:
         issued = await visit.services.tokens.issue(found.caller, "saml", until=found.until)
     except CannotIssue as why:
-        return message(503 if why.passing else 403, "No token", str(why))
+        return _unissued(why)
     who, minutes = found.caller, issued.seconds // 60
     return bare(
         "saml_token.html",
@@ -206,6 +210,7 @@ async def device_grant(visit: Visit, form: Mapping[str, str]) -> Response:
     """Give a terminal its token, once somebody has signed in for it (RFC 8628 section 3.4)."""
     if not form.get("device_code"):
         return oauth_error("invalid_request", "device_code is needed.")
+    await visit.services.tokens.ready()  # before what waits under the code is used up
     try:
         found = await asyncio.wrap_future(visit.services.signing_in.logins.ask(form["device_code"]))
     except StateError:
@@ -220,6 +225,7 @@ async def device_grant(visit: Visit, form: Mapping[str, str]) -> Response:
 
 async def assertion_grant(visit: Visit, form: Mapping[str, str]) -> Response:
     """Give a token for an assertion (RFC 7522)."""
+    await visit.services.tokens.ready()  # before the assertion counts as shown
     try:
         found = await visit.services.signing_in.shown(form.get("assertion", ""))
     except SamlRefused:
@@ -261,6 +267,10 @@ async def _done(visit: Visit, *, take: bool) -> Login | Response:
         text = "This browser has no sign-in that waits: it was begun elsewhere, took too long, or has given its token."
         return message(403, "Not signed in", text, [("Begin again", "/saml/login")])
     return found
+
+
+def _unissued(why: CannotIssue) -> Response:
+    return message(503 if why.passing else 403, "No token", str(why))
 
 
 def _unkept() -> Response:
