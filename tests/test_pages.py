@@ -137,6 +137,34 @@ async def test_another_site_signs_nobody_in(the_policy: Any) -> None:
     assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param("{mine}", 200, id="alone"),
+        pytest.param("a=b;{mine};c", 200, id="among-others"),
+        pytest.param("{mine}; \xa0{other}", 200, id="no-break-space"),
+        pytest.param("{mine}; \x85{other}", 200, id="next-line"),
+        pytest.param("\xa0{other}", 303, id="no-break-space-alone"),
+        pytest.param("{mine}; {other}", 303, id="twice"),
+        pytest.param("{mine}; {mine}", 303, id="twice-the-same"),
+        pytest.param("{mine}\xa0", 303, id="another-value"),
+        pytest.param("__host-{mine}", 303, id="another-name"),
+    ],
+)
+async def test_a_session_is_that_of_its_very_cookie(the_policy: Any, sent: str, status: int) -> None:
+    """A neighbouring host can set every name but ``__Host-``: what looks like it to a library is none."""
+    the_app = app(the_policy)
+    pairs = {}
+    for name, who in (("mine", "ops"), ("other", "reader")):
+        here = await signed_in(the_app, who)
+        ((cookie, value),) = here.cookies.items()
+        pairs[name] = f"{cookie}={value}"
+    header = {"cookie": sent.format(**pairs).encode("latin-1")}
+    answer = await a.client(the_app).get("/", headers=header)
+    assert answer.status_code == status
+    assert "local:reader" not in answer.text
+
+
 async def test_what_ends_the_token_ends_the_session(the_policy: Any) -> None:
     tokens = dict(a.TOKENS)
 

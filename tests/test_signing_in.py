@@ -101,7 +101,8 @@ async def test_a_browser_signs_in_and_is_shown_its_token_once(browser: httpx.Asy
     login = await begin(browser)
     cookie = browser.cookies.jar
     (kept,) = list(cookie)
-    assert (kept.secure, kept.path, kept.has_nonstandard_attr("HttpOnly")) == (True, "/saml", True)
+    assert (kept.name, kept.path) == ("__Host-tidegate-login", "/")
+    assert (kept.secure, kept.has_nonstandard_attr("HttpOnly")) == (True, True)
     assert kept.get_nonstandard_attr("SameSite") == "lax"
     # a page of the provider's posts it
     foreign = {"origin": "https://idp.example", "sec-fetch-site": "cross-site"}
@@ -133,9 +134,23 @@ async def test_another_browser_gets_nothing_of_an_answer(app: Any, browser: http
         answer = await other.post("/saml/acs", data=delivered(login))
         assert answer.status_code == 303
         assert (await other.get("/saml/finish")).status_code == 403
-        other.cookies.set(routes.COOKIE, "x" * 43, path="/saml")
+        other.cookies.set("__Host-tidegate-login", "x" * 43, path="/")
         assert (await other.post("/saml/finish", data={"answer": "yes"})).status_code == 403
     assert (await browser.get("/saml/finish")).status_code == 200
+
+
+async def test_a_neighbour_can_put_no_cookie_over_that_of_the_sign_in(browser: httpx.AsyncClient) -> None:
+    """What a subdomain of the same site can set is another name, or makes two of one."""
+    login = await begin(browser)
+    assert (await browser.post("/saml/acs", data=delivered(login))).status_code == 303
+    ((name, value),) = browser.cookies.items()
+    for kept, status in ((f"{name}={value}; \xa0{name}=evil", 200), (f"{name}={value}; {name}=evil", 403)):
+        answer = await browser.get("/saml/finish", headers={"cookie": kept.encode("latin-1")})
+        assert answer.status_code == status
+
+
+def test_without_https_the_cookie_has_another_name() -> None:
+    assert routes.cookie("http://127.0.0.1:9443") == ("tidegate_login", "/saml"), "__Host- would need Secure"
 
 
 async def test_an_answer_counts_once_and_only_for_its_request(

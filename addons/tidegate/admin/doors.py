@@ -98,8 +98,19 @@ async def admit(rule: Rule, request: Request, services: Services) -> Caller | De
 
 def session_of(request: Request, services: Services) -> Session | None:
     """Return the session whose cookie a browser sent: one, and of the name that fits the listener's address."""
-    name = request.cookies.get(cookie_name(services.policy()))
+    name = cookie_of(request, cookie_name(services.policy()))
     return None if name is None else services.sessions.find(name, services.now())
+
+
+def cookie_of(request: Request, name: str) -> str | None:
+    """Return the value of a cookie that a browser sent under exactly this name, and once (RFC 6265 section 4.2.1).
+
+    Starlette takes every blank that Unicode knows off a name: ``\\xa0__Host-x``, which any neighbour can set, is
+    ``__Host-x`` to it. Of two with one name nobody can say whose they are.
+    """
+    pairs = (pair.strip(" \t").partition("=") for text in request.headers.getlist("cookie") for pair in text.split(";"))
+    found = [value for key, equals, value in pairs if equals and key == name]
+    return found[0] if len(found) == 1 else None
 
 
 def cookie_name(policy: Policy) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from tidegate.admin.doors import Door, Public, Signed, Visit, cookie_name, rights_of
+from tidegate.admin.doors import Door, Public, Signed, Visit, cookie_name, cookie_of, rights_of
 from tidegate.admin.rendering import back_to, bare, page
 from tidegate.admin.sessions import LIFETIME, UNDER_WAY_SECONDS
 from tidegate.identity.credential import CredentialError, resolve
@@ -78,7 +78,7 @@ async def come_back(visit: Visit) -> Response:
     """Take somebody back from a provider, with the code that is worth a token."""
     services, policy = visit.services, visit.services.policy()
     said = dict(parse_qsl(visit.request.url.query, max_num_fields=50))
-    browser = visit.request.cookies.get(f"{cookie_name(policy)}-left", "")
+    browser = cookie_of(visit.request, f"{cookie_name(policy)}-left") or ""
     begun = services.sessions.come_back(said.get("state", ""), browser, services.now())
     if begun is None:
         return _choices(visit, "/", "This sign-in was not begun here, or is too old; begin again.", 400)
@@ -100,7 +100,7 @@ async def sign_out(visit: Visit) -> Response:
     """End the session."""
     policy = visit.services.policy()
     name = cookie_name(policy)
-    visit.services.sessions.close(visit.request.cookies.get(name, ""))
+    visit.services.sessions.close(cookie_of(visit.request, name) or "")
     answer = RedirectResponse("/sign-in", 303)
     _set(answer, policy, name, "", 0)
     return answer

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from starlette.responses import RedirectResponse, Response
 
 from tidegate.admin.answers import refused, told
-from tidegate.admin.doors import Door, Public, Visit
+from tidegate.admin.doors import Door, Public, Visit, cookie_of
 from tidegate.admin.forms import oauth_error, read_form
 from tidegate.admin.issuer import CannotIssue
 from tidegate.admin.rendering import CONTENT_SECURITY, bare
@@ -31,11 +31,15 @@ from tidegate.state.logins import INTERVAL, SECONDS, Login, Waits
 
 BEARER = "urn:ietf:params:oauth:grant-type:saml2-bearer"
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
-COOKIE = "tidegate_login"
 
 _BEGINS = "whoever wants to sign in is not known yet; the provider will say who it is"
 _SIGNED = "the answer is believed by the provider's signature alone"
 _ASKED = "the cookie of the browser that began is asked, and gives what its provider said"
+
+
+def cookie(url: str) -> tuple[str, str]:
+    """Return name and path of the cookie of a sign-in: with https a name that no neighbouring host can set."""
+    return ("__Host-tidegate-login", "/") if url.startswith("https:") else ("tidegate_login", "/saml")
 
 
 def message(status: int, title: str, text: str, links: Sequence[tuple[str, str]] = ()) -> Response:
@@ -73,8 +77,9 @@ async def login(visit: Visit) -> Response:
         return message(503, "Not possible now", "The identity provider's metadata cannot be used; tell your operator.")
     answer = RedirectResponse(begun.address, 302)
     secure = signing.url.startswith("https:")
+    name, path = cookie(signing.url)
     answer.set_cookie(
-        COOKIE, begun.cookie, max_age=int(2 * SECONDS), path="/saml", secure=secure, httponly=True, samesite="lax"
+        name, begun.cookie, max_age=int(2 * SECONDS), path=path, secure=secure, httponly=True, samesite="lax"
     )
     return answer
 
@@ -257,10 +262,10 @@ def _chosen(visit: Visit) -> str | Response:
 
 async def _done(visit: Visit, *, take: bool) -> Login | Response:
     """Find the sign-in that this browser began, once it is answered."""
-    cookie = visit.request.cookies.get(COOKIE, "")
     logins = visit.services.signing_in.logins
+    shown = cookie_of(visit.request, cookie(visit.services.signing_in.url)[0]) or ""
     try:
-        found = await asyncio.wrap_future(logins.take(cookie) if take else logins.done(cookie))
+        found = await asyncio.wrap_future(logins.take(shown) if take else logins.done(shown))
     except StateError:
         return _unkept()
     if found is None or found.identity not in visit.services.signing_in.files:
