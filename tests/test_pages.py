@@ -121,6 +121,24 @@ async def test_a_token_signs_in_and_stays_in_the_gate(the_policy: Any) -> None:
     assert "tg_ops" not in page.text
 
 
+@pytest.mark.parametrize(
+    ("count", "statuses"), [(100, (401, 400, 403)), (101, (400, 400, 400)), (2000, (400, 400, 400))]
+)
+async def test_too_many_fields_are_no_bug(
+    the_policy: Any, count: int, statuses: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = "&".join(f"f{number}=1" for number in range(count))
+    here = await signed_in(app(the_policy))
+    answers = [
+        await here.post("/sign-in", content=fields),
+        await here.get(f"/sign-in/callback?{fields}"),
+        await here.post("/sign-out", content=fields),
+    ]
+    assert tuple(each.status_code for each in answers) == statuses
+    assert [("too_many_fields" in each.text) for each in answers] == [count > 100] * 3
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize("token", ["", "wrong", "tg_ops\x00"])
 async def test_what_is_no_token_opens_nothing(the_policy: Any, token: str) -> None:
     here = a.client(app(the_policy))

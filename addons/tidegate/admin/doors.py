@@ -49,6 +49,22 @@ class Signed:
 Rule = Public | Needs | Signed
 
 
+FIELDS = 100
+"""No form of ours has ten, and no provider sends back as many."""
+
+
+class TooManyFields(Exception):
+    """A form or a query that is none of a page of ours, nor of a provider."""
+
+
+def fields(text: str) -> dict[str, str]:
+    """Read a form or a query: its fields, each with its last value. Raises ``TooManyFields``."""
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS))
+    except ValueError:
+        raise TooManyFields from None
+
+
 @dataclass(frozen=True, slots=True)
 class Visit:
     """A request that was admitted. ``caller`` is ``None`` where nobody had to be known; ``body`` is read whole.
@@ -64,8 +80,8 @@ class Visit:
 
     @property
     def form(self) -> dict[str, str]:
-        """The fields of a form, each with its last value."""
-        return dict(parse_qsl(self.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=100))
+        """The fields of a form, each with its last value. Raises ``TooManyFields``."""
+        return fields(self.body.decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, slots=True)
