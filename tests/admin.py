@@ -14,6 +14,7 @@ from tidegate.admin.metrics import Metrics
 from tidegate.admin.services import Services
 from tidegate.admin.sessions import Sessions
 from tidegate.admin.signing_in import SigningIn
+from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.policy import Admin, AdminRight, Permissions, StaticIdentity
 
@@ -58,7 +59,7 @@ def services(the_policy: Any = None, **changes: Any) -> Services:
     metrics = changes.pop("metrics", Metrics())
 
     async def verifier() -> Any:
-        return changes.get("verifier", SimpleNamespace(own=None))
+        return changes.get("verifier", Verifier(None))
 
     values: dict[str, Any] = {
         "policy": lambda: chosen,

@@ -16,8 +16,12 @@ from tests.e2e.harness import policy, token
 from tidegate.approvals.digest import bound
 from tidegate.approvals.spec import Approval, Ask, Need, Person
 from tidegate.cli import main
+from tidegate.identity import issuing
+from tidegate.model import Caller
 from tidegate.state import approvals as store
 from tidegate.state.control import Control
+from tidegate.state.revocations import Revocations
+from tidegate.state.signing import SigningKeys
 
 ALICE = Person("local", "alice", frozenset({"local:dev"}))
 EVIL = "\x1b]0;owned\x07[red]not markup[/red]"
@@ -96,6 +100,24 @@ def test_who_decides_must_say_who_he_is(terminal: Terminal) -> None:
     assert own.output == f"Error: {approval}: nobody decides on his own request.\n"
     given = terminal.run("approve", approval, "--token", "-", given=f"{terminal.tokens['bob']}\n")
     assert given.output == f"{approval} is approved; recorded as decided by local:bob.\n"
+
+
+def test_own_tokens_decide_until_they_are_taken_back(terminal: Terminal) -> None:
+    url = "https://gate.example"
+    path = policy(terminal.policy.parent, "http://127.0.0.1:9", admin={"url": url})
+    assert path == terminal.policy
+    now = time.time()
+    (key,) = SigningKeys(terminal.control).turn(now, 86400.0).result(10)
+    bob = Caller("local", "bob", frozenset({"local:boss"}))
+    shown = issuing.mint(key, url, bob, now=now, until=now + 600, jti="j1", source=None)
+    approval = terminal.ask(b"1")
+    done = terminal.run("approve", approval, "--token", shown)
+    assert done.output == f"{approval} is approved; recorded as decided by local:bob.\n"
+    Revocations(terminal.control).revoke_token(url, "j1", made_by="root").result(10)
+    for deed in ("approve", "deny", "revoke", "review"):
+        refused = terminal.run(deed, approval, "--token", shown, "--reason", "a thief's")
+        assert (refused.exit_code, "(token_revoked)" in refused.output) == (1, True), refused.output
+    assert json.loads(terminal.run("show", approval, "--json").output)["state"] == "approved"
 
 
 def test_a_quorum_and_a_yes_that_is_taken_back(terminal: Terminal) -> None:

@@ -21,12 +21,20 @@ from tidegate.admin import wiring
 from tidegate.admin.app import build
 from tidegate.admin.tokens import ACCESS_TOKEN, EXCHANGE, JWT
 from tidegate.identity import issuing
+from tidegate.identity.claims import refused
 from tidegate.identity.issuing import AHEAD, KEPT, OwnKey, Source
 from tidegate.identity.keys import KeySource
 from tidegate.identity.own import OwnKeys
 from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller, Denial, Reason
-from tidegate.policy.policy import Admin, SamlIdentity, StaticIdentity
+from tidegate.policy.policy import (
+    Admin,
+    CertificateIdentity,
+    CertificateName,
+    SamlIdentity,
+    SourceIdentity,
+    StaticIdentity,
+)
 from tidegate.state.control import Control
 from tidegate.state.revocations import Revocations
 from tidegate.state.signing import SigningKeys
@@ -378,6 +386,21 @@ async def test_whoever_holds_a_token_may_end_it(app: Any, verifier: Verifier) ->
     assert isinstance(await verifier.identify(other, t.NOW), Caller)
 
 
+async def test_a_bound_token_is_taken_back_without_a_proof(app: Any, verifier: Verifier) -> None:
+    shown = t.sign(t.claims(jti="bound-1", cnf={"jkt": "x" * 43}))
+    assert await verifier.identify(shown, t.NOW) == refused(Reason.TOKEN_BOUND)
+    async with a.client(app) as client:
+        assert (await client.post("/revoke", data={"token": shown})).status_code == 200
+        nameless = {"token": t.sign(t.claims(cnf={"jkt": "x" * 43}))}
+        answer = await client.post("/revoke", data=nameless)
+        assert (answer.status_code, answer.json()["error"]) == (400, "unsupported_token_type")
+        forged = {"token": t.sign(t.claims(jti="other"), {"kid": "k1"}, t.rsa(name="k2"))}
+        assert (await client.post("/revoke", data=forged)).status_code == 200
+    assert await verifier.identify(shown, t.NOW) == refused(Reason.TOKEN_REVOKED), "asked before the proof"
+    other = t.sign(t.claims(jti="other"))
+    assert isinstance(await verifier.identify(other, t.NOW), Caller), "what is not of the provider ends nothing"
+
+
 async def test_an_operator_takes_back_the_tokens_of_others(app: Any, verifier: Verifier) -> None:
     token = await minted(verifier)
     bound = await minted(verifier, Caller("corp", "bob"), jti="j2", source=Source(t.ISSUER, None))
@@ -394,6 +417,41 @@ async def test_an_operator_takes_back_the_tokens_of_others(app: Any, verifier: V
         assert isinstance(await verifier.identify(bound, t.NOW), Caller)
         await client.post(path, json={"identity": "corp", "subject": "bob"}, headers=ops)
         assert isinstance(await verifier.identify(bound, t.NOW), Denial), "the token it was exchanged for goes too"
+
+
+REVOCABLE = a.policy(
+    identities=(
+        *POLICY.identities,
+        SourceIdentity("lan", ("10.0.0.0/8",), None, ()),
+        CertificateIdentity("mesh", "ca.pem", CertificateName.CN, (), units=False),
+    ),
+    admin=POLICY.admin,
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        pytest.param({"identity": "local", "subject": "reader"}, 400, "its entry is deleted", id="static"),
+        pytest.param({"identity": "local", "jti": "1"}, 400, "its entry is deleted", id="static-jti"),
+        pytest.param({"identity": "lan", "subject": "10.0.0.1"}, 400, "take their networks out", id="source"),
+        pytest.param({"identity": "mesh", "subject": "billing"}, 400, "have the certificate end", id="certificate"),
+        pytest.param({"issuer": "adfs", "subject": "bob"}, 400, "with one: corp.", id="a-name-of-another-kind"),
+        pytest.param({"issuer": "nobody", "jti": "1"}, 400, "an issuer's address", id="neither"),
+        pytest.param({"issuer": "corp", "jti": "1"}, 200, t.ISSUER, id="a-name"),
+        pytest.param({"issuer": "https://old.example", "jti": "1"}, 200, "https://old.example", id="an-old-address"),
+        pytest.param({"identity": "adfs", "jti": "1"}, 200, a.URL, id="saml-jti"),
+    ],
+)
+async def test_what_no_entry_could_match_is_refused(
+    body: dict[str, str], status: int, told: str, verifier: Verifier, revocations: Revocations, clock: Clock
+) -> None:
+    services = a.services(REVOCABLE, verifier=verifier, revocations=revocations, now=clock)
+    async with a.client(build(wiring.DOORS, services)) as client:
+        answer = await client.post("/v1/tokens/revoke", json=body, headers=a.bearer("ops"))
+    assert answer.status_code == status
+    assert told in answer.text
+    assert len(revocations.all().result(10)) == (status == 200)
 
 
 async def test_many_exchange_at_once(app: Any) -> None:

@@ -121,6 +121,24 @@ async def test_a_token_signs_in_and_stays_in_the_gate(the_policy: Any) -> None:
     assert "tg_ops" not in page.text
 
 
+@pytest.mark.parametrize(
+    ("count", "statuses"), [(100, (401, 400, 403)), (101, (400, 400, 400)), (2000, (400, 400, 400))]
+)
+async def test_too_many_fields_are_no_bug(
+    the_policy: Any, count: int, statuses: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = "&".join(f"f{number}=1" for number in range(count))
+    here = await signed_in(app(the_policy))
+    answers = [
+        await here.post("/sign-in", content=fields),
+        await here.get(f"/sign-in/callback?{fields}"),
+        await here.post("/sign-out", content=fields),
+    ]
+    assert tuple(each.status_code for each in answers) == statuses
+    assert [("too_many_fields" in each.text) for each in answers] == [count > 100] * 3
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize("token", ["", "wrong", "tg_ops\x00"])
 async def test_what_is_no_token_opens_nothing(the_policy: Any, token: str) -> None:
     here = a.client(app(the_policy))
@@ -135,6 +153,34 @@ async def test_another_site_signs_nobody_in(the_policy: Any) -> None:
     answer = await here.post("/sign-in", data={"token": "tg_ops"}, headers={"origin": "https://evil.example"})
     assert answer.status_code == 403
     assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param("{mine}", 200, id="alone"),
+        pytest.param("a=b;{mine};c", 200, id="among-others"),
+        pytest.param("{mine}; \xa0{other}", 200, id="no-break-space"),
+        pytest.param("{mine}; \x85{other}", 200, id="next-line"),
+        pytest.param("\xa0{other}", 303, id="no-break-space-alone"),
+        pytest.param("{mine}; {other}", 303, id="twice"),
+        pytest.param("{mine}; {mine}", 303, id="twice-the-same"),
+        pytest.param("{mine}\xa0", 303, id="another-value"),
+        pytest.param("__host-{mine}", 303, id="another-name"),
+    ],
+)
+async def test_a_session_is_that_of_its_very_cookie(the_policy: Any, sent: str, status: int) -> None:
+    """A neighbouring host can set every name but ``__Host-``: what looks like it to a library is none."""
+    the_app = app(the_policy)
+    pairs = {}
+    for name, who in (("mine", "ops"), ("other", "reader")):
+        here = await signed_in(the_app, who)
+        ((cookie, value),) = here.cookies.items()
+        pairs[name] = f"{cookie}={value}"
+    header = {"cookie": sent.format(**pairs).encode("latin-1")}
+    answer = await a.client(the_app).get("/", headers=header)
+    assert answer.status_code == status
+    assert "local:reader" not in answer.text
 
 
 async def test_what_ends_the_token_ends_the_session(the_policy: Any) -> None:

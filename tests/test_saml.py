@@ -338,6 +338,41 @@ def test_a_changed_metadata_file_counts_at_once_and_a_broken_one_does_not(tmp_pa
     assert file.provider() is second
 
 
+@pytest.mark.parametrize(
+    ("group", "entity", "descriptor"),
+    [
+        pytest.param(None, 60, None, id="entity"),
+        pytest.param(60, None, None, id="root"),
+        pytest.param(None, None, 60, id="descriptor"),
+        pytest.param(90, 60, 120, id="the-earliest"),
+    ],
+)
+def test_metadata_ends_while_the_gate_runs(
+    group: int | None, entity: int | None, descriptor: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ending(seconds: int | None) -> str:
+        return "" if seconds is None else f' validUntil="{s.instant(seconds)}"'
+
+    inner = s.metadata(more=ending(entity)).decode()
+    inner = inner.replace("<md:IDPSSODescriptor", f"<md:IDPSSODescriptor{ending(descriptor)}")
+    path, now = tmp_path / "adfs.xml", s.NOW
+    path.write_text(
+        f'<md:EntitiesDescriptor xmlns:md="{saml.METADATA}"{ending(group)}><md:EntitiesDescriptor>{inner}'
+        "</md:EntitiesDescriptor></md:EntitiesDescriptor>"
+    )
+    file = MetadataFile(replace(s.IDENTITY, metadata=str(path)), lambda: now)
+    found = file.provider()
+    assert found is not None
+    assert found.until == s.NOW + 60
+    now = s.NOW + 59
+    assert file.provider() is found
+    now = s.NOW + 60
+    assert file.provider() is file.provider() is None
+    assert caplog.messages == [f"identity adfs: metadata {path}: it has ended (validUntil); nobody can sign in"]
+    path.write_bytes(s.metadata(more=ending(86400)))
+    assert file.provider() is not None
+
+
 def test_a_request_to_sign_in_says_who_asks_and_where_to_answer() -> None:
     provider = replace(s.PROVIDER, sign_in="https://idp.example/sso?tenant=1")
     address = saml.sign_in_address(provider, request="_x", now=s.NOW, entity_id="urn:a&b", acs=s.ACS, state="_x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tests import saml as s
 from tidegate.admin import saml as routes
 from tidegate.admin import wiring
 from tidegate.admin.app import build
-from tidegate.identity.own import OwnKeys
+from tidegate.identity.own import FLOOR, PATIENCE, OwnKeys
 from tidegate.identity.verifier import Verifier
 from tidegate.model import Caller
 from tidegate.state import logins
@@ -100,7 +101,8 @@ async def test_a_browser_signs_in_and_is_shown_its_token_once(browser: httpx.Asy
     login = await begin(browser)
     cookie = browser.cookies.jar
     (kept,) = list(cookie)
-    assert (kept.secure, kept.path, kept.has_nonstandard_attr("HttpOnly")) == (True, "/saml", True)
+    assert (kept.name, kept.path) == ("__Host-tidegate-login", "/")
+    assert (kept.secure, kept.has_nonstandard_attr("HttpOnly")) == (True, True)
     assert kept.get_nonstandard_attr("SameSite") == "lax"
     # a page of the provider's posts it
     foreign = {"origin": "https://idp.example", "sec-fetch-site": "cross-site"}
@@ -132,9 +134,23 @@ async def test_another_browser_gets_nothing_of_an_answer(app: Any, browser: http
         answer = await other.post("/saml/acs", data=delivered(login))
         assert answer.status_code == 303
         assert (await other.get("/saml/finish")).status_code == 403
-        other.cookies.set(routes.COOKIE, "x" * 43, path="/saml")
+        other.cookies.set("__Host-tidegate-login", "x" * 43, path="/")
         assert (await other.post("/saml/finish", data={"answer": "yes"})).status_code == 403
     assert (await browser.get("/saml/finish")).status_code == 200
+
+
+async def test_a_neighbour_can_put_no_cookie_over_that_of_the_sign_in(browser: httpx.AsyncClient) -> None:
+    """What a subdomain of the same site can set is another name, or makes two of one."""
+    login = await begin(browser)
+    assert (await browser.post("/saml/acs", data=delivered(login))).status_code == 303
+    ((name, value),) = browser.cookies.items()
+    for kept, status in ((f"{name}={value}; \xa0{name}=evil", 200), (f"{name}={value}; {name}=evil", 403)):
+        answer = await browser.get("/saml/finish", headers={"cookie": kept.encode("latin-1")})
+        assert answer.status_code == status
+
+
+def test_without_https_the_cookie_has_another_name() -> None:
+    assert routes.cookie("http://127.0.0.1:9443") == ("tidegate_login", "/saml"), "__Host- would need Secure"
 
 
 async def test_an_answer_counts_once_and_only_for_its_request(
@@ -293,6 +309,53 @@ async def test_an_assertion_gives_one_token(app: Any, verifier: Verifier) -> Non
 
 
 # ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Unreadable:
+    """The store of the keys on a bad day."""
+
+    def read(self) -> Any:
+        raise OSError
+
+    turn = read
+
+
+@contextlib.contextmanager
+def outage(verifier: Verifier, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the keys not be there for a while."""
+    assert verifier.own is not None
+    clock.now += PATIENCE + 1
+    with monkeypatch.context() as broken:
+        broken.setattr(verifier.own, "_keeper", Unreadable())
+        yield
+    clock.now += FLOOR
+
+
+async def test_an_outage_of_the_keys_loses_no_sign_in(
+    app: Any, browser: httpx.AsyncClient, verifier: Verifier, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = await begin(browser)
+    assert (await browser.post("/saml/acs", data=delivered(login))).status_code == 303
+    with outage(verifier, clock, monkeypatch):
+        answer = await browser.post("/saml/finish", data={"answer": "yes"})
+        assert (answer.status_code, "try again" in answer.text) == (503, True)
+    assert shown((await browser.post("/saml/finish", data={"answer": "yes"})).text)
+
+
+async def test_an_outage_of_the_keys_loses_no_terminal_and_no_assertion(
+    app: Any, browser: httpx.AsyncClient, verifier: Verifier, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a.client(app) as terminal:
+        code = (await terminal.post("/saml/device")).json()
+        login = await begin(browser, code=code["user_code"])
+        assert (await browser.post("/saml/acs", data=delivered(login))).status_code == 303
+        assert "Done" in (await browser.post("/saml/finish", data={"answer": "yes"})).text
+        form = {"grant_type": routes.BEARER, "assertion": assertion(ident="_a2")}
+        with outage(verifier, clock, monkeypatch):
+            for answer in (await asked(terminal, code["device_code"]), await terminal.post("/token", data=form)):
+                assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
+        for answer in (await asked(terminal, code["device_code"]), await terminal.post("/token", data=form)):
+            assert answer.status_code == 200, answer.text
 
 
 async def test_what_a_provider_says_cannot_become_a_page(browser: httpx.AsyncClient) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from tidegate.approvals.machine import Refusal
     from tidegate.approvals.spec import Person
     from tidegate.desk import Desk
+    from tidegate.model import Caller, Denial
     from tidegate.policy.loading import People
     from tidegate.state.approvals import Item, Said, Step
+    from tidegate.state.control import Control
 
 LOOK = 0.25
 """Seconds between two looks of ``watch``."""
@@ -233,12 +235,16 @@ def _act(
     policy = _people(policy_path)
     token, why = said[0], line(said[1])
 
-    async def run(desk: Desk) -> tuple[str, Item | Refusal]:
-        person = await _person(policy, token)
-        item = await _one(desk, approval)
-        return person.name, await work(desk, item.id, person, why)
+    async def run(control: Control) -> tuple[str, Item | Refusal]:
+        person = await _person(policy, control, token)
 
-    name, found = _with_desk(policy, run)
+        async def act(desk: Desk) -> Item | Refusal:
+            item = await _one(desk, approval)
+            return await work(desk, item.id, person, why)
+
+        return person.name, await _at_desk(control, act)
+
+    name, found = _with_control(policy, run)
     if not isinstance(found, Item):
         raise click.ClickException(f"{approval}: {found}.")
     if as_json:
@@ -258,10 +264,9 @@ def _people(path: Path | None) -> People:
         raise click.exceptions.Exit(show_faults(error)) from None
 
 
-async def _person(policy: People, token: str | None) -> Person:
+async def _person(policy: People, control: Control, token: str | None) -> Person:
     """Find out who acts. A token never shows in a message."""
     from tidegate.approvals.spec import Person
-    from tidegate.identity.verifier import Verifier
     from tidegate.model import Denial
 
     if token == "-":
@@ -272,15 +277,29 @@ async def _person(policy: People, token: str | None) -> Person:
         raise click.ClickException(
             "found no token; accepted: a token of one of the policy's identities in TIDEGATE_TOKEN, or --token."
         )
-    verifier = Verifier(policy.identities)
-    await verifier.start()
-    try:
-        caller = await verifier.identify(token.strip(), time.time())
-    finally:
-        await verifier.close()
+    caller = await _identified(policy, control, token.strip())
     if isinstance(caller, Denial):
         raise click.ClickException(f"{caller.message} ({caller.reason})")
     return Person(caller.identity, caller.subject, caller.groups, caller.authenticated)
+
+
+async def _identified(policy: People, control: Control, token: str) -> Caller | Denial:
+    """Name the holder of a token as the gate does: what was taken back counts, and so do this gateway's own tokens."""
+    from tidegate.identity.own import OwnKeys
+    from tidegate.identity.verifier import Verifier
+    from tidegate.state.revocations import Revocations
+    from tidegate.state.signing import SigningKeys
+
+    revocations = Revocations(control)
+    own = OwnKeys(policy, SigningKeys(control)) if policy.admin.url else None
+    verifier = Verifier(policy.identities, revoked=revocations.covers, own=own)
+    try:
+        await verifier.start()
+        revocations.start()
+        return await verifier.identify(token, time.time())
+    finally:
+        await verifier.close()
+        revocations.close()
 
 
 async def _one(desk: Desk, beginning: str) -> Item:
@@ -293,21 +312,27 @@ async def _one(desk: Desk, beginning: str) -> Item:
 
 def _with_desk[T](policy: People, work: Callable[[Desk], Awaitable[T]]) -> T:
     """Open the policy's control store and do some work at a desk of this process."""
+    return _with_control(policy, lambda control: _at_desk(control, work))
+
+
+async def _at_desk[T](control: Control, work: Callable[[Desk], Awaitable[T]]) -> T:
     from tidegate.desk import Desk
+
+    desk = Desk(control)
+    try:
+        return await work(desk)
+    finally:
+        await desk.close()
+
+
+def _with_control[T](policy: People, work: Callable[[Control], Coroutine[Any, Any, T]]) -> T:
+    """Open the policy's control store and do some work with it."""
     from tidegate.state.control import Control, StateError
 
     control = Control(Path(policy.state.path))
-
-    async def run() -> T:
-        desk = Desk(control)
-        try:
-            return await work(desk)
-        finally:
-            await desk.close()
-
     try:
         control.start()
-        return asyncio.run(run())
+        return asyncio.run(work(control))
     except StateError as error:
         raise click.ClickException(str(error)) from None
     finally:

@@ -18,7 +18,8 @@ SECURE: Mapping[str, str] = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-"""On every answer, whatever it is (OWASP's HTTP headers cheat sheet). No script runs on any page."""
+"""On every answer, whatever it is (OWASP's HTTP headers cheat sheet). No script runs in one, except in the pages: they
+have a policy of their own (``rendering.CONTENT_SECURITY``), which takes the listener's one file of it."""
 
 TLS: Mapping[str, str] = {"strict-transport-security": "max-age=31536000"}
 """Where the listener's address is https."""

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.admin.answers import SECURE, TLS, refused
-from tidegate.admin.doors import Door, Needs, Public, Signed, Visit, admit, session_of
+from tidegate.admin.doors import FIELDS, Door, Needs, Public, Signed, TooManyFields, Visit, admit, session_of
 from tidegate.admin.rendering import turned_away
 from tidegate.admin.services import Services
 from tidegate.model import Caller, Denial
@@ -112,6 +112,8 @@ class _Endpoint:
             answer = await self._answer(request, caller)
         except (HTTPException, ClientDisconnect):
             raise
+        except TooManyFields:
+            answer = refused(400, "too_many_fields", f"A form or a query may have {FIELDS} fields.")
         except Exception as bug:  # noqa: BLE001 - a bug is an answer without its text, and nothing is let through
             log.error("the admin listener failed in %s: %s", self.door.path, type(bug).__name__)
             answer = refused(500, "bug", "The admin listener failed; its log names the kind of failure.")

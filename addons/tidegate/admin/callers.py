@@ -32,20 +32,33 @@ class Callers:
         return await (await self.verifier()).identify(token, self._now())
 
     async def verifier(self) -> Verifier:
-        """Return the verifier of the policy in force; it fetches its keys meanwhile."""
+        """Return the verifier of the policy in force; it fetches its keys meanwhile.
+
+        Nothing is awaited between the look and the change: all who come after a reload get the same one.
+        """
         policy = self._policy()
         if self._verifier is None or self._for is not policy.identities:
-            await self.close()
+            old, starting = self._verifier, self._starting
             self._for, self._verifier = policy.identities, self._make(policy)
-            self._starting = asyncio.create_task(self._verifier.start())
+            self._starting = asyncio.create_task(_change(old, starting, self._verifier))
         return self._verifier
 
     async def close(self) -> None:
         """Stop fetching keys."""
         verifier, starting = self._verifier, self._starting
         self._verifier = self._starting = None
-        if starting is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-        if verifier is not None:
-            await verifier.close()
+        await _end(verifier, starting)
+
+
+async def _change(old: Verifier | None, starting: asyncio.Task[None] | None, new: Verifier) -> None:
+    """Start a verifier, and end the one before it."""
+    await asyncio.gather(new.start(), _end(old, starting))
+
+
+async def _end(verifier: Verifier | None, starting: asyncio.Task[None] | None) -> None:
+    """Close a verifier once it has started."""
+    if starting is not None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+    if verifier is not None:
+        await verifier.close()

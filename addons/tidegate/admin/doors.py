@@ -49,6 +49,22 @@ class Signed:
 Rule = Public | Needs | Signed
 
 
+FIELDS = 100
+"""No form of ours has ten, and no provider sends back as many."""
+
+
+class TooManyFields(Exception):
+    """A form or a query that is none of a page of ours, nor of a provider."""
+
+
+def fields(text: str) -> dict[str, str]:
+    """Read a form or a query: its fields, each with its last value. Raises ``TooManyFields``."""
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS))
+    except ValueError:
+        raise TooManyFields from None
+
+
 @dataclass(frozen=True, slots=True)
 class Visit:
     """A request that was admitted. ``caller`` is ``None`` where nobody had to be known; ``body`` is read whole.
@@ -64,8 +80,8 @@ class Visit:
 
     @property
     def form(self) -> dict[str, str]:
-        """The fields of a form, each with its last value."""
-        return dict(parse_qsl(self.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=100))
+        """The fields of a form, each with its last value. Raises ``TooManyFields``."""
+        return fields(self.body.decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +114,19 @@ async def admit(rule: Rule, request: Request, services: Services) -> Caller | De
 
 def session_of(request: Request, services: Services) -> Session | None:
     """Return the session whose cookie a browser sent: one, and of the name that fits the listener's address."""
-    name = request.cookies.get(cookie_name(services.policy()))
+    name = cookie_of(request, cookie_name(services.policy()))
     return None if name is None else services.sessions.find(name, services.now())
+
+
+def cookie_of(request: Request, name: str) -> str | None:
+    """Return the value of a cookie that a browser sent under exactly this name, and once (RFC 6265 section 4.2.1).
+
+    Starlette takes every blank that Unicode knows off a name: ``\\xa0__Host-x``, which any neighbour can set, is
+    ``__Host-x`` to it. Of two with one name nobody can say whose they are.
+    """
+    pairs = (pair.strip(" \t").partition("=") for text in request.headers.getlist("cookie") for pair in text.split(";"))
+    found = [value for key, equals, value in pairs if equals and key == name]
+    return found[0] if len(found) == 1 else None
 
 
 def cookie_name(policy: Policy) -> str:

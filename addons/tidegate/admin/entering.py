@@ -10,12 +10,12 @@ import asyncio
 import base64
 import hashlib
 import hmac
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from tidegate.admin.doors import Door, Public, Signed, Visit, cookie_name, rights_of
+from tidegate.admin.doors import Door, Public, Signed, Visit, cookie_name, cookie_of, fields, rights_of
 from tidegate.admin.rendering import back_to, bare, page
 from tidegate.admin.sessions import LIFETIME, UNDER_WAY_SECONDS
 from tidegate.identity.credential import CredentialError, resolve
@@ -77,8 +77,8 @@ async def at_provider(visit: Visit) -> Response:
 async def come_back(visit: Visit) -> Response:
     """Take somebody back from a provider, with the code that is worth a token."""
     services, policy = visit.services, visit.services.policy()
-    said = dict(parse_qsl(visit.request.url.query, max_num_fields=50))
-    browser = visit.request.cookies.get(f"{cookie_name(policy)}-left", "")
+    said = fields(visit.request.url.query)
+    browser = cookie_of(visit.request, f"{cookie_name(policy)}-left") or ""
     begun = services.sessions.come_back(said.get("state", ""), browser, services.now())
     if begun is None:
         return _choices(visit, "/", "This sign-in was not begun here, or is too old; begin again.", 400)
@@ -86,7 +86,7 @@ async def come_back(visit: Visit) -> Response:
     identity = _identity(policy, client)
     if client is None or identity is None or said.get("iss", identity.issuer) != identity.issuer:
         return _choices(visit, begun.back, "The answer is of another provider; begin again.", 400)
-    if "code" not in said:
+    if not said.get("code"):
         return _choices(visit, begun.back, "The provider did not sign you in.", 403)
     redirect = _own(visit.request, policy) + CALLBACK
     try:
@@ -100,7 +100,7 @@ async def sign_out(visit: Visit) -> Response:
     """End the session."""
     policy = visit.services.policy()
     name = cookie_name(policy)
-    visit.services.sessions.close(visit.request.cookies.get(name, ""))
+    visit.services.sessions.close(cookie_of(visit.request, name) or "")
     answer = RedirectResponse("/sign-in", 303)
     _set(answer, policy, name, "", 0)
     return answer

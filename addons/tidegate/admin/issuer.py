@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from tidegate.admin.metrics import Metrics
 from tidegate.identity import issuing
+from tidegate.identity.claims import Verified
 from tidegate.identity.issuing import Source
 from tidegate.identity.own import OwnKeys
 from tidegate.identity.verifier import Verifier
-from tidegate.model import Caller
+from tidegate.model import Caller, Denial
 from tidegate.policy.policy import Policy
 from tidegate.state.control import StateError
 from tidegate.state.revocations import Revocations
@@ -60,6 +61,10 @@ class Tokens:
         """The issuer of our tokens; empty where the policy has no ``admin.url``, and no token is given out."""
         return self._policy().admin.url
 
+    async def ready(self) -> None:
+        """See that a token can be given out now; asked before anything is used up for one. Raises ``CannotIssue``."""
+        await self._keys()
+
     async def issue(self, caller: Caller, grant: str, *, until: float | None, source: Source | None = None) -> Issued:
         """Make a token for a caller whom the grant has proven. It ends with ``until`` at the latest.
 
@@ -86,6 +91,10 @@ class Tokens:
     async def published(self) -> bytes:
         """Return our public keys as a JWKS document. Raises ``CannotIssue``."""
         return issuing.published((await self._keys()).signing)
+
+    async def verified(self, token: str) -> Verified | Denial:
+        """Say what a token that is to be taken back says, without the proof that a bound one needs elsewhere."""
+        return await (await self._verifier()).verified(token, self._now())
 
     async def revoke_token(self, issuer: str, jti: str, *, by: str, why: str, expires: float | None = None) -> bool:
         """Take back one token; says whether that is kept."""

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from starlette.responses import RedirectResponse, Response
 
 from tidegate.admin.answers import refused, told
-from tidegate.admin.doors import Door, Public, Visit
+from tidegate.admin.doors import Door, Public, Visit, cookie_of
 from tidegate.admin.forms import oauth_error, read_form
 from tidegate.admin.issuer import CannotIssue
 from tidegate.admin.rendering import CONTENT_SECURITY, bare
@@ -31,11 +31,15 @@ from tidegate.state.logins import INTERVAL, SECONDS, Login, Waits
 
 BEARER = "urn:ietf:params:oauth:grant-type:saml2-bearer"
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
-COOKIE = "tidegate_login"
 
 _BEGINS = "whoever wants to sign in is not known yet; the provider will say who it is"
 _SIGNED = "the answer is believed by the provider's signature alone"
 _ASKED = "the cookie of the browser that began is asked, and gives what its provider said"
+
+
+def cookie(url: str) -> tuple[str, str]:
+    """Return name and path of the cookie of a sign-in: with https a name that no neighbouring host can set."""
+    return ("__Host-tidegate-login", "/") if url.startswith("https:") else ("tidegate_login", "/saml")
 
 
 def message(status: int, title: str, text: str, links: Sequence[tuple[str, str]] = ()) -> Response:
@@ -73,8 +77,9 @@ async def login(visit: Visit) -> Response:
         return message(503, "Not possible now", "The identity provider's metadata cannot be used; tell your operator.")
     answer = RedirectResponse(begun.address, 302)
     secure = signing.url.startswith("https:")
+    name, path = cookie(signing.url)
     answer.set_cookie(
-        COOKIE, begun.cookie, max_age=int(2 * SECONDS), path="/saml", secure=secure, httponly=True, samesite="lax"
+        name, begun.cookie, max_age=int(2 * SECONDS), path=path, secure=secure, httponly=True, samesite="lax"
     )
     return answer
 
@@ -119,6 +124,10 @@ async def finished(visit: Visit) -> Response:
     form = read_form(visit)
     if form is None or form.get("answer") not in ("yes", "no"):
         return message(400, "Not understood", "The form was not complete.")
+    try:
+        await visit.services.tokens.ready()  # before the sign-in is used up
+    except CannotIssue as why:
+        return _unissued(why)
     found = await _done(visit, take=True)
     if isinstance(found, Response):
         return found
@@ -137,7 +146,7 @@ async def finished(visit: Visit) -> Response:
     try:
         issued = await visit.services.tokens.issue(found.caller, "saml", until=found.until)
     except CannotIssue as why:
-        return message(503 if why.passing else 403, "No token", str(why))
+        return _unissued(why)
     who, minutes = found.caller, issued.seconds // 60
     return bare(
         "saml_token.html",
@@ -206,6 +215,7 @@ async def device_grant(visit: Visit, form: Mapping[str, str]) -> Response:
     """Give a terminal its token, once somebody has signed in for it (RFC 8628 section 3.4)."""
     if not form.get("device_code"):
         return oauth_error("invalid_request", "device_code is needed.")
+    await visit.services.tokens.ready()  # before what waits under the code is used up
     try:
         found = await asyncio.wrap_future(visit.services.signing_in.logins.ask(form["device_code"]))
     except StateError:
@@ -220,6 +230,7 @@ async def device_grant(visit: Visit, form: Mapping[str, str]) -> Response:
 
 async def assertion_grant(visit: Visit, form: Mapping[str, str]) -> Response:
     """Give a token for an assertion (RFC 7522)."""
+    await visit.services.tokens.ready()  # before the assertion counts as shown
     try:
         found = await visit.services.signing_in.shown(form.get("assertion", ""))
     except SamlRefused:
@@ -251,16 +262,20 @@ def _chosen(visit: Visit) -> str | Response:
 
 async def _done(visit: Visit, *, take: bool) -> Login | Response:
     """Find the sign-in that this browser began, once it is answered."""
-    cookie = visit.request.cookies.get(COOKIE, "")
     logins = visit.services.signing_in.logins
+    shown = cookie_of(visit.request, cookie(visit.services.signing_in.url)[0]) or ""
     try:
-        found = await asyncio.wrap_future(logins.take(cookie) if take else logins.done(cookie))
+        found = await asyncio.wrap_future(logins.take(shown) if take else logins.done(shown))
     except StateError:
         return _unkept()
     if found is None or found.identity not in visit.services.signing_in.files:
         text = "This browser has no sign-in that waits: it was begun elsewhere, took too long, or has given its token."
         return message(403, "Not signed in", text, [("Begin again", "/saml/login")])
     return found
+
+
+def _unissued(why: CannotIssue) -> Response:
+    return message(503 if why.passing else 403, "No token", str(why))
 
 
 def _unkept() -> Response:

@@ -14,11 +14,21 @@ from tidegate.admin.answers import refused, told
 from tidegate.admin.doors import Door, Needs, Public, Visit
 from tidegate.admin.forms import oauth_error, read_form
 from tidegate.admin.issuer import CannotIssue, Issued
+from tidegate.admin.services import Services
 from tidegate.dialects.body import strict_json
 from tidegate.identity.claims import TOKEN_BYTES
 from tidegate.identity.issuing import Source, payload
+from tidegate.identity.static import PREFIX
 from tidegate.model import Caller, Denial, Reason
-from tidegate.policy.policy import AdminRight, OidcIdentity
+from tidegate.policy.policy import (
+    AdminRight,
+    CertificateIdentity,
+    Identity,
+    OidcIdentity,
+    SamlIdentity,
+    SourceIdentity,
+    StaticIdentity,
+)
 
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
@@ -129,22 +139,27 @@ async def metadata(visit: Visit) -> Response:
 
 
 async def revoke(visit: Visit) -> Response:
-    """Take back the token that is shown (RFC 7009): whoever holds it may end it. An unknown one is no fault."""
+    """Take back the token that is shown (RFC 7009): whoever holds it may end it. An unknown one is no fault.
+
+    No proof is asked of a bound one: whoever finds such a token can end it, which is all that it is good for alone.
+    """
     form = read_form(visit)
     shown = form.get("token") if form is not None else None
     if not shown:
         return oauth_error("invalid_request", "A form with the field token is needed.")
-    caller = await visit.services.identify(shown)
-    if isinstance(caller, Denial):
-        if caller.status == 503:
-            return oauth_error("temporarily_unavailable", caller.message, 503)
+    if shown.startswith(PREFIX):
+        return oauth_error("unsupported_token_type", "A static token ends when its entry is deleted.")
+    tokens = visit.services.tokens
+    found = await tokens.verified(shown)
+    if isinstance(found, Denial):
+        if found.status == 503:
+            return oauth_error("temporarily_unavailable", found.message, 503)
         return told({})
-    claims = payload(shown)
-    issuer, jti = claims.get("iss"), claims.get("jti")
-    if not isinstance(issuer, str) or not isinstance(jti, str):
+    if found.jti is None:
         return oauth_error("unsupported_token_type", "This token has no jti, so it cannot be taken back by itself.")
+    caller = found.caller
     by = f"{caller.identity}:{caller.subject}"
-    kept = await visit.services.tokens.revoke_token(issuer, jti, by=by, why="by its holder", expires=caller.expires)
+    kept = await tokens.revoke_token(found.issuer, found.jti, by=by, why="by its holder", expires=caller.expires)
     return told({}) if kept else oauth_error("temporarily_unavailable", "The revocation could not be kept.", 503)
 
 
@@ -158,16 +173,10 @@ async def revoke_others(visit: Visit) -> Response:
         message = "A JSON object of texts is needed: issuer or identity, jti or subject, and perhaps reason."
         return refused(400, Reason.BODY_MALFORMED, message)
     services, (name,), (kind,) = visit.services, whose, what
-    issuer, text = values[name], values[kind]
-    if name == "identity":
-        known = {each.name: each for each in services.policy().identities or ()}
-        found = known.get(issuer)
-        if found is None:
-            return refused(404, "no_identity", f"The policy has no such identity; it has: {', '.join(sorted(known))}.")
-        if isinstance(found, OidcIdentity):
-            issuer = found.issuer
-        else:  # its callers show our tokens
-            issuer, text = services.tokens.url, f"{found.name}:{text}" if kind == "subject" else text
+    meant = _by_identity(services, values[name]) if name == "identity" else _by_issuer(services, values[name])
+    if isinstance(meant, Response):
+        return meant
+    issuer, text = meant[0], meant[1] + values[kind] if kind == "subject" else values[kind]
     assert isinstance(visit.caller, Caller)
     by, why = f"{visit.caller.identity}:{visit.caller.subject}", values.get("reason", "")
     if kind == "jti":
@@ -177,6 +186,37 @@ async def revoke_others(visit: Visit) -> Response:
     if not kept:
         return refused(503, Reason.STATE_UNAVAILABLE, "The revocation could not be kept; try again.")
     return told({"revoked": {"issuer": issuer, kind: text}})
+
+
+_UNREVOKED: Mapping[type[Identity], str] = {
+    StaticIdentity: "A static token ends when its entry is deleted from the identity's file.",
+    SourceIdentity: "Callers of this identity show no token: take their networks out of the policy.",
+    CertificateIdentity: "Callers of this identity show no token: have the certificate end, or take its authority out.",
+}
+"""What to do about identities whose callers show nothing that an entry could be found for."""
+
+
+def _by_identity(services: Services, name: str) -> tuple[str, str] | Response:
+    """Return who issues the tokens of an identity's callers, and what stands before the subject in them."""
+    known = {each.name: each for each in services.policy().identities or ()}
+    found = known.get(name)
+    if found is None:
+        return refused(404, "no_identity", f"The policy has no such identity; it has: {', '.join(sorted(known))}.")
+    if isinstance(found, OidcIdentity):
+        return found.issuer, ""
+    if isinstance(found, SamlIdentity):  # its callers show our tokens
+        return services.tokens.url, f"{found.name}:"
+    return refused(400, "not_revocable", _UNREVOKED[type(found)])
+
+
+def _by_issuer(services: Services, given: str) -> tuple[str, str] | Response:
+    """Return the issuer that is meant; an address need not be in the policy, since it may have been."""
+    known = {each.name: each.issuer for each in services.policy().identities or () if isinstance(each, OidcIdentity)}
+    if given not in known and "://" not in given:
+        names = ", ".join(sorted(known)) or "none"
+        message = f"issuer is an issuer's address, or an identity of the policy with one: {names}."
+        return refused(400, Reason.BODY_MALFORMED, message)
+    return known.get(given, given), ""
 
 
 DOORS = (

@@ -19,7 +19,7 @@ from tidegate.identity.issuing import OwnKey
 from tidegate.identity.jwks import KeySet, import_keys
 from tidegate.identity.keys import KeySource
 from tidegate.model import Denial
-from tidegate.policy.policy import Policy
+from tidegate.policy.policy import Admin, Identity
 
 REFRESH = 30.0
 FLOOR = 1.0
@@ -39,12 +39,24 @@ class Keeper(Protocol):
         """Make a key if one is due, delete those that are over, and return what there is then."""
 
 
+class Settings(Protocol):
+    """What of a policy our own tokens depend on: for whom they are made, where, and how often their keys turn."""
+
+    @property
+    def identities(self) -> tuple[Identity, ...] | None:
+        """Whom they can name."""
+
+    @property
+    def admin(self) -> Admin:
+        """Their issuer's address, and when a key is due."""
+
+
 class OwnKeys(KeySource):
     """Our keys, for one event loop. ``signing`` are the private ones, empty as long as there are none to sign with."""
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Settings,
         keeper: Keeper,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,

@@ -50,11 +50,15 @@ _HARMLESS = {f"{_SA}AudienceRestriction", f"{_SA}OneTimeUse", f"{_SA}ProxyRestri
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """What a provider's metadata says: its name, where a browser signs in, and the certificates it signs with."""
+    """What a provider's metadata says: its name, where a browser signs in, and the certificates it signs with.
+
+    ``until`` is when it ends (``validUntil``), if it says so.
+    """
 
     issuer: str
     sign_in: str
     certificates: tuple[x509.Certificate, ...]
+    until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +259,14 @@ def read_metadata(raw: bytes, issuer: str | None, now: float) -> Provider | str:
     chosen = [each for each in entities if issuer is None or each.get("entityID") == issuer]
     if len(chosen) != 1:
         return f"{len(chosen)} identity providers{'' if issuer is None else ' of that issuer'}"
+    descriptor = chosen[0].find(f"{_MD}IDPSSODescriptor")
     try:
-        ends = [_moment(each.get("validUntil")) for each in (root, chosen[0])]
+        ends = [_moment(each.get("validUntil")) for each in (descriptor, *descriptor.iterancestors())]
     except SamlRefused:
         return "a validUntil that is no moment"
-    if any(each is not None and each <= now for each in ends):
+    until = min((each for each in ends if each is not None), default=None)
+    if until is not None and until <= now:
         return "metadata that has ended (validUntil)"
-    descriptor = chosen[0].find(f"{_MD}IDPSSODescriptor")
     services = [
         each.get("Location", "")
         for each in descriptor.findall(f"{_MD}SingleSignOnService")
@@ -272,7 +277,7 @@ def read_metadata(raw: bytes, issuer: str | None, now: float) -> Provider | str:
     certificates = _certificates(descriptor)
     if not certificates:
         return "no signing certificate with an RSA key of 2048 bits or more, or an EC key"
-    return Provider(chosen[0].get("entityID", ""), services[0], certificates)
+    return Provider(chosen[0].get("entityID", ""), services[0], certificates, until)
 
 
 def _is_address(address: str) -> bool:

@@ -36,7 +36,7 @@ class MetadataFile:
         self._provider: Provider | None = None
 
     def provider(self) -> Provider | None:
-        """Return what the file says now."""
+        """Return what the file says now, unless that has ended."""
         try:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
@@ -50,4 +50,12 @@ class MetadataFile:
                 logger.error("identity %s: metadata %s: found %s; %s", self.identity.name, self._path, found, kept)
             else:
                 self._provider = found
+        until = None if self._provider is None else self._provider.until
+        if until is not None and until <= self._now():
+            self._provider = None
+            logger.error(
+                "identity %s: metadata %s: it has ended (validUntil); nobody can sign in",
+                self.identity.name,
+                self._path,
+            )
         return self._provider

@@ -28,6 +28,7 @@ from tidegate.policy.linking import Parts, link
 from tidegate.policy.memory import remembering
 from tidegate.policy.ner_files import open_ner
 from tidegate.policy.policy import (
+    Admin,
     CertificateIdentity,
     Identity,
     OidcIdentity,
@@ -168,10 +169,11 @@ def state_of(path: Path) -> tuple[Path, tuple[Identity, ...] | None]:
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """What of a policy matters to people who decide: who they can be, and where approvals are kept."""
+    """What of a policy matters to people who decide: who they can be, our own tokens, and where approvals are kept."""
 
     identities: tuple[Identity, ...] | None
     state: State
+    admin: Admin
 
 
 def people_of(path: Path) -> People:
@@ -181,7 +183,7 @@ def people_of(path: Path) -> People:
     state, identities = _state(reader, document, path.parent), _identities(reader, document, path.parent)
     if faults or reader.faults:
         raise PolicyError((*reader.faults, *faults))
-    return People(identities, state)
+    return People(identities, state, document.admin)
 
 
 def _recording(document: Document, folder: Path) -> Recording:
