@@ -155,6 +155,10 @@ class Verifier:
         known = self._known(self._digest(token), now)
         return await self._verify(token, now) if known is None else known
 
+    async def again(self, token: str, now: float) -> Caller | Denial:
+        """Say whose a token is by now, for a request that was admitted with it, proof and all, and has waited since."""
+        return self._lookup(token, now) if token.startswith(PREFIX) else self._in_force(await self.verified(token, now))
+
     async def _verify(self, token: str, now: float) -> Verified | Denial:
         """Verify a token that nothing is known of."""
         opaque = self._opaque and self._asked_about(token)
@@ -183,12 +187,6 @@ class Verifier:
         if self._own is not None and source is self._own and isinstance(answer, Verified):
             answer = self._own.named(answer, token)
         return self._remember(token, _known(answer, now, source=source, keys=keys))
-
-    async def again(self, token: str, now: float) -> Caller | Denial:
-        """Say whose a token is by now, for a request that was admitted with it, proof and all, and has waited since."""
-        if token.startswith(PREFIX):
-            return self._lookup(token, now)
-        return self._in_force(self._known(self._digest(token), now) or await self._verify(token, now))
 
     def _asked_about(self, token: str) -> OidcIdentity | None:
         """Find the provider that has to be asked about a token, because the token says nothing by itself."""
