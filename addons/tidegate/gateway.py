@@ -682,6 +682,7 @@ class Gateway(Fence):
         exchange = self.exchanges.get(flow.id)
         if exchange is None or exchange.meter is None or exchange.crossing.stage is not Stage.WHOLE:
             return
+        exchange.crossing.came += size
         passed = exchange.meter.received(size, time.monotonic())
         if passed is not None:
             self._end(exchange, passed)

@@ -175,17 +175,18 @@ class StreamedAnswer:
         return None if self.meter is None else self.meter.event(value)
 
     def _look_at_whole(self) -> bytes:
-        value = strict_json(bytes(self._head)) if self._makes else None
+        body, self._head = bytes(self._head), bytearray()
+        if self.meter is not None:
+            self.meter.whole(body)
+        value = strict_json(body) if self._makes else None
         if self._makes and not isinstance(value, Denial):
             self.made.extend(ownership.made(self._endpoint, value))
-        found = inspect_answer(self._endpoint, self._engine, self._decide, bytes(self._head), status=self._status)
+        found = inspect_answer(self._endpoint, self._engine, self._decide, body, status=self._status)
         if isinstance(found, Denial):
             return self._deny(found)
         if (denial := self._withheld(found)) is not None:
             return self._deny(denial)
         self._found = found.findings
-        if self.meter is not None:
-            self.meter.whole(found.body)
         return found.body
 
     def _withheld(self, found: Inspected) -> Denial | None:
@@ -301,6 +302,8 @@ class StreamedAnswer:
     def _deny(self, denial: Denial) -> bytes:
         self.denial = denial
         if self._framing is None:
+            if self.meter is not None:
+                self.meter.characters += len(self._head)  # of an answer that was to be read as a whole
             self._framing = framings.MAKERS[framings.expected(self._label, self._spec.framings)]()
         framing, name = self._framing, self._shape.event_name
         events = [render_event(self._shape, denial, self._exchange, call) for call in self.calls.ids or (None,)]
