@@ -423,6 +423,27 @@ def test_broken_glass_is_marked_until_somebody_else_has_looked(control: Control)
     assert do(control, store.review, item.id, fay, "me", NOW) is Refusal.OWN
 
 
+async def test_glass_is_broken_for_a_request_that_waits_already(
+    control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk(control)
+    fay = Person("corp", "fay", frozenset({"corp:fire"}))
+    for caller, reason, why in ((ALICE, LONG, Refusal.NO_GLASS), (fay, "short", Refusal.NO_REASON)):
+        pending = (await desk.ask(wanted(caller=caller))).item
+        assert pending is not None
+        told = await desk.ask(replace(wanted(caller=caller), break_glass=True, reason=reason))
+        assert (told.item, told.usable, told.why) == (None, False, str(why))
+        assert (await desk.latest(pending)).state is State.PENDING
+    assert caplog.records == []
+    found = await desk.ask(replace(wanted(caller=fay), break_glass=True, reason=LONG))
+    assert found.item is not None
+    assert (found.item.id, found.item.state, found.item.review) == (pending.id, State.APPROVED, "open")
+    assert (found.usable, found.joined) == (True, False)
+    assert json.loads(caplog.records[0].message)["by"] == "corp:fay"
+    assert [each.what for each in (await desk.history(pending.id))[1]] == ["ask", "break glass", "approved"]
+    await desk.close()
+
+
 def test_steps_cannot_be_changed(control: Control) -> None:
     begun(control, wanted())
     for verb in ("UPDATE approval_step SET actor = 'x'", "DELETE FROM approval_step"):

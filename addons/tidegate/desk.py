@@ -130,7 +130,7 @@ class Desk:
     async def ask(self, wanted: Ask) -> Asked:
         """Find or begin the item of a request."""
         found: Asked = await self._write(lambda db, now: store.ask(db, wanted, now))
-        if found.item is not None and found.item.broke_glass and not found.joined:
+        if found.item is not None and wanted.break_glass and not found.joined:
             log.warning("%s", _loud(found.item, wanted.caller.name))
         return found
 

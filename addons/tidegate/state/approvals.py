@@ -98,6 +98,9 @@ def ask(db: Any, wanted: Ask, now: float) -> Asked:
     for row in _all(db, "print = ? AND digest <> ? AND state = 'pending'", (loose, exact)):
         _move(db, row, State.SUPERSEDED, GATE, "the policy has changed", now)
     for row in _all(db, "digest = ? AND state IN ('approved', 'pending')", (exact,)):
+        if row.state is State.PENDING and wanted.break_glass:
+            broken = break_glass(db, row.id, wanted.caller, wanted.reason, now)
+            return Asked(None, why=str(broken)) if isinstance(broken, Refusal) else Asked(broken, usable=True)
         return Asked(row, usable=row.state is State.APPROVED, joined=True)
     for row in _all(
         db,
