@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ from tidegate.approvals.spec import (
 from tidegate.desk import Clock, Desk, Ending
 from tidegate.model import Action, Asked, Finding
 from tidegate.state import approvals as store
-from tidegate.state.approvals import Item
+from tidegate.state.approvals import Item, Teller
 from tidegate.state.control import Control, StateError
 
 ALICE = Person("corp", "alice", frozenset({"corp:dev"}))
@@ -565,6 +565,82 @@ async def test_the_evidence_has_every_step_once_even_if_it_failed_meanwhile(cont
         ("approval", "vote yes", "corp:carol"),
         ("approval", "approved", "corp:carol"),
     ]
+
+
+class Slow:
+    """A recording that takes a while, or none of it."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.got: list[tuple[int, str]] = []
+        self.broken = broken
+
+    async def _keep(self, detail: str) -> None:
+        await asyncio.sleep(0.1)
+        told = json.loads(detail)
+        self.got.append((told["seq"], told["what"]))
+
+    def note(self, _kind: str, detail: str) -> asyncio.Future[None]:
+        if self.broken:
+            raise RuntimeError
+        return asyncio.ensure_future(self._keep(detail))
+
+
+async def until(said: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not said() and time.monotonic() < end:  # noqa: ASYNC110 - nobody sets an event
+        await asyncio.sleep(0.05)
+    assert said()
+
+
+ALL = [(1, "ask"), (2, "vote yes"), (3, "approved")]
+
+
+async def test_two_gates_on_one_store_tell_every_step_once(tmp_path: Path) -> None:
+    controls = [Control(tmp_path / "control.db") for _ in range(2)]
+    recordings, letters = (Slow(), Slow()), list[tuple[int, str]]()
+    for each in controls:
+        each.start()
+    desks = [
+        Desk(control, slow, None, str, lambda step, _: letters.append((step.seq, step.what)))
+        for control, slow in zip(controls, recordings, strict=True)
+    ]
+    item = (await desks[0].ask(wanted())).item
+    assert item is not None
+    waiting = [asyncio.create_task(each.wait(item, 30.0, Wait())) for each in desks]
+    await asyncio.sleep(0.1)
+    await desks[0].decide(item.id, CAROL, Answer.YES, "ok")
+    assert await asyncio.gather(*waiting) == [Ending.DECIDED] * 2
+    await until(lambda: len(letters) >= 3 and sum(len(each.got) for each in recordings) >= 3)
+    for each in desks:
+        await each.close()
+    assert sorted(recordings[0].got + recordings[1].got) == ALL
+    assert letters == ALL
+    for control in controls:
+        control.close()
+
+
+async def test_letters_are_sent_while_the_recording_is_down(control: Control) -> None:
+    letters = list[tuple[int, str]]()
+    desk = Desk(control, Slow(broken=True), None, str, lambda step, _: letters.append((step.seq, step.what)))
+    item = (await desk.ask(wanted())).item
+    assert item is not None
+    await until(lambda: len(letters) == 1)
+    await desk.decide(item.id, CAROL, Answer.YES, "ok")
+    await until(lambda: letters == ALL)
+    await desk.close()
+    assert len(do(control, store.untold, Teller.EVIDENCE)) == 3
+
+
+def test_the_steps_of_a_gate_that_died_while_it_told_are_told_by_another(control: Control) -> None:
+    begun(control, wanted())
+    first = do(control, store.claim, Teller.EVIDENCE, "dead", NOW)
+    assert [each.what for each in first] == ["ask"]
+    assert do(control, store.claim, Teller.EVIDENCE, "other", NOW + store.LEASE - 1) == ()
+    assert do(control, store.claim, Teller.LETTERS, "other", NOW) == first
+    assert do(control, store.claim, Teller.EVIDENCE, "other", NOW + store.LEASE) == first
+    do(control, store.told, Teller.EVIDENCE, "other", 1)
+    assert do(control, store.claim, Teller.EVIDENCE, "dead", NOW + store.LEASE) == ()
+    assert do(control, store.untold, Teller.EVIDENCE) == ()
 
 
 def test_a_clock_that_is_set_back_prolongs_nothing_and_one_set_forward_ends_early() -> None:

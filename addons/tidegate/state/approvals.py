@@ -6,6 +6,7 @@ transaction that is not its own. ``now`` is a Unix time in seconds; the rules ar
 
 from __future__ import annotations
 
+import enum
 import json
 import secrets
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,16 @@ GATE = "tidegate"
 """The actor of steps that nobody takes: time does, or a new policy."""
 
 REVIEW_OPEN = "open"
+
+LEASE = 30.0
+"""Seconds for which steps are one gate's to tell: a recording takes a thousand of them in less than one."""
+
+
+class Teller(enum.StrEnum):
+    """Who is told of every step."""
+
+    EVIDENCE = "evidence"
+    LETTERS = "letters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,14 +298,24 @@ def last(db: Any) -> int:
     return int(db.execute("SELECT coalesce(max(seq), 0) FROM approval_step").fetchone()[0])
 
 
-def untold(db: Any) -> tuple[Step, ...]:
-    """Return the steps that the evidence does not have yet."""
-    return since(db, db.execute("SELECT seq FROM approval_told").fetchone()[0])
+def untold(db: Any, teller: Teller) -> tuple[Step, ...]:
+    """Return the steps that a receiver does not have yet."""
+    return since(db, db.execute("SELECT seq FROM approval_teller WHERE name = ?", (str(teller),)).fetchone()[0])
 
 
-def told(db: Any, seq: int) -> None:
-    """Note that the evidence has every step up to this one."""
-    db.execute("UPDATE approval_told SET seq = max(seq, ?)", (seq,))
+def claim(db: Any, teller: Teller, owner: str, now: float) -> tuple[Step, ...]:
+    """Take the steps that a receiver does not have yet, to tell them; none where another gate is at it."""
+    done = db.execute(
+        "UPDATE approval_teller SET owner = ?, until = ? WHERE name = ? AND (owner = ? OR until <= ?)",
+        (owner, now + LEASE, str(teller), owner, now),
+    )
+    return untold(db, teller) if done.rowcount == 1 else ()
+
+
+def told(db: Any, teller: Teller, owner: str, seq: int) -> None:
+    """Note that a receiver has every step up to this one, and let other gates tell it the next."""
+    db.execute("UPDATE approval_teller SET seq = max(seq, ?) WHERE name = ?", (seq, str(teller)))
+    db.execute("UPDATE approval_teller SET until = 0.0 WHERE name = ? AND owner = ?", (str(teller), owner))
 
 
 # ── inside ───────────────────────────────────────────────────────────────────
