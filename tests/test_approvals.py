@@ -63,6 +63,11 @@ def demand(*groups: str, **more: Any) -> Demand:
 def test_only_the_steps_of_the_table_can_be_taken() -> None:
     taken = []
     for before, after in itertools.product(State, State):
+        if (before, after) == (State.CONSUMED, State.APPROVED):
+            machine.check(before, after, unsent=True)
+        else:
+            with pytest.raises(Illegal):
+                machine.check(before, after, unsent=True)
         try:
             machine.check(before, after)
         except Illegal:
@@ -339,6 +344,31 @@ def test_an_item_is_used_once_and_only_for_its_request(control: Control) -> None
         ("approved", "pending", "approved", "corp:carol", "fine", "p1"),
         ("use", "approved", "consumed", "corp:alice", "", "p1"),
     ]
+
+
+def test_a_use_of_which_nothing_was_sent_is_given_back(control: Control) -> None:
+    ask = wanted()
+    item = begun(control, ask)
+    assert do(control, store.give_back, item.id, NOW) is None, "it was not used"
+    do(control, store.vote, item.id, CAROL, Answer.YES, "", NOW)
+    assert do(control, store.give_back, item.id, NOW) is None
+    assert do(control, store.use, item.id, ask, NOW).state is State.CONSUMED
+    back = do(control, store.give_back, item.id, NOW + 1)
+    assert (back.state, back.uses) == (State.APPROVED, 0)
+    assert do(control, store.give_back, item.id, NOW + 1) is None, "once"
+    assert do(control, store.ask, ask, NOW + 2).usable
+    used = do(control, store.use, item.id, ask, NOW + 2)
+    assert do(control, store.use, item.id, ask, NOW + 2) is None
+    steps = [(each.what, each.was, each.became) for each in do(control, store.steps, item.id)]
+    assert steps[3:] == [
+        ("use", "approved", "consumed"),
+        ("not sent", "consumed", "approved"),
+        ("use", "approved", "consumed"),
+    ]
+    assert do(control, store.give_back, item.id, used.use_by) is None, "its time is up"
+    begun(control, ask, NOW + 3)
+    assert do(control, store.give_back, item.id, NOW + 3) is None, "it is asked anew"
+    assert state(control, item) is State.CONSUMED
 
 
 def test_two_clocks(control: Control) -> None:

@@ -164,6 +164,10 @@ class Desk:
         used: Item | None = await self._write(lambda db, now: store.use(db, item.id, wanted, now))
         return used
 
+    async def give_back(self, approval: str) -> None:
+        """Give back the right to send that ``use`` took, because nothing was sent, and nothing will be."""
+        await self._write(lambda db, now: store.give_back(db, approval, now))
+
     async def left(self, item: Item, wanted: Ask) -> None:
         """Note that nobody waits for an item in this process: it stays for the retry, or ends, as the policy says."""
         if wanted.on_gone is OnGone.CANCEL and item.id not in self._held:

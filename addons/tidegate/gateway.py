@@ -283,6 +283,8 @@ class Gateway(Fence):
         waiting = self._judged(exchange, step)
         if waiting is not None:
             await waiting
+        if exchange.crossing.stage is Stage.OVER:  # before its client knows, and comes again
+            await self.holding.unsent(exchange)
 
     async def _begin_again(self, exchange: Exchange) -> None:
         """Judge a held request by the policy now in force, from its head on."""
@@ -759,6 +761,8 @@ class Gateway(Fence):
                 log.error("tidegate failed to seal an exchange: %s", type(bug).__name__)
                 self.recorder.lose()
             exchange.stop_watching()
+            if exchange.used and self.holding is not None:
+                exchange.later(self.holding.unsent(exchange))
 
     def stop(self) -> None:
         """Seal what is still open, because the process is about to end."""

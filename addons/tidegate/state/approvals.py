@@ -230,6 +230,24 @@ def use(db: Any, approval: str, wanted: Ask, now: float) -> Item | None:
     return get(db, approval)
 
 
+def give_back(db: Any, approval: str, now: float) -> Item | None:
+    """Undo a use of which nothing was sent, and nothing will be; ``None`` where its time is up, or it is asked anew."""
+    item = get(db, approval)
+    if item is None or item.state is not State.CONSUMED:
+        return None
+    machine.check(item.state, State.APPROVED, unsent=True)
+    done = db.execute(
+        "UPDATE approval SET state = 'approved', version = version + 1, uses = uses - 1 "
+        "WHERE id = ? AND state = 'consumed' AND use_by > ? AND NOT EXISTS "
+        "(SELECT 1 FROM approval AS o WHERE o.digest = approval.digest AND o.state IN ('pending', 'approved'))",
+        (approval, now),
+    )
+    if done.rowcount != 1:
+        return None
+    _note(db, item, "not sent", State.APPROVED, (GATE, ""), now)
+    return get(db, approval)
+
+
 def end(db: Any, approval: str, state: State, actor: str, reason: str, now: float) -> Item | None:
     """End a pending item: cancelled, superseded. ``None`` where it is no longer pending."""
     item = get(db, approval)
