@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ from tidegate.approvals.spec import (
 from tidegate.desk import Clock, Desk, Ending
 from tidegate.model import Action, Asked, Finding
 from tidegate.state import approvals as store
-from tidegate.state.approvals import Item
+from tidegate.state.approvals import Item, Teller
 from tidegate.state.control import Control, StateError
 
 ALICE = Person("corp", "alice", frozenset({"corp:dev"}))
@@ -63,6 +63,11 @@ def demand(*groups: str, **more: Any) -> Demand:
 def test_only_the_steps_of_the_table_can_be_taken() -> None:
     taken = []
     for before, after in itertools.product(State, State):
+        if (before, after) == (State.CONSUMED, State.APPROVED):
+            machine.check(before, after, unsent=True)
+        else:
+            with pytest.raises(Illegal):
+                machine.check(before, after, unsent=True)
         try:
             machine.check(before, after)
         except Illegal:
@@ -341,6 +346,31 @@ def test_an_item_is_used_once_and_only_for_its_request(control: Control) -> None
     ]
 
 
+def test_a_use_of_which_nothing_was_sent_is_given_back(control: Control) -> None:
+    ask = wanted()
+    item = begun(control, ask)
+    assert do(control, store.give_back, item.id, NOW) is None, "it was not used"
+    do(control, store.vote, item.id, CAROL, Answer.YES, "", NOW)
+    assert do(control, store.give_back, item.id, NOW) is None
+    assert do(control, store.use, item.id, ask, NOW).state is State.CONSUMED
+    back = do(control, store.give_back, item.id, NOW + 1)
+    assert (back.state, back.uses) == (State.APPROVED, 0)
+    assert do(control, store.give_back, item.id, NOW + 1) is None, "once"
+    assert do(control, store.ask, ask, NOW + 2).usable
+    used = do(control, store.use, item.id, ask, NOW + 2)
+    assert do(control, store.use, item.id, ask, NOW + 2) is None
+    steps = [(each.what, each.was, each.became) for each in do(control, store.steps, item.id)]
+    assert steps[3:] == [
+        ("use", "approved", "consumed"),
+        ("not sent", "consumed", "approved"),
+        ("use", "approved", "consumed"),
+    ]
+    assert do(control, store.give_back, item.id, used.use_by) is None, "its time is up"
+    begun(control, ask, NOW + 3)
+    assert do(control, store.give_back, item.id, NOW + 3) is None, "it is asked anew"
+    assert state(control, item) is State.CONSUMED
+
+
 def test_two_clocks(control: Control) -> None:
     late = begun(control, wanted(b"1", decide_within=10.0), NOW)
     assert do(control, store.vote, late.id, CAROL, Answer.YES, "", NOW + 10) is Refusal.OVER
@@ -421,6 +451,27 @@ def test_broken_glass_is_marked_until_somebody_else_has_looked(control: Control)
     assert do(control, store.break_glass, item.id, fay, "short", NOW) is Refusal.NO_REASON
     assert do(control, store.break_glass, item.id, fay, LONG, NOW).state is State.APPROVED
     assert do(control, store.review, item.id, fay, "me", NOW) is Refusal.OWN
+
+
+async def test_glass_is_broken_for_a_request_that_waits_already(
+    control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk(control)
+    fay = Person("corp", "fay", frozenset({"corp:fire"}))
+    for caller, reason, why in ((ALICE, LONG, Refusal.NO_GLASS), (fay, "short", Refusal.NO_REASON)):
+        pending = (await desk.ask(wanted(caller=caller))).item
+        assert pending is not None
+        told = await desk.ask(replace(wanted(caller=caller), break_glass=True, reason=reason))
+        assert (told.item, told.usable, told.why) == (None, False, str(why))
+        assert (await desk.latest(pending)).state is State.PENDING
+    assert caplog.records == []
+    found = await desk.ask(replace(wanted(caller=fay), break_glass=True, reason=LONG))
+    assert found.item is not None
+    assert (found.item.id, found.item.state, found.item.review) == (pending.id, State.APPROVED, "open")
+    assert (found.usable, found.joined) == (True, False)
+    assert json.loads(caplog.records[0].message)["by"] == "corp:fay"
+    assert [each.what for each in (await desk.history(pending.id))[1]] == ["ask", "break glass", "approved"]
+    await desk.close()
 
 
 def test_steps_cannot_be_changed(control: Control) -> None:
@@ -544,6 +595,82 @@ async def test_the_evidence_has_every_step_once_even_if_it_failed_meanwhile(cont
         ("approval", "vote yes", "corp:carol"),
         ("approval", "approved", "corp:carol"),
     ]
+
+
+class Slow:
+    """A recording that takes a while, or none of it."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.got: list[tuple[int, str]] = []
+        self.broken = broken
+
+    async def _keep(self, detail: str) -> None:
+        await asyncio.sleep(0.1)
+        told = json.loads(detail)
+        self.got.append((told["seq"], told["what"]))
+
+    def note(self, _kind: str, detail: str) -> asyncio.Future[None]:
+        if self.broken:
+            raise RuntimeError
+        return asyncio.ensure_future(self._keep(detail))
+
+
+async def until(said: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not said() and time.monotonic() < end:  # noqa: ASYNC110 - nobody sets an event
+        await asyncio.sleep(0.05)
+    assert said()
+
+
+ALL = [(1, "ask"), (2, "vote yes"), (3, "approved")]
+
+
+async def test_two_gates_on_one_store_tell_every_step_once(tmp_path: Path) -> None:
+    controls = [Control(tmp_path / "control.db") for _ in range(2)]
+    recordings, letters = (Slow(), Slow()), list[tuple[int, str]]()
+    for each in controls:
+        each.start()
+    desks = [
+        Desk(control, slow, None, str, lambda step, _: letters.append((step.seq, step.what)))
+        for control, slow in zip(controls, recordings, strict=True)
+    ]
+    item = (await desks[0].ask(wanted())).item
+    assert item is not None
+    waiting = [asyncio.create_task(each.wait(item, 30.0, Wait())) for each in desks]
+    await asyncio.sleep(0.1)
+    await desks[0].decide(item.id, CAROL, Answer.YES, "ok")
+    assert await asyncio.gather(*waiting) == [Ending.DECIDED] * 2
+    await until(lambda: len(letters) >= 3 and sum(len(each.got) for each in recordings) >= 3)
+    for each in desks:
+        await each.close()
+    assert sorted(recordings[0].got + recordings[1].got) == ALL
+    assert letters == ALL
+    for control in controls:
+        control.close()
+
+
+async def test_letters_are_sent_while_the_recording_is_down(control: Control) -> None:
+    letters = list[tuple[int, str]]()
+    desk = Desk(control, Slow(broken=True), None, str, lambda step, _: letters.append((step.seq, step.what)))
+    item = (await desk.ask(wanted())).item
+    assert item is not None
+    await until(lambda: len(letters) == 1)
+    await desk.decide(item.id, CAROL, Answer.YES, "ok")
+    await until(lambda: letters == ALL)
+    await desk.close()
+    assert len(do(control, store.untold, Teller.EVIDENCE)) == 3
+
+
+def test_the_steps_of_a_gate_that_died_while_it_told_are_told_by_another(control: Control) -> None:
+    begun(control, wanted())
+    first = do(control, store.claim, Teller.EVIDENCE, "dead", NOW)
+    assert [each.what for each in first] == ["ask"]
+    assert do(control, store.claim, Teller.EVIDENCE, "other", NOW + store.LEASE - 1) == ()
+    assert do(control, store.claim, Teller.LETTERS, "other", NOW) == first
+    assert do(control, store.claim, Teller.EVIDENCE, "other", NOW + store.LEASE) == first
+    do(control, store.told, Teller.EVIDENCE, "other", 1)
+    assert do(control, store.claim, Teller.EVIDENCE, "dead", NOW + store.LEASE) == ()
+    assert do(control, store.untold, Teller.EVIDENCE) == ()
 
 
 def test_a_clock_that_is_set_back_prolongs_nothing_and_one_set_forward_ends_early() -> None:

@@ -21,7 +21,7 @@ import pytest
 from tidegate.approvals import letters
 from tidegate.approvals.letters import Form, Letter, Occasion
 from tidegate.approvals.machine import Demand
-from tidegate.approvals.notify import Notifier, NotSent, send
+from tidegate.approvals.notify import Notifier, NotSent, name_of, send
 from tidegate.approvals.spec import Mail, Person, Webhook
 from tidegate.desk import letter
 
@@ -126,7 +126,9 @@ def test_a_receiver_that_fails_is_tried_again_with_the_same_name(receiver: Recei
     receiver.wait(3)
     notifier.close()
     assert len(receiver.got) == 3
-    assert len({fields["webhook-id"] for fields, _ in receiver.got}) == 1
+    names = {fields["webhook-id"] for fields, _ in receiver.got}
+    assert names == {name_of(ASKED, hook)}, "another gate, or another try, has the same"
+    assert not names & {name_of(replace(ASKED, step=1), hook), name_of(ASKED, replace(hook, url="env:OTHER"))}
 
 
 @pytest.mark.parametrize(("status", "why"), [(400, "it answered with status 400"), (302, "it redirects")])
@@ -241,7 +243,7 @@ def item(**more: Any) -> Any:
     ],
 )
 def test_steps_that_people_are_told_of(what: str, became: str, event: Occasion | None) -> None:
-    step = SimpleNamespace(what=what, became=became, actor="corp:bob", at=0.0)
+    step = SimpleNamespace(seq=1, what=what, became=became, actor="corp:bob", at=0.0)
     found = letter(step, item(), "https://gate.example.com")
     assert (found.event if found else None) == event
     if found is not None:

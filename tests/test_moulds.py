@@ -9,7 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.wire import CARD, FAMILIES, KEY, MAIL, Said, answer, run, stream_of
+from tests.wire import CARD, FAMILIES, FORMS, KEY, MAIL, Said, answer, dialect, endpoint, run, stream_of
+from tidegate import spending
+from tidegate.limits.usage import Usage
+from tidegate.streams.answers import StreamedAnswer
 from tidegate.streams.moulds import MOULDS, TRIES, Moulds, Place
 
 PLACE = Place(("delta", "text"), "some", (0, ()))
@@ -21,6 +24,23 @@ words = st.sampled_from(
 )
 
 
+def metered(name: str) -> StreamedAnswer:
+    gate = answer(name)
+    gate.meter = spending.meter(dialect(FORMS[name].dialect), endpoint(name))
+    return gate
+
+
+def fed(gate: StreamedAnswer, stream: bytes, size: int) -> list[tuple[bytes, int, int, Usage, Usage]]:
+    """Feed a stream in pieces; return after each what left, and what a client pays that leaves then."""
+    meter, found = gate.meter, []
+    assert meter is not None
+    for at in range(0, len(stream) + size, size):
+        out = gate.feed(stream[at : at + size]) if at < len(stream) else gate.end()
+        totals = meter.total(90, complete=False), meter.total(90, complete=True)
+        found.append((out, meter.pieces, meter.characters, *totals))
+    return found
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.parametrize("name", FAMILIES)
 @given(parts=st.lists(words, min_size=2, max_size=30), size=st.integers(1, 400))
@@ -29,10 +49,10 @@ def test_the_same_leaves_as_without(name: str, parts: list[str], size: int) -> N
         return parts if text == "".join(parts) else [text[at : at + 3] for at in range(0, len(text), 3)]
 
     stream = stream_of(name, Said("".join(parts), "".join(parts[::2]), (json.dumps({"a": parts[0]}),)), cut)
-    known, reading = answer(name), answer(name)
-    out = run(known, stream, range(0, len(stream), size))
+    known, reading = metered(name), metered(name)
+    out = fed(known, stream, size)
     with mock.patch.object(Moulds, "find", return_value=None):
-        assert out == run(reading, stream, range(0, len(stream), size))
+        assert out == fed(reading, stream, size)
     assert (known.findings, known.unread, known.held) == (reading.findings, reading.unread, reading.held)
 
 

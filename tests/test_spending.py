@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tidegate import spending, steps
 from tidegate.crossing import Crossing
 from tidegate.dialects.counting import RATE_HEADERS
 from tidegate.dialects.errors import GENERIC, GRPC, render
+from tidegate.endings import CLIENT_GONE, UPSTREAM_FAILED, limit
 from tidegate.identity.permission import admit, matches, permit
 from tidegate.inspection.engine import build
 from tidegate.limits import rate_fields
@@ -218,6 +220,53 @@ def test_the_crossing_asks_for_money_before_anything_is_recorded(policy: Policy)
     other.receive(steps.HeadArrived(head, alice))
     other.receive(steps.BodyArrived(body))
     assert other.receive(steps.Spent(denial)) == steps.Refuse(denial)
+
+
+TOLD = b'{"choices": [{"message": {"content": "take %s"}}], "usage": {"prompt_tokens": 11, "completion_tokens": 5}}'
+KEY = b"sk-proj-Ab3dEf6hIj9kLm2nOp5q"
+GONE = steps.Stopped(CLIENT_GONE, Outcome.ABORTED)
+A_WHOLE = steps.AnswerBegan(200, (("content-type", "application/json"),))
+UNREADABLE = steps.AnswerBegan(200, (("content-type", "text/event-stream"), ("content-encoding", "compress")))
+GUESS = Usage(31, 0, 0, estimated=True)
+
+
+@pytest.mark.parametrize(
+    ("stream", "events", "usage"),
+    [
+        (False, [A_WHOLE, steps.AnswerWhole(TOLD % KEY)], Usage(11, 5)),
+        (False, [A_WHOLE, steps.AnswerWhole(b'{"a": "' + b"x" * 53)], Usage(31, 15, 0, estimated=True)),
+        (False, [A_WHOLE, GONE], Usage(31, 10, 0, estimated=True)),
+        (False, [A_WHOLE, steps.Stopped(limit(Reason.ANSWER_TOO_LARGE))], Usage(31, 10, 0, estimated=True)),
+        (False, [A_WHOLE, steps.Stopped(UPSTREAM_FAILED, Outcome.FAILED)], Usage(31, 10, 0, estimated=True)),
+        (False, [steps.AnswerBegan(200, (("content-type", "audio/wav"),)), GONE], GUESS),
+        (True, [A_WHOLE, steps.AnswerChunk(TOLD % KEY), steps.AnswerEnded()], Usage(11, 5)),
+        (True, [A_WHOLE, steps.AnswerChunk(b'{"a": "' + b"x" * 53), GONE], Usage(30, 15, 0, estimated=True)),
+        (True, [UNREADABLE], replace(GUESS, input=30)),
+        (False, [GONE], GUESS),
+        (False, [steps.Stopped(limit(Reason.ANSWER_FIRST_BYTE))], GUESS),
+        (False, [steps.Stopped(UPSTREAM_FAILED, Outcome.FAILED)], Usage(0, 0)),
+        (False, [steps.AnswerBegan(302, ())], Usage(0, 0)),
+        (False, [replace(A_WHOLE, status=500), steps.AnswerWhole(b'{"error": {}}')], Usage(0, 0)),
+    ],
+    ids=[
+        "blocked", "broken", "client left", "too large", "upstream left", "a voice", "whole one of a stream",
+        "left that", "unreadable", "left before", "never began", "never reached", "redirect", "error",
+    ],
+)  # fmt: skip
+def test_what_the_client_does_not_get_costs_what_it_took(
+    policy: Policy, stream: bool, events: list[steps.Event], usage: Usage
+) -> None:
+    head = Head("POST", "/openai/v1/chat/completions", (("authorization", "Bearer x"),), None)
+    body = {"model": "gpt-4", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "stream": stream}
+    exchange = Crossing(policy, "ex_1")
+    exchange.receive(steps.HeadArrived(head, Caller("corp", "alice", frozenset({"corp:dear"}))))
+    for event in (steps.BodyArrived(json.dumps(body).encode()), steps.Spent(), steps.IntentKept(kept=True)):
+        exchange.receive(event)
+    for event in events:
+        exchange.receive(event)
+        exchange.came = 40 if event == A_WHOLE and not stream else 0
+    assert exchange.stage is Stage.OVER
+    assert exchange.usage == usage
 
 
 REFUSALS = [

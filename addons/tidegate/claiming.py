@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tidegate.inspection.bodies import Inspected
+from tidegate.limits.usage import Meter
 from tidegate.model import Denial, Outcome, Reason, Stored
 
 LOST = Denial(
@@ -17,10 +18,11 @@ LOST = Denial(
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A whole answer as it may travel, and what it says was made."""
+    """A whole answer as it may travel, and what it says was made. ``meter`` has counted one that is a stream."""
 
     answer: Inspected
     made: tuple[Stored, ...] = ()
+    meter: Meter | None = None
 
 
 @dataclass(slots=True)

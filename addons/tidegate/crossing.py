@@ -180,6 +180,7 @@ class Crossing:
         self.call: grpc_calls.Call | None = None
         self.heard = 0
         self.meter: Meter | None = None
+        self.came = 0
         self.ask: Ask | None = None
         self.approval = ""
         self.received: BodyArrived | None = None
@@ -194,6 +195,8 @@ class Crossing:
         self._calls = NO_CALLS
         self._claims = Claims()
         self._answer_head = AnswerHead()
+        self._upstream: int | None = None
+        self._has_tokens = True
         self._restoring: RestoredStream | None = None
         self._is_data = False
         self._standing: Standing | None = None
@@ -504,13 +507,18 @@ class Crossing:
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens that the exchange took so far; ``None`` where the policy does not ask, or nothing was sent."""
-        if self.meter is None or self.verdict is None or self.status is None:
+        """The tokens that the exchange took so far; ``None`` where the policy does not ask.
+
+        Whatever the client was told, it counts what the upstream has answered. Who ends a request before its answer
+        began has had it read all the same; one that did not reach the upstream, or that it broke off, was not.
+        """
+        if self.meter is None or self.verdict is None or (self._upstream is None and self.outcome is None):
             return None
         if spending.free(self._dialect(), self._endpoint()):
             return None
         complete = self.outcome is Outcome.ANSWERED
-        return self.meter.total(len(self.verdict.body), complete=complete, failed=self.status >= 400)
+        failed = self.outcome is Outcome.FAILED if self._upstream is None else self._upstream >= 300
+        return self.meter.total(len(self.verdict.body), complete=complete, failed=failed)
 
     @property
     def price(self) -> Price | None:
@@ -668,7 +676,7 @@ class Crossing:
 
     def _answer(self, event: AnswerBegan) -> Step:
         assert self.asked is not None
-        self.status = event.status
+        self.status = self._upstream = event.status
         if event.status == 101 and self._endpoint().socket is not None:
             return self._open(event)
         if event.status < 200 or 300 <= event.status < 400:  # a redirect would lead the client past the gate
@@ -685,6 +693,7 @@ class Crossing:
         # the label of both whole answers and streams: where it cannot be a stream it may still be whole
         if content_type not in framings.LABELS and (not asked or (content_type == JSON and not readable)):
             self.stage = Stage.WHOLE
+            self._has_tokens = not _is_opaque(content_type)
             return Buffer(drop)
         if not readable:
             return self._refuse("answer", _PROTOCOL)
@@ -878,11 +887,18 @@ class Crossing:
 
     def _whole(self, event: AnswerWhole) -> Step:
         found = event.looked or self.look(event).looked
+        self.came = max(self.came, len(event.data))
         if isinstance(found, Denial):
+            self._count_refused(event.data)
             return self._refuse("answer", found)
         if isinstance(found, Unowned):
             return LookUp(found.stored)
         assert isinstance(found, Looked)
+        self.came = 0
+        if found.meter is not None:
+            self.meter = found.meter
+        elif self.meter is not None and not found.answer.unread:
+            self.meter.whole(found.answer.body)
         if found.made:
             self._claims.whole = found
             self.stage = Stage.CLAIM
@@ -894,10 +910,20 @@ class Crossing:
         self._is_data = any(place == media.ANSWER for place, _ in found.answer.unread)
         self.answer_findings += found.answer.findings
         self._decide("answer", worst(found.answer.findings))
-        if self.meter is not None and not found.answer.unread:
-            self.meter.whole(found.answer.body)
         self._close(Outcome.ANSWERED)
         return Emit(found.answer.body, last=True)
+
+    def _count_refused(self, data: bytes) -> None:
+        """Count the tokens of a whole answer that the client does not get."""
+        assert self.route is not None
+        if self.meter is None or self._answering is not None:
+            return
+        plain = bodies.decode(data, self._encodings, self.route.connection.answer.bytes)
+        if isinstance(plain, Denial):
+            return
+        self.came = 0
+        if media.opaque(plain) is None:
+            self.meter.whole(plain)
 
     def _whole_claimed(self, event: Claimed) -> Step:
         assert self._claims.whole is not None
@@ -921,7 +947,7 @@ class Crossing:
                 return owned
             plain, made = owned
         found = self._looked(plain)
-        return found if isinstance(found, Denial) else Looked(found.answer, (*made, *found.made))
+        return found if isinstance(found, Denial) else replace(found, made=(*made, *found.made))
 
     def _plainly(self, data: bytes) -> Inspected | Denial:
         found = self._looked(data)
@@ -932,7 +958,7 @@ class Crossing:
         assert self.route is not None
         assert self.status is not None
         decide = self.policy.decide(Direction.RESPONSE)
-        made: tuple[Stored, ...] = ()
+        made, meter = tuple[Stored, ...](), None
         endpoint, engine = self._endpoint(), self.policy.engine
         found: Inspected | Denial
         if endpoint.made_of.answers_plainly:
@@ -944,12 +970,12 @@ class Crossing:
             told = self._unannounced(plain)
             if plain[:1] == b"\0" and FramingKind.EVENTSTREAM in stream.framings:
                 return told  # messages that are broken
-            found, made = (told, ()) if isinstance(told, Denial) else (told.answer, told.made)
+            found, made, meter = (told, (), None) if isinstance(told, Denial) else (told.answer, told.made, told.meter)
         if found == MALFORMED and (why := media.opaque(plain)) is not None:
             found = Inspected(plain, (), ((media.ANSWER, why),))
         if isinstance(found, Denial):
             return found
-        return media.withheld(found.unread, self.route.connection.on_unknown) or Looked(found, made)
+        return media.withheld(found.unread, self.route.connection.on_unknown) or Looked(found, made, meter)
 
     def _owned(self, plain: bytes, owners: Owners | None) -> tuple[bytes, tuple[Stored, ...]] | Denial | Unowned:
         """Return an answer without what is listed of others, and what it makes. What is no JSON is judged later."""
@@ -974,9 +1000,10 @@ class Crossing:
         """Take a whole answer that is no JSON for the stream that its bytes may be, whatever its label says."""
         assert self.status is not None
         stream = self._streamed(JSON, self.status)
+        stream.meter = None if self.meter is None else spending.meter(self._dialect(), self._endpoint())
         body = stream.feed(plain) + stream.end()
         told = Inspected(body, stream.findings, tuple(stream.unread))
-        return stream.denial or Looked(told, tuple(stream.made))
+        return stream.denial or Looked(told, tuple(stream.made), stream.meter)
 
     def _unscanned(self, unread: Sequence[tuple[str, str]]) -> None:
         """Note what nobody has read of an answer, and that the connection lets that pass."""
@@ -1081,6 +1108,8 @@ class Crossing:
             self._decide("permission", "observe", each)
 
     def _close(self, outcome: Outcome) -> None:
+        if self.meter is not None and self._has_tokens:
+            self.meter.characters += self.came
         if self._stream is not None:
             self._unscanned(self._stream.unread)
             self.answer_findings += tuple(self._stream.findings)

@@ -24,20 +24,14 @@ from tidegate.approvals.letters import Letter, Occasion
 from tidegate.approvals.machine import Refusal, needs
 from tidegate.approvals.spec import Answer, Ask, OnGone, Person, State
 from tidegate.state import approvals as store
-from tidegate.state.approvals import Asked, Item, Said, Step
+from tidegate.state.approvals import Asked, Item, Said, Step, Teller
 from tidegate.state.control import Control, StateError
+from tidegate.telling import Telling
 
 log = logging.getLogger("tidegate")
 
 POLL = 0.05
 """Seconds between two looks while something is held: a twentieth of what a person notices, a read of microseconds."""
-
-LINGER = 0.25
-"""Seconds that steps wait for company on their way to the evidence: nobody waits for them, and the commits that a held
-request waits for go first. They are durable in the control store by then."""
-
-RETRY = 1.0
-"""Seconds until a recording that did not take the steps is asked again."""
 
 KEPT = 400 * 86400.0
 """Seconds that an item is kept once it is over, as long as ``state.retain`` by default; its steps stay for good."""
@@ -102,7 +96,7 @@ class Desk:
     """The approvals of one process. Methods are called from one event loop; errors of the store are ``StateError``.
 
     ``plain`` takes out of people's words what a rule finds in them, before callers and the evidence get them.
-    ``notify`` is told of each step once the evidence has it, with the item as it is by then.
+    ``notify`` is told of each step too, with the item as it is by then. Of several gates one tells.
     """
 
     def __init__(
@@ -121,8 +115,11 @@ class Desk:
         self._held: dict[str, list[_Held]] = {}
         self._seen = -1
         self._polling: asyncio.Task[None] | None = None
-        self._telling: asyncio.Task[None] | None = None
-        self._more = False
+        self._tellings: list[Telling] = []
+        if evidence is not None:
+            self._tellings.append(Telling(control, Teller.EVIDENCE, self._record, self.now))
+        if notify is not None:
+            self._tellings.append(Telling(control, Teller.LETTERS, self._write_to_people, self.now))
         self._closed = False
 
     # requests ────────────────────────────────────────────────────────────────
@@ -130,7 +127,7 @@ class Desk:
     async def ask(self, wanted: Ask) -> Asked:
         """Find or begin the item of a request."""
         found: Asked = await self._write(lambda db, now: store.ask(db, wanted, now))
-        if found.item is not None and found.item.broke_glass and not found.joined:
+        if found.item is not None and wanted.break_glass and not found.joined:
             log.warning("%s", _loud(found.item, wanted.caller.name))
         return found
 
@@ -166,6 +163,10 @@ class Desk:
         """Take the right to send a request, if it is there; ``None``: it is not, or another request has taken it."""
         used: Item | None = await self._write(lambda db, now: store.use(db, item.id, wanted, now))
         return used
+
+    async def give_back(self, approval: str) -> None:
+        """Give back the right to send that ``use`` took, because nothing was sent, and nothing will be."""
+        await self._write(lambda db, now: store.give_back(db, approval, now))
 
     async def left(self, item: Item, wanted: Ask) -> None:
         """Note that nobody waits for an item in this process: it stays for the retry, or ends, as the policy says."""
@@ -244,11 +245,8 @@ class Desk:
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)
-        if self._telling is not None:
-            await asyncio.gather(self._telling, return_exceptions=True)
-        self._tell()
-        if self._telling is not None:
-            await asyncio.gather(self._telling, return_exceptions=True)
+        for each_told in self._tellings:
+            await each_told.close()
 
     @property
     def waiting(self) -> int:
@@ -309,40 +307,18 @@ class Desk:
         if steps:
             self._tell()
 
-    # evidence ────────────────────────────────────────────────────────────────
+    # who is told ─────────────────────────────────────────────────────────────
 
     def _tell(self) -> None:
-        """Have the evidence take what it does not have yet; one task does it, again if more came meanwhile."""
-        if self._evidence is None:
-            return
-        self._more = True
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.get_running_loop().create_task(self._told())
+        for each in self._tellings:
+            each.wake()
 
-    async def _told(self) -> None:
+    async def _record(self, steps: tuple[Step, ...]) -> None:
         assert self._evidence is not None
-        while self._more:
-            if not self._closed:
-                await asyncio.sleep(LINGER)
-            self._more = False
-            try:
-                steps: tuple[Step, ...] = await self._read(store.untold)
-                if not steps:
-                    continue
-                await asyncio.gather(*[self._evidence.note("approval", self._evident(each)) for each in steps])
-                await asyncio.wrap_future(self._control.write(functools.partial(store.told, seq=steps[-1].seq)))
-                await self._write_to_people(steps)
-                self._more = True  # there may be more than one reading
-            except Exception as error:  # noqa: BLE001 - the recording's own words name no step; they are told later
-                log.error("approvals: the evidence does not have the latest steps yet: %s", type(error).__name__)
-                if self._closed:
-                    return
-                await asyncio.sleep(RETRY)
-                self._more = True
+        await asyncio.gather(*[self._evidence.note("approval", self._evident(each)) for each in steps])
 
     async def _write_to_people(self, steps: tuple[Step, ...]) -> None:
-        if self._notify is None:
-            return
+        assert self._notify is not None
         for step in steps:
             item: Item | None = await self._read(functools.partial(store.get, approval=step.approval))
             if item is not None:
@@ -414,6 +390,7 @@ def letter(step: Step, item: Item, page: str) -> Letter | None:
         at=step.at,
         decide_by=item.decide_by,
         link=f"{page}/approvals/{item.id}" if page else "",
+        step=step.seq,
     )
 
 

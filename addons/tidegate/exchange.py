@@ -71,6 +71,7 @@ class Exchange:
         self.meter: AnswerMeter | None = None
         self.claims: list[Future[None]] = []
         self.held: Held | None = None
+        self.used = ""  # the approval that it took the right to send from
         self.paid: tuple[int, ...] = ()
         self.rate_fields: tuple[tuple[str, str], ...] = ()
         self.timer: asyncio.TimerHandle | None = None

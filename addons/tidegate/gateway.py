@@ -295,6 +295,8 @@ class Gateway(Fence):
         waiting = self._judged(exchange, step)
         if waiting is not None:
             await waiting
+        if exchange.crossing.stage is Stage.OVER:  # before its client knows, and comes again
+            await self.holding.unsent(exchange)
 
     async def _still(self, exchange: Exchange) -> Caller | Denial:
         """Say who it is that has waited for people: the token may have been taken back meanwhile."""
@@ -704,6 +706,7 @@ class Gateway(Fence):
         exchange = self.exchanges.get(flow.id)
         if exchange is None or exchange.meter is None or exchange.crossing.stage is not Stage.WHOLE:
             return
+        exchange.crossing.came += size
         passed = exchange.meter.received(size, time.monotonic())
         if passed is not None:
             self._end(exchange, passed)
@@ -780,6 +783,8 @@ class Gateway(Fence):
                 log.error("tidegate failed to seal an exchange: %s", type(bug).__name__)
                 self.recorder.lose()
             exchange.stop_watching()
+            if exchange.used and self.holding is not None:
+                exchange.later(self.holding.unsent(exchange))
 
     def stop(self) -> None:
         """Seal what is still open, because the process is about to end."""

@@ -7,6 +7,7 @@ intercepted, with a comment; what is edited there is not sent, for what is sent 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,8 @@ from tidegate.model import Denial, Outcome, Reason
 from tidegate.policy.policy import Policy
 from tidegate.state.approvals import Asked, Item
 from tidegate.state.control import StateError
+
+log = logging.getLogger("tidegate")
 
 MARK = ":hourglass:"
 
@@ -95,9 +98,23 @@ class Holding:
                 await self.desk.end(asked.item, State.SUPERSEDED, "tidegate", CHANGED)
                 return None
             used = await self.desk.use(asked.item, ask)
-            return await self._refused(asked.item) if used is None else self._said(None, used)
+            if used is None:
+                return await self._refused(asked.item)
+            exchange.used = used.id
+            return self._said(None, used)
         except StateError:
             return self._said(NO_STORE)
+
+    async def unsent(self, exchange: Exchange) -> None:
+        """Give an approval back whose exchange has ended before anything was sent; once, whoever notices."""
+        used, exchange.used = exchange.used, ""
+        if not used or exchange.sent:
+            return
+        exchange.revoke()
+        try:
+            await self.desk.give_back(used)
+        except StateError as why:
+            log.error("approvals: %s stays used, though its request was not sent: %s", used, why)
 
     async def _wait(self, exchange: Exchange, item: Item, seconds: float) -> Ending:
         if seconds <= 0:

@@ -670,3 +670,29 @@ def test_a_policy_that_comes_while_a_request_waits_judges_it_again(web: Web) -> 
         with pytest.raises(openai.PermissionDeniedError, match="Blocked by policy"):
             asked.result(60)
     assert office.hits == before
+
+
+def test_a_yes_is_not_used_up_by_a_request_that_is_not_sent(tmp_path: Path) -> None:
+    roles = json.loads(json.dumps(ROLES))
+    roles["dev"]["allow"][0]["limits"] = {"budgets": ["one"]}
+    few_rules(tmp_path)
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(Upstream())
+        changes = {"inspection": INSPECTION, "roles": roles, "bindings": BINDINGS, "approvals": APPROVALS}
+        path = policy(tmp_path, upstream.url, **changes, budgets={"one": {"requests": "1/1h"}})
+        office = Office(stack.enter_context(tidegate_run(path)), upstream, path, {"alice": token(tmp_path, "alice")})
+        chair = Chair(office)
+        stack.callback(chair.control.close)
+        client = stack.enter_context(office.openai(max_retries=0))
+        client.chat.completions.create(**said("hello"))
+        with ThreadPoolExecutor(1) as aside:
+            asked = aside.submit(client.chat.completions.create, **said(ASK))
+            approval = office.pending()
+            chair.votes(approval, Answer.YES)
+            with pytest.raises(openai.RateLimitError):
+                asked.result(60)
+        assert (office.state(approval), office.hits) == ("approved", 1)
+        reset = [str(BIN / "tidegate"), "budgets", "reset", "one", "--policy", str(path)]
+        subprocess.run(reset, check=True, capture_output=True, timeout=60)
+        assert client.chat.completions.create(**said(ASK)).choices[0].message.content == "hello"
+        assert (office.state(approval), office.hits, len(office.ids())) == ("consumed", 2, 1)

@@ -124,6 +124,7 @@ BUDGETS: dict[str, dict[str, object]] = {
     "single": {"concurrent": 1},
     "quick": {"requests": "1/2s"},
     "claude": {"requests": "5/1m", "tokens": "100000/1m"},
+    "hasty": {"tokens": "100000/1h"},
 }
 
 
@@ -175,6 +176,20 @@ def test_the_sdk_waits_as_long_as_it_is_told_and_then_passes(setting: Setting) -
         each["reason"] == "rate_limited" and each["caller"] == "user-quick" for each in rows(setting.folder, 3)
     )
     assert denied >= 1
+
+
+def test_who_leaves_while_his_answer_is_collected_pays_for_the_bytes_that_came(setting: Setting) -> None:
+    data = json.dumps({**ANSWER, "padding": "word " * 2000}).encode()
+    setting.upstream.says(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n" + data)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{setting.url}/openai/v1/chat/completions",
+            json={"model": "sample-small", "messages": [{"role": "user", "content": "hi"}]},
+            headers={"authorization": f"Bearer {setting.tokens['hasty']}"},
+            timeout=2,
+        )
+    request = -(-len(setting.upstream.requests[-1].body) // 3)
+    setting.settled("hasty", "tokens", request - (-len(data) // 4))
 
 
 def test_tokens_are_held_and_then_settled_with_what_the_answer_tells(setting: Setting) -> None:

@@ -36,6 +36,7 @@ class Letter:
     """One event of one approval. ``why`` and ``needs`` are words of the policy, ``by`` is who did it.
 
     ``state`` is what the approval is now. Times are Unix seconds. ``link`` is empty where there is no page.
+    ``step`` is the number of what happened.
     """
 
     event: Occasion
@@ -50,6 +51,7 @@ class Letter:
     at: float
     decide_by: float
     link: str
+    step: int = 0
 
     @property
     def title(self) -> str:

@@ -3,7 +3,8 @@
     pending ──▶ approved ──▶ consumed | expired | revoked
        └──────▶ denied | expired | cancelled | superseded
 
-What has ended never changes. A vote counts once for each person, whatever groups he is in and however often he votes;
+What has ended never changes, but for one step: a right that was taken, and then not used to send anything, is given
+back (consumed ──▶ approved). A vote counts once for each person, whatever groups he is in and however often he votes;
 the first one stands. One no ends an item. Nobody decides on what he asked for himself, or on what a program asks for
 that he owns, whoever he is.
 """
@@ -21,6 +22,9 @@ STEPS: Mapping[State, frozenset[State]] = {
     State.APPROVED: frozenset({State.CONSUMED, State.EXPIRED, State.REVOKED}),
 }
 """Every step there is; a state that is no key has ended."""
+
+UNSENT: Mapping[State, frozenset[State]] = {State.CONSUMED: frozenset({State.APPROVED})}
+"""What only an exchange may do that took the right to send, and has sent nothing."""
 
 REASON_CHARACTERS = 20
 """Characters of a reason with which glass may be broken: less says nothing to whoever reviews it."""
@@ -65,9 +69,9 @@ class Vote:
     answer: Answer
 
 
-def check(before: State, after: State) -> None:
-    """Raise ``Illegal`` for a step that does not exist."""
-    if after not in STEPS.get(before, ()):
+def check(before: State, after: State, *, unsent: bool = False) -> None:
+    """Raise ``Illegal`` for a step that does not exist. ``unsent``: it gives back a right to send."""
+    if after not in (UNSENT if unsent else STEPS).get(before, ()):
         raise Illegal(f"{before} -> {after}")
 
 

@@ -8,6 +8,7 @@ environment's proxies are not used.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import heapq
 import http.client
 import itertools
@@ -19,7 +20,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -96,7 +96,7 @@ class Notifier:
             if letter is not None:
                 for target in self._targets():
                     if letter.event in target.events:
-                        self._try(0, f"msg_{uuid.uuid4().hex}", letter, target)
+                        self._try(0, name_of(letter, target), letter, target)
             elif self._closing and self._inbox.empty():
                 break
             while self._later and self._later[0][0] <= self._clock() and not self._closing:
@@ -116,6 +116,12 @@ class Notifier:
             log.error("approvals: a letter about %s was not delivered: %s", letter.approval, why)
         except Exception as bug:  # noqa: BLE001 - one letter must not end the sending of all others
             log.error("approvals: a letter about %s was not delivered: %s", letter.approval, type(bug).__name__)
+
+
+def name_of(letter: Letter, target: Target) -> str:
+    """Name a letter to a receiver: the same one if another gate, or this one after a crash, sends it once more."""
+    to = target.url if isinstance(target, Webhook) else ", ".join(target.to)
+    return f"msg_{hashlib.sha256(f'{letter.approval} {letter.step} {letter.event} {to}'.encode()).hexdigest()[:32]}"
 
 
 def send(letter: Letter, target: Target, name: str) -> None:

@@ -36,6 +36,15 @@ def of_body(size: int) -> int:
     return -(-size // BODY_BYTES)
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one event added to a meter: its pieces of text, their characters, and whether it told the output."""
+
+    pieces: int
+    characters: int
+    told: bool
+
+
 class Meter:
     """Reads what the answer of one exchange says of its tokens, from what was parsed already.
 
@@ -52,19 +61,27 @@ class Meter:
         self.answers = 0
         self.characters = self.pieces = 0
 
-    def event(self, value: object) -> None:
-        """Take one event of a stream."""
+    def event(self, value: object) -> Taken | None:
+        """Take one event of a stream; return what ``again`` needs for one that differs in a text alone."""
         spec = self._spec
         if spec is None or not isinstance(value, dict):
-            return
-        for found in spec.deltas.select(value):
-            if isinstance(found.value, str) and found.value:
-                self.pieces += 1
-                self.characters += len(found.value)
-                self._untold = True
+            return None
+        texts = [one.value for one in spec.deltas.select(value) if isinstance(one.value, str) and one.value]
+        before, self._untold = self._untold, True
         for first, ways in spec.roots.items():
             if first in value:
                 self._read(ways, value[first])
+        taken = Taken(len(texts), sum(map(len, texts)), told=not self._untold)
+        self._untold = before
+        self.again(taken, 0)
+        return taken
+
+    def again(self, taken: Taken, longer: int) -> None:
+        """Take an event like an earlier one, with a text that is longer by so many characters, or shorter."""
+        if taken.pieces:
+            self.pieces += taken.pieces
+            self.characters += taken.characters + longer
+        self._untold = (self._untold or taken.pieces > 0) and not taken.told
 
     def whole(self, body: bytes) -> None:
         """Take a whole answer."""

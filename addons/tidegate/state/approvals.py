@@ -6,6 +6,7 @@ transaction that is not its own. ``now`` is a Unix time in seconds; the rules ar
 
 from __future__ import annotations
 
+import enum
 import json
 import secrets
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,16 @@ GATE = "tidegate"
 """The actor of steps that nobody takes: time does, or a new policy."""
 
 REVIEW_OPEN = "open"
+
+LEASE = 30.0
+"""Seconds for which steps are one gate's to tell: a recording takes a thousand of them in less than one."""
+
+
+class Teller(enum.StrEnum):
+    """Who is told of every step."""
+
+    EVIDENCE = "evidence"
+    LETTERS = "letters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,9 @@ def ask(db: Any, wanted: Ask, now: float) -> Asked:
     for row in _all(db, "print = ? AND digest <> ? AND state = 'pending'", (loose, exact)):
         _move(db, row, State.SUPERSEDED, GATE, "the policy has changed", now)
     for row in _all(db, "digest = ? AND state IN ('approved', 'pending')", (exact,)):
+        if row.state is State.PENDING and wanted.break_glass:
+            broken = break_glass(db, row.id, wanted.caller, wanted.reason, now)
+            return Asked(None, why=str(broken)) if isinstance(broken, Refusal) else Asked(broken, usable=True)
         return Asked(row, usable=row.state is State.APPROVED, joined=True)
     for row in _all(
         db,
@@ -216,6 +230,24 @@ def use(db: Any, approval: str, wanted: Ask, now: float) -> Item | None:
     return get(db, approval)
 
 
+def give_back(db: Any, approval: str, now: float) -> Item | None:
+    """Undo a use of which nothing was sent, and nothing will be; ``None`` where its time is up, or it is asked anew."""
+    item = get(db, approval)
+    if item is None or item.state is not State.CONSUMED:
+        return None
+    machine.check(item.state, State.APPROVED, unsent=True)
+    done = db.execute(
+        "UPDATE approval SET state = 'approved', version = version + 1, uses = uses - 1 "
+        "WHERE id = ? AND state = 'consumed' AND use_by > ? AND NOT EXISTS "
+        "(SELECT 1 FROM approval AS o WHERE o.digest = approval.digest AND o.state IN ('pending', 'approved'))",
+        (approval, now),
+    )
+    if done.rowcount != 1:
+        return None
+    _note(db, item, "not sent", State.APPROVED, (GATE, ""), now)
+    return get(db, approval)
+
+
 def end(db: Any, approval: str, state: State, actor: str, reason: str, now: float) -> Item | None:
     """End a pending item: cancelled, superseded. ``None`` where it is no longer pending."""
     item = get(db, approval)
@@ -284,14 +316,24 @@ def last(db: Any) -> int:
     return int(db.execute("SELECT coalesce(max(seq), 0) FROM approval_step").fetchone()[0])
 
 
-def untold(db: Any) -> tuple[Step, ...]:
-    """Return the steps that the evidence does not have yet."""
-    return since(db, db.execute("SELECT seq FROM approval_told").fetchone()[0])
+def untold(db: Any, teller: Teller) -> tuple[Step, ...]:
+    """Return the steps that a receiver does not have yet."""
+    return since(db, db.execute("SELECT seq FROM approval_teller WHERE name = ?", (str(teller),)).fetchone()[0])
 
 
-def told(db: Any, seq: int) -> None:
-    """Note that the evidence has every step up to this one."""
-    db.execute("UPDATE approval_told SET seq = max(seq, ?)", (seq,))
+def claim(db: Any, teller: Teller, owner: str, now: float) -> tuple[Step, ...]:
+    """Take the steps that a receiver does not have yet, to tell them; none where another gate is at it."""
+    done = db.execute(
+        "UPDATE approval_teller SET owner = ?, until = ? WHERE name = ? AND (owner = ? OR until <= ?)",
+        (owner, now + LEASE, str(teller), owner, now),
+    )
+    return untold(db, teller) if done.rowcount == 1 else ()
+
+
+def told(db: Any, teller: Teller, owner: str, seq: int) -> None:
+    """Note that a receiver has every step up to this one, and let other gates tell it the next."""
+    db.execute("UPDATE approval_teller SET seq = max(seq, ?) WHERE name = ?", (seq, str(teller)))
+    db.execute("UPDATE approval_teller SET until = 0.0 WHERE name = ? AND owner = ?", (str(teller), owner))
 
 
 # ── inside ───────────────────────────────────────────────────────────────────

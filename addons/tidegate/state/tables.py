@@ -135,3 +135,15 @@ def approvals_1(db: Database) -> None:
         )
     db.execute("CREATE TABLE approval_told (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL) STRICT")
     db.execute("INSERT INTO approval_told VALUES (1, 0)")
+
+
+@migrations()
+def approvals_2(db: Database) -> None:
+    """Say of each receiver of steps how far it is, and which gate tells it the next ones, until when (Unix seconds)."""
+    db.execute(
+        "CREATE TABLE approval_teller (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, owner TEXT NOT NULL, "
+        "until REAL NOT NULL) STRICT, WITHOUT ROWID"
+    )
+    for name in ("evidence", "letters"):
+        db.execute("INSERT INTO approval_teller SELECT ?, seq, '', 0.0 FROM approval_told", (name,))
+    db.execute("DROP TABLE approval_told")

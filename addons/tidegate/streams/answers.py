@@ -16,7 +16,7 @@ from tidegate.inspection.bodies import Inspected, inspect_answer, inspect_messag
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.media import ANSWER, withheld
 from tidegate.inspection.rules import Rule
-from tidegate.limits.usage import Meter
+from tidegate.limits.usage import Meter, Taken
 from tidegate.model import Action, Denial, Finding, OnUnknown, Reason, Stored
 from tidegate.streams import framings
 from tidegate.streams.channels import MALFORMED, EventRedactor, HeldCaps, Outgoing
@@ -168,25 +168,25 @@ class StreamedAnswer:
         head, self._head = bytes(self._head), bytearray()
         return self._relay(framing, framing.feed(head))
 
-    def _note(self, value: object) -> None:
+    def _note(self, value: object) -> Taken | None:
         """Note what an event says was made and how many tokens it took, as the upstream wrote it."""
-        if self.meter is not None:
-            self.meter.event(value)
         if self._makes:
             self.made.extend(ownership.made(self._endpoint, value))
+        return None if self.meter is None else self.meter.event(value)
 
     def _look_at_whole(self) -> bytes:
-        value = strict_json(bytes(self._head)) if self._makes else None
+        body, self._head = bytes(self._head), bytearray()
+        if self.meter is not None:
+            self.meter.whole(body)
+        value = strict_json(body) if self._makes else None
         if self._makes and not isinstance(value, Denial):
             self.made.extend(ownership.made(self._endpoint, value))
-        found = inspect_answer(self._endpoint, self._engine, self._decide, bytes(self._head), status=self._status)
+        found = inspect_answer(self._endpoint, self._engine, self._decide, body, status=self._status)
         if isinstance(found, Denial):
             return self._deny(found)
         if (denial := self._withheld(found)) is not None:
             return self._deny(denial)
         self._found = found.findings
-        if self.meter is not None:
-            self.meter.whole(found.body)
         return found.body
 
     def _withheld(self, found: Inspected) -> Denial | None:
@@ -216,7 +216,7 @@ class StreamedAnswer:
             return late if self.denial is not None else late + framing.same(frame)
         if not frame.data:
             return framing.same(frame)
-        known = self._events.again(frame.data, frame.name, frame)
+        known = self._events.again(frame.data, frame.name, frame, self.meter)
         if known is not None:
             return self._written(framing, known)
         value = strict_json(frame.data.encode())
@@ -224,11 +224,11 @@ class StreamedAnswer:
             return self._deny(MALFORMED)
         if self._spec.wrapped is not None:
             return self._open_up(framing, frame, value)
-        self._note(value)
+        taken = self._note(value)
         if self._spec.whole:
             return self._message(framing, frame, value)
         events = self._events.event(value, frame.name, frame)
-        self._events.learn(frame.data, frame.name)
+        self._events.learn(frame.data, frame.name, taken)
         return self._written(framing, events)
 
     def _message(self, framing: Framing, frame: Frame, value: object) -> bytes:
@@ -302,6 +302,8 @@ class StreamedAnswer:
     def _deny(self, denial: Denial) -> bytes:
         self.denial = denial
         if self._framing is None:
+            if self.meter is not None:
+                self.meter.characters += len(self._head)  # of an answer that was to be read as a whole
             self._framing = framings.MAKERS[framings.expected(self._label, self._spec.framings)]()
         framing, name = self._framing, self._shape.event_name
         events = [render_event(self._shape, denial, self._exchange, call) for call in self.calls.ids or (None,)]

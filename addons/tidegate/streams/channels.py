@@ -18,6 +18,7 @@ from tidegate.dialects.spec import ALPHABETS, Delta, Drop, Flush, Keep, Source, 
 from tidegate.inspection.bodies import put
 from tidegate.inspection.engine import Engine
 from tidegate.inspection.rules import Rule
+from tidegate.limits.usage import Meter, Taken
 from tidegate.model import ACTING, Action, Denial, Finding, OnUnknown, Reason
 from tidegate.streams.events import JsonObject, Key, agree, is_true, key_of, set_true, slim, stretch, value_at
 from tidegate.streams.moulds import Moulds, Place
@@ -256,12 +257,19 @@ class EventRedactor:
         self._alone = None if late else self._told_alone(work)
         return self._number([*late, Outgoing(value, like, changed)])
 
-    def again(self, data: str, name: str | None = None, like: object = None) -> list[Outgoing] | Denial | None:
-        """Take one event as ``event`` does, not parsed yet; ``None``, and nothing taken, if it must be read."""
+    def again(
+        self, data: str, name: str | None = None, like: object = None, meter: Meter | None = None
+    ) -> list[Outgoing] | Denial | None:
+        """Take one event as ``event`` does, not parsed yet; ``None``, and nothing taken, if it must be read.
+
+        ``meter`` counts it as it would if it were read.
+        """
         known = self._moulds.find(data, name)
         if known is None or (place := known[0]).channel in self._ended or place.channel not in self._channels:
             return None
         said, channel = known[1], self._channels[place.channel]
+        if meter is not None and place.taken is not None:
+            meter.again(place.taken, len(said) - len(place.text))
         channel.at, channel.like = place.pointer, like
         text = self._say(channel, channel.redactor.feed(said))
         denial = self.texts.denial or (self._over() if self._held else None)
@@ -275,11 +283,11 @@ class EventRedactor:
         channel.last = value
         return [Outgoing(value, like, changed=True)]
 
-    def learn(self, data: str, name: str | None = None) -> None:
+    def learn(self, data: str, name: str | None = None, taken: Taken | None = None) -> None:
         """Remember the form of the event that ``event`` took last, from its JSON, for ``again``."""
         place, self._alone = self._alone, None
         if place is not None:
-            self._moulds.learn(data, name, place)
+            self._moulds.learn(data, name, place, taken)
 
     def _told_alone(self, work: _Event) -> Place | None:
         """Return the place of an event's text, if nothing else in it was looked at, taken out, begun or ended.

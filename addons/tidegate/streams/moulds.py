@@ -7,11 +7,12 @@ So all that reading it would tell is told already, and its text goes straight to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tidegate.dialects.body import strict_json
 from tidegate.dialects.fields import Pointer
 from tidegate.inspection.bodies import at
+from tidegate.limits.usage import Taken
 from tidegate.streams.events import Key
 
 MOULDS = 8
@@ -25,11 +26,15 @@ type Channel = tuple[int, Key]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the only text of an event stood that was looked at, what it was, and the channel it went to."""
+    """Where the only text of an event stood that was looked at, what it was, and the channel it went to.
+
+    ``taken`` is what its event added to the meter.
+    """
 
     pointer: Pointer
     text: str = field(repr=False)
     channel: Channel
+    taken: Taken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +72,8 @@ class Moulds:
                 return mould.place, said
         return None
 
-    def learn(self, data: str, name: str | None, place: Place) -> None:
-        """Make a mould of an event of which nothing but the text at ``place`` was looked at."""
+    def learn(self, data: str, name: str | None, place: Place, taken: Taken | None = None) -> None:
+        """Make a mould of an event of which nothing but the text at ``place`` was looked at; a meter has ``taken``."""
         quoted = f'"{place.text}"'
         if self._tries >= TRIES or not _is_plain(place.text) or data.count(quoted) != 1:
             return
@@ -79,7 +84,7 @@ class Moulds:
             return
         if len(self._known) >= MOULDS:
             self._known.clear()
-        self._known[place.channel] = Mould(f'{before}"', f'"{after}', name, place)
+        self._known[place.channel] = Mould(f'{before}"', f'"{after}', name, replace(place, taken=taken))
 
     def clear(self) -> None:
         """Forget all: what was known of other texts of these events holds no longer."""
