@@ -277,12 +277,11 @@ class Gateway(Fence):
         large = exchange.request_bytes > THREAD_BYTES
         shown = await loop.run_in_executor(self._threads, crossing.shown) if large else crossing.shown()
         said = await self.holding.held(exchange, hold, lambda: self.policy, shown)
-        if crossing.stage is not Stage.HOLD:  # it was stopped meanwhile
-            exchange.refuse()
-            return
         caller = await self._still(exchange)
-        if isinstance(caller, Denial):
+        if isinstance(caller, Denial) and crossing.stage is Stage.HOLD:
             crossing.receive(steps.Stopped(caller))
+        if isinstance(caller, Denial) or crossing.stage is not Stage.HOLD:  # or it was stopped meanwhile
+            await self.holding.unsent(exchange)
             exchange.refuse()
             return
         if said is None:

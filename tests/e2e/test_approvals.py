@@ -341,6 +341,7 @@ def test_a_token_that_is_gone_when_the_answer_comes_sends_nothing(office: Office
         with pytest.raises(openai.AuthenticationError):
             asked.result(60)
     assert office.hits == before
+    assert office.state(approval) == "approved"  # given back, and nobody is left who could use it
 
 
 def test_async_answers_at_once_and_the_approved_retry_passes_once(office: Office, chair: Chair) -> None:
