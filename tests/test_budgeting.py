@@ -134,4 +134,4 @@ async def test_closing_settles_what_has_ended(control: Shaky) -> None:
     assert await money.take(exchange, ORDER) is None
     money.settle(exchange)
     money.close()
-    assert await used(money) == {"tokens": 7}
+    await until(money, {"tokens": 7})
