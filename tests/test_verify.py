@@ -146,7 +146,7 @@ def test_every_sleight_of_hand_is_found(path: Path, statements: tuple[str, ...])
 
 
 def test_a_name_that_is_not_its_pseudonym_s_is_found_and_not_shown(path: Path) -> None:
-    assert "the names of 1 callers are those of their pseudonyms" in verify(path).proven
+    assert "every name is that of its pseudonym (callers: 1)" in verify(path).proven
     db = sqlite3.connect(Files(path).keys, isolation_level=None)
     db.execute("UPDATE subject SET name = 'corp:mallory'")
     (pseudonym,) = db.execute("SELECT pseudonym FROM subject").fetchone()

@@ -386,7 +386,7 @@ class _Verification:
             )
             report.proven.append(f"the rows of {self.exchanges:,} exchanges say what those events say")
             if self.named:
-                report.proven.append(f"the names of {self.named:,} callers are those of their pseudonyms")
+                report.proven.append(f"every name is that of its pseudonym (callers: {self.named:,})")
             report.proven.append(f"signed by {self.key.vkey}")
         told = {"gap": "told of lost records", "erased": "erased a caller", "deleted": "deleted a closed file"}
         for kind, meaning in told.items():

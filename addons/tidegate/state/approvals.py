@@ -137,12 +137,9 @@ def ask(db: Any, wanted: Ask, now: float) -> Asked:
 
 def vote(db: Any, approval: str, voter: Person, answer: Answer, reason: str, now: float) -> Item | Refusal:
     """Count a person's vote; return the item as it is then, or why the vote does not count."""
-    expire(db, now)
-    item = get(db, approval)
-    if item is None:
-        return Refusal.UNKNOWN
-    if item.state is not State.PENDING:
-        return Refusal.OVER
+    item = _standing(db, approval, State.PENDING, now)
+    if isinstance(item, Refusal):
+        return item
     refusal = machine.may_vote(item.demands, item.asker, item.owners, voter, now)
     if refusal is not None:
         return refusal
@@ -160,12 +157,9 @@ def vote(db: Any, approval: str, voter: Person, answer: Answer, reason: str, now
 
 def break_glass(db: Any, approval: str, person: Person, reason: str, now: float) -> Item | Refusal:
     """Let a pending item pass on one person's word, for somebody to look at afterwards."""
-    expire(db, now)
-    item = get(db, approval)
-    if item is None:
-        return Refusal.UNKNOWN
-    if item.state is not State.PENDING:
-        return Refusal.OVER
+    item = _standing(db, approval, State.PENDING, now)
+    if isinstance(item, Refusal):
+        return item
     refusal = machine.may_break(item.demands, item.asker, item.owners, person, reason)
     if refusal is not None:
         return refusal
@@ -176,12 +170,9 @@ def break_glass(db: Any, approval: str, person: Person, reason: str, now: float)
 
 def revoke(db: Any, approval: str, person: Person, reason: str, now: float) -> Item | Refusal:
     """Take back a yes that was not used up. Who may approve may revoke."""
-    expire(db, now)
-    item = get(db, approval)
-    if item is None:
-        return Refusal.UNKNOWN
-    if item.state is not State.APPROVED:
-        return Refusal.OVER
+    item = _standing(db, approval, State.APPROVED, now)
+    if isinstance(item, Refusal):
+        return item
     refusal = machine.may_vote(item.demands, item.asker, item.owners, person, now)
     return refusal or _move(db, item, State.REVOKED, person.name, reason, now) or Refusal.OVER
 
@@ -337,6 +328,15 @@ def told(db: Any, teller: Teller, owner: str, seq: int) -> None:
 
 
 # ── inside ───────────────────────────────────────────────────────────────────
+
+
+def _standing(db: Any, approval: str, state: State, now: float) -> Item | Refusal:
+    """Return an item that is in this state now; else why it is not."""
+    expire(db, now)
+    item = get(db, approval)
+    if item is None:
+        return Refusal.UNKNOWN
+    return item if item.state is state else Refusal.OVER
 
 
 def _key(db: Any) -> bytes:

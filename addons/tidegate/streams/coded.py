@@ -12,7 +12,7 @@ from tidegate.inspection.engine import TextSpan
 from tidegate.inspection.proprietary.detector import CodedSpan
 from tidegate.inspection.rules import Rule
 from tidegate.model import Action
-from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Piece, Redactor, placeholder, short_name
+from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Piece, Redactor, Whole, placeholder, short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Rest:
 type Found = CodedSpan | TextSpan
 
 
-class WholeRedactor(Redactor):
-    """A text that is judged at its end: a ``Redactor`` and what ``find`` tells. Until then everything is held.
+class WholeRedactor(Whole):
+    """A text that is judged at its end, by a redactor and by what ``find`` tells.
 
     ``find`` gives spans sorted by start, none of them allowed by the policy.
     """
@@ -35,26 +35,13 @@ class WholeRedactor(Redactor):
     def __init__(
         self, redactor: Redactor, find: Callable[[str], Sequence[Found]], decide: Callable[[Rule], Action]
     ) -> None:
-        self._inner = redactor
+        super().__init__(redactor)
         self._find = find
         self._decide = decide
-        self._parts: list[str] = []
-
-    @property
-    def held(self) -> int:
-        """Count the characters that came in and have not left."""
-        return sum(map(len, self._parts))
-
-    def feed(self, text: str) -> list[Piece]:
-        """Take the next part of the text."""
-        self._parts.append(text)
-        return []
 
     def end(self) -> list[Piece]:
         """Return the whole text."""
-        text = "".join(self._parts)
-        self._parts.clear()
-        pieces = self._inner.feed(text) + self._inner.end()
+        text, pieces = self._whole()
         spans = self._find(text)
         return Overlay(spans, self._decide).lay(pieces) if spans else pieces
 

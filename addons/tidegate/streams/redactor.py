@@ -202,3 +202,27 @@ def redact(
     pieces = channel.feed(text) + channel.end()
     hits = tuple(piece for piece in pieces if isinstance(piece, Masked | Noted))
     return "".join(piece.text for piece in pieces), hits
+
+
+class Whole(Redactor):
+    """A text that is judged at its end, by another redactor and by what is known then; until then all is held."""
+
+    def __init__(self, inner: Redactor) -> None:
+        self._inner = inner
+        self._parts: list[str] = []
+
+    @property
+    def held(self) -> int:
+        """Count the characters that came in and have not left."""
+        return sum(map(len, self._parts))
+
+    def feed(self, text: str) -> list[Piece]:
+        """Take the next part of the text."""
+        self._parts.append(text)
+        return []
+
+    def _whole(self) -> tuple[str, list[Piece]]:
+        """Return the text, and what the other redactor makes of it."""
+        text = "".join(self._parts)
+        self._parts.clear()
+        return text, self._inner.feed(text) + self._inner.end()

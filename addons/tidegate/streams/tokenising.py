@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tidegate.inspection.rules import Rule
 from tidegate.inspection.tokens import Counts, Session
 from tidegate.model import Action
-from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Piece, Redactor, short_name
+from tidegate.streams.redactor import Dropped, Kept, Masked, Noted, Piece, Redactor, Whole, short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,34 +28,21 @@ class _Run:
     alone: bool
 
 
-class TokeniseWhole(Redactor):
-    """A text that is judged at its end, around the redactor that judges it. Until then everything is held.
+class TokeniseWhole(Whole):
+    """A text that is judged at its end, around the redactor that judges it.
 
     ``source``: the text is the view of JSON source, in which one token cannot stand for the content of two strings.
     """
 
     def __init__(self, inner: Redactor, tokens: Tokens, decide: Callable[[Rule], Action], *, source: bool) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._decide = decide
         self._tokens = tokens
         self._source = source
-        self._parts: list[str] = []
-
-    @property
-    def held(self) -> int:
-        """Count the characters that came in and have not left."""
-        return sum(map(len, self._parts))
-
-    def feed(self, text: str) -> list[Piece]:
-        """Take the next part of the text."""
-        self._parts.append(text)
-        return []
 
     def end(self) -> list[Piece]:
         """Return the whole text."""
-        text = "".join(self._parts)
-        self._parts.clear()
-        pieces = self._inner.feed(text) + self._inner.end()
+        text, pieces = self._whole()
         for run, end in _runs(pieces):
             masked, value = pieces[run.at], text[run.start : end]
             assert isinstance(masked, Masked)
