@@ -1,4 +1,4 @@
-"""What many tests start: the sample model as a real process."""
+"""What many tests start: the sample model as a real process, and a control store."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+
+from tidegate.state.control import Control
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,12 @@ def sample_model() -> Iterator[SampleModel]:
     """The sample model, one for the whole run, without delays."""
     with sample_model_process() as running:
         yield running
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Iterator[Control]:
+    """A control store of the test's own, running."""
+    control = Control(tmp_path / "control.db")
+    control.start()
+    yield control
+    control.close()

@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -278,14 +278,6 @@ def test_what_differs_between_tries_does_not_count() -> None:
 
 
 # ── the store ────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def control(tmp_path: Path) -> Iterator[Control]:
-    control = Control(tmp_path / "control.db")
-    control.start()
-    yield control
-    control.close()
 
 
 def wanted(body: bytes = b"{}", caller: Person = ALICE, policy: str = "p1", **entry: Any) -> Ask:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.clock import Clock
 from tidegate.limits import budgets
 from tidegate.limits.budgets import Charge, Granted, Limit, Metric, Order, Refused, Seat
 from tidegate.limits.prices import Price, Prices
@@ -149,14 +150,6 @@ def test_a_price_is_exact_to_the_last_part() -> None:
 
 
 # ── the store ────────────────────────────────────────────────────────────────
-
-
-class Clock:
-    def __init__(self, now: float = 1_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def opened(path: Path, now: Clock | None = None, beat: Clock | None = None) -> Budgets:

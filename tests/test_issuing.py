@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests import admin as a
 from tests import tokens as t
+from tests.clock import Clock
 from tidegate.admin import wiring
 from tidegate.admin.app import build
 from tidegate.admin.tokens import ACCESS_TOKEN, EXCHANGE, JWT
@@ -48,24 +49,9 @@ POLICY = a.policy(
 )
 
 
-class Clock:
-    now = t.NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def control(tmp_path: Path) -> Iterator[Control]:
-    found = Control(tmp_path / "state" / "control.db")
-    found.start()
-    yield found
-    found.close()
+    return Clock(t.NOW)
 
 
 @pytest.fixture
@@ -225,7 +211,7 @@ async def test_a_key_is_published_before_it_signs(control: Control, clock: Clock
 
 
 def test_of_many_that_find_a_key_due_one_makes_it(control: Control, tmp_path: Path) -> None:
-    other = Control(tmp_path / "state" / "control.db")
+    other = Control(tmp_path / "control.db")
     other.start()
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -234,7 +220,7 @@ def test_of_many_that_find_a_key_due_one_makes_it(control: Control, tmp_path: Pa
         other.close()
     assert len(set(made)) == 1
     assert len(made[0]) == 1
-    for path in (tmp_path / "state").iterdir():
+    for path in tmp_path.glob("control.db*"):
         assert path.stat().st_mode & 0o077 == 0, path.name
 
 

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests import tokens
+from tests.clock import Clock
 from tests.tokens import NOW, claims, identity, public, rsa, sign
 from tidegate.identity import fetching
 from tidegate.identity.keys import BACKOFF, FLOOR, REFRESH, STALE, FetchError, KeySource, fetch_keys
@@ -17,16 +18,6 @@ from tidegate.identity.static import create
 from tidegate.identity.verifier import CACHE_CALLERS, CACHE_SECONDS, REFUSED_SECONDS, REFUSED_TOKENS, Verifier
 from tidegate.model import Caller, Denial, Reason
 from tidegate.policy.policy import OidcIdentity, StaticIdentity
-
-
-class Clock:
-    """A clock that stands still until it is told otherwise."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Provider:
@@ -47,7 +38,7 @@ class Provider:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.clock import Clock
 from tests.e2e.harness import policy
 from tests.test_building import flow
 from tests.tokens import ISSUER, NOW, claims, identity, public, rsa, sign
@@ -24,21 +25,6 @@ from tidegate.places import CHECKOUT
 from tidegate.state import revocations as module
 from tidegate.state.control import Control, StateError
 from tidegate.state.revocations import TRUSTED_SECONDS, Revocations
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def control(tmp_path: Path) -> Iterator[Control]:
-    found = Control(tmp_path / "control.db")
-    found.start()
-    yield found
-    found.close()
 
 
 @pytest.fixture
@@ -96,7 +82,7 @@ def test_another_process(store: Revocations, tmp_path: Path) -> None:
 
 
 def test_a_copy_that_was_not_compared_says_that_nobody_knows(control: Control) -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     store = Revocations(control, lambda: NOW, clock)
     assert store.covers(ISSUER, "t1", "alice", NOW) is None, "before it was read"
     store._look()
@@ -124,7 +110,7 @@ def test_a_store_that_cannot_be_read_and_comes_back(
 
 
 def test_a_look_that_comes_too_late_changes_nothing(control: Control) -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     store = Revocations(control, lambda: NOW, clock)
     early = store._read(control._reader)
     clock.now += 1

@@ -17,6 +17,7 @@ import pytest
 
 from tests import admin as a
 from tests import saml as s
+from tests.clock import Clock
 from tidegate.admin import saml as routes
 from tidegate.admin import wiring
 from tidegate.admin.app import build
@@ -33,24 +34,9 @@ EMAIL = "alice@example.org"
 ALICE = Caller("adfs", EMAIL, frozenset({"adfs:ml-eng", "adfs:ops"}))
 
 
-class Clock:
-    now = s.NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def control(tmp_path: Path) -> Iterator[Control]:
-    found = Control(tmp_path / "state" / "control.db")
-    found.start()
-    yield found
-    found.close()
+    return Clock(s.NOW)
 
 
 @pytest.fixture
@@ -178,7 +164,7 @@ async def test_an_answer_counts_once_and_only_for_its_request(
 
 
 async def test_an_assertion_is_believed_once_by_all_processes(control: Control, clock: Clock, tmp_path: Path) -> None:
-    other = Control(tmp_path / "state" / "control.db")
+    other = Control(tmp_path / "control.db")
     other.start()
     try:
         both = Logins(control, clock), Logins(other, clock)
@@ -213,7 +199,7 @@ async def test_sign_ins_are_bounded_and_hold_no_secret(
     assert max(control.read(counts).result(10)) == 20
     assert kept.begun("_59").result(10) is not None
     assert kept.begun("_0").result(10) is None
-    assert b"CANARY" not in b"".join(path.read_bytes() for path in (tmp_path / "state").iterdir())
+    assert b"CANARY" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 # ── terminals ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -397,7 +383,7 @@ async def test_without_its_metadata_or_the_store_nobody_signs_in(
     assert (await browser.get("/saml/finish")).status_code == 503
     assert (await browser.post("/saml/device")).status_code == 503
     Path(policy.identities[0].metadata).unlink()  # noqa: ASYNC240 - a test
-    fresh = a.services(a.policy(identities=(replace(policy.identities[0]),)), logins=Logins(control, Clock()))
+    fresh = a.services(a.policy(identities=(replace(policy.identities[0]),)), logins=Logins(control, Clock(s.NOW)))
     async with a.client(build(wiring.DOORS, fresh)) as client:
         assert "metadata" in (await client.get("/saml/login")).text
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlite_utils.utils import sqlite3
 
+from tests.clock import Clock
 from tidegate.model import Caller, Stored
 from tidegate.state import control
 from tidegate.state.control import Control, StateError
@@ -25,16 +26,9 @@ ALICE, BOB = Caller("local", "alice"), Caller("local", "bob")
 DAY = 86400.0
 
 
-class Clock:
-    now = 1_000_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_000_000_000.0)
 
 
 @pytest.fixture
